@@ -1,0 +1,208 @@
+"""The datasets a model trains on, and the plan that says which block comes when.
+
+Run it to look at them:
+
+    python data/cptdata.py                                   # QuALITY, what step 4 will train on
+    python data/cptdata.py --task_name example --model_name ckpts/SmolLM2-135M-Instruct --blocks 3
+"""
+
+import argparse
+from dataclasses import dataclass
+
+import numpy as np
+
+from utils import paths
+from utils.bins import TokenFile
+from utils.io import UserError, run
+
+SYNTHETIC, REPLAY = 0, 1
+SOURCES = ("synthetic", "replay")
+# Each random choice has a generator of its own: seed, purpose, and the epoch or round.
+DOCUMENTS, SYNTHETIC_ORDER, REPLAY_ORDER, MIX = range(4)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which block comes when, for the whole run; a pure function of its arguments.
+
+    `source`: (blocks,) SYNTHETIC or REPLAY; `block`: (blocks,) index into that source's blocks.
+    """
+
+    source: np.ndarray
+    block: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def replay_share(self) -> float:
+        return float((self.source == REPLAY).mean())
+
+
+def make_plan(synthetic: int, replay: int, epochs: float, rr: float, bs: int, seed: int) -> Plan:
+    """Plan `epochs` epochs over `synthetic` blocks, with the share `rr` of replay blocks among all.
+
+    Every synthetic block comes once an epoch; replay is added to them, spread evenly at random, and
+    none comes again before all `replay` blocks were used. The last step is filled up to `bs` blocks
+    with replay, or (where there is none) with the beginning of one more epoch.
+    """
+    if not 0 <= rr < 1:
+        raise UserError(f"--rr {rr}: a share of the blocks, from 0 to below 1")
+    if not synthetic:
+        raise UserError("the training text is shorter than one block; give a smaller --block_size")
+    if rr and not replay:
+        raise UserError(
+            "the replay text is shorter than one block; give a smaller --block_size or --rr 0"
+        )
+    wanted = max(1, round(epochs * synthetic))
+    added = round(wanted * rr / (1 - rr))
+    rest = -(wanted + added) % bs
+    added, wanted = (added + rest, wanted) if rr else (0, wanted + rest)
+    source = np.zeros(wanted + added, np.uint8)
+    source[_replay_places(wanted, added, seed)] = REPLAY
+    block = np.empty(len(source), np.int64)
+    block[source == SYNTHETIC] = _rounds(synthetic, wanted, seed, SYNTHETIC_ORDER)
+    block[source == REPLAY] = _rounds(replay, added, seed, REPLAY_ORDER)
+    return Plan(source, block)
+
+
+def _replay_places(wanted: int, added: int, seed: int) -> np.ndarray:
+    """`added` of all places, one at random in each of `added` stretches of equal length."""
+    edges = np.linspace(0, wanted + added, added + 1).astype(np.int64)
+    return np.random.default_rng([seed, MIX]).integers(edges[:-1], edges[1:])
+
+
+def _rounds(blocks: int, number: int, seed: int, purpose: int) -> np.ndarray:
+    """The first `number` of: all blocks in one random order, then all in another, and so on."""
+    rounds = -(-number // blocks) if number else 0
+    orders = [np.random.default_rng([seed, purpose, r]).permutation(blocks) for r in range(rounds)]
+    return np.concatenate([*orders, np.empty(0, np.int64)])[:number].astype(np.int64)
+
+
+def cut_blocks(ids: np.ndarray, block_size: int) -> np.ndarray:
+    """(tokens,) -> (blocks, block_size), without the last partial block; a view, not a copy."""
+    return ids[: len(ids) // block_size * block_size].reshape(-1, block_size)
+
+
+def subsample(file: TokenFile, ratio: float, seed: int) -> np.ndarray:
+    """The ids of a share of the documents, whole and in file order.
+
+    Nested: with the same seed the documents of 0.1 are among those of 0.2.
+    """
+    if not 0 < ratio <= 1:
+        raise UserError(f"--subsample_ratio {ratio}: above 0, at most 1")
+    if ratio == 1:
+        return file.ids
+    order = np.random.default_rng([seed, DOCUMENTS]).permutation(len(file.ends))
+    chosen = np.zeros(len(order), bool)
+    chosen[order[: round(ratio * len(order))]] = True
+    parts = [ids for ids, kept in zip(file.documents(), chosen, strict=True) if kept]
+    return np.concatenate([*parts, np.empty(0, file.ids.dtype)])
+
+
+class Blocks:
+    """A map-style dataset of blocks in the order of a plan: item i is
+    {"input_ids": (block_size,), "labels": the same}; the model shifts the labels itself."""
+
+    def __init__(self, plan: Plan, synthetic: np.ndarray, replay: np.ndarray):
+        self.plan, self.sources = plan, (synthetic, replay)
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, index: int) -> dict:
+        import torch
+
+        ids = torch.from_numpy(self.ids(index).astype(np.int64))
+        return {"input_ids": ids, "labels": ids}
+
+    def ids(self, index: int) -> np.ndarray:
+        return self.sources[self.plan.source[index]][self.plan.block[index]]
+
+
+def held_out(blocks: np.ndarray, most: int) -> Blocks:
+    """The first `most` blocks in file order, to measure a loss on."""
+    number = min(most, len(blocks))
+    plan = Plan(np.full(number, REPLAY, np.uint8), np.arange(number))
+    return Blocks(plan, blocks[:0], blocks)
+
+
+def open_training_file(task_name: str, generator: str) -> TokenFile:
+    """The token file of a --task_name: `quality` has the passages, `quality-raw` the articles."""
+    task, is_raw = task_name.removesuffix("-raw"), task_name.endswith("-raw")
+    if is_raw:
+        return TokenFile(
+            paths.articles_bin(task), f"run: python data/tokenize_entigraph.py --task {task} --raw"
+        )
+    step = f"run: python data/tokenize_entigraph.py --task {task}"
+    step += f" --model {generator}" if generator != paths.DEFAULT_GENERATOR else ""
+    return TokenFile(paths.entigraph_bin(task, generator), step)
+
+
+def open_replay_file(name: str, split: str) -> TokenFile:
+    return TokenFile(paths.replay_bin(name, split), "run: python data/tokenize_redpj.py")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--task_name",
+        default="quality",
+        help="quality, quality-raw, example, example-raw (default quality)",
+    )
+    parser.add_argument(
+        "--model", default=paths.DEFAULT_GENERATOR, help="the generator (default %(default)s)"
+    )
+    parser.add_argument(
+        "--model_name",
+        default=paths.DEFAULT_TOKENIZER,
+        help="whose tokenizer decodes (default %(default)s)",
+    )
+    parser.add_argument(
+        "--replay",
+        default=paths.DEFAULT_REPLAY,
+        help="name of the replay files (default %(default)s)",
+    )
+    parser.add_argument(
+        "--rr", type=float, default=0.1, help="share of replay blocks (default 0.1)"
+    )
+    parser.add_argument("--epochs", type=float, default=2, help="default 2")
+    parser.add_argument("--bs", type=int, default=16, help="blocks per step (default 16)")
+    parser.add_argument(
+        "--block_size", type=int, default=2048, help="tokens per block (default 2048)"
+    )
+    parser.add_argument("--blocks", type=int, default=5, help="how many to print (default 5)")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    synthetic_file = open_training_file(args.task_name, args.model)
+    replay_file = open_replay_file(args.replay, "train") if args.rr else None
+    synthetic = cut_blocks(synthetic_file.ids, args.block_size)
+    replay = cut_blocks(replay_file.ids, args.block_size) if replay_file else synthetic[:0]
+    plan = make_plan(len(synthetic), len(replay), args.epochs, args.rr, args.bs, args.seed)
+    blocks = Blocks(plan, synthetic, replay)
+
+    from utils.tokens import load_tokenizer  # a second to import: not for --help
+
+    tokenizer = load_tokenizer(args.model_name)
+    for index in range(min(args.blocks, len(blocks))):
+        print(f"--- block {index}: {SOURCES[plan.source[index]]} {plan.block[index]}")
+        print(tokenizer.decode(blocks.ids(index)))
+    print("---")
+    for file, ids in ((synthetic_file, synthetic), (replay_file, replay)):
+        if file:
+            print(
+                f"{file.path.name}: {file.meta['tokens']:,} tokens, {file.meta['documents']:,} documents, {len(ids):,} blocks"
+            )
+    print(
+        f"plan: {len(plan):,} blocks of {args.block_size} in {len(plan) // args.bs:,} steps of {args.bs}; "
+        f"{plan.replay_share():.1%} replay"
+    )
+
+
+if __name__ == "__main__":
+    run(main)

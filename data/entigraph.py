@@ -1,0 +1,248 @@
+"""Step 1: documents -> synthetic passages (EntiGraph).
+
+For every article: one call names its entities, then one call for every pair of entities and for a
+seeded sample of the triples retells the article from their angle. Every reply is in the article's
+journal, data/dataset/raw/<task>_entigraph_<model>/<uid>.jsonl, as soon as it is there; the same
+command goes on where the last one stopped and pays for nothing twice.
+
+    python data/entigraph.py 0                     # the first article of QuALITY, gpt-4-turbo
+    python data/entigraph.py all --max_triples 200
+    python data/entigraph.py 0-2 --task example --model Llama-3.1-8B-Instruct \\
+        --base_url http://127.0.0.1:8000/v1        # any OpenAI-compatible server
+"""
+
+import argparse
+import asyncio
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from tqdm import tqdm
+
+from utils import corpus, paths, quality
+from utils.client import CallFailed, Client, Reply, for_each
+from utils.io import Journal, UserError, run
+
+EXTRACTION_TRIES = 3  # a reply that names no entities is paid for; three times, not for ever
+FAILED = "error"  # the finish_reason of a record that holds no reply
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("articles", help="which, by number from 0: 7, 0-9, 0,3,7 or all")
+    parser.add_argument("--task", default="quality", help="quality or example (default quality)")
+    parser.add_argument(
+        "--model", default=paths.DEFAULT_GENERATOR, help="the generator (default %(default)s)"
+    )
+    parser.add_argument(
+        "--base_url", help="an OpenAI-compatible server (default $OPENAI_BASE_URL, else OpenAI)"
+    )
+    parser.add_argument("--max_pairs", type=count, help="pairs per article (default all)")
+    parser.add_argument(
+        "--max_triples",
+        type=count,
+        help="triples per article (default all: n = 40 entities have 9,880)",
+    )
+    parser.add_argument(
+        "--concurrency", type=positive, default=16, help="calls under way at once (default 16)"
+    )
+    parser.add_argument(
+        "--max_tokens", type=positive, default=4096, help="longest reply (default 4096)"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, help="default 1.0, as in the paper"
+    )
+    parser.add_argument(
+        "--response_format",
+        choices=["json_object", "json_schema"],
+        default="json_object",
+        help="how the entity call asks for JSON (small local models need json_schema)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the samples, and sent with each call"
+    )
+    return parser.parse_args()
+
+
+def count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return number
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return number
+
+
+def main() -> None:
+    args = parse_arguments()
+    documents = quality.load_task(args.task)
+    chosen = [documents[index] for index in parse_indices(args.articles, len(documents))]
+    asyncio.run(Generation(args).run(chosen))
+
+
+def parse_indices(text: str, total: int) -> list[int]:
+    """`7`, `0-9`, `0,3,7` and mixtures, or `all`, as indices below `total`."""
+    if text == "all":
+        return list(range(total))
+    indices: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        if not match:
+            raise UserError(
+                f"article {part!r}: write a number, a range like 0-9, a list like 0,3,7, or all"
+            )
+        first, last = int(match[1]), int(match[2] or match[1])
+        if first > last or last >= total:
+            raise UserError(
+                f"article {part}: out of range, this task has articles 0 to {total - 1}"
+            )
+        indices |= set(range(first, last + 1))
+    return sorted(indices)
+
+
+class Generation:
+    """One run over some documents: a client, a journal a document, and the counts on the bar."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        self.client = Client(args.model, args.base_url)
+        self.folder = paths.passages_dir(args.task, args.model)
+        self.journals: dict[str, Journal] = {}
+        self.failed = self.tokens = 0
+        self.last_error = ""
+
+    async def run(self, documents: list[quality.Document]) -> None:
+        with ExitStack() as stack:
+            for document in documents:
+                journal = Journal(
+                    self.journal_path(document), keep=lambda r: r.get("finish_reason") != FAILED
+                )
+                self.journals[document.uid] = stack.enter_context(journal)
+            self.bar = stack.enter_context(tqdm(desc="entities", total=len(documents), unit="call"))
+            await for_each(documents, self.extract, self.args.concurrency)
+            self.bar.set_description("passages")
+            self.bar.reset(total=sum(len(self.requests(document)) for document in documents))
+            await for_each(
+                self.missing_requests(documents), self.ask_passage, self.args.concurrency
+            )
+        await self.client.close()
+        records = sum(len(journal.records) for journal in self.journals.values())
+        print(f"{records} records in {self.folder}")
+        if self.failed:
+            raise UserError(
+                f"{self.failed} calls failed (the last: {self.last_error}); the others are saved, "
+                "and the same command tries the failed ones again"
+            )
+
+    def journal_path(self, document: quality.Document) -> Path:
+        return self.folder / f"{document.uid}.jsonl"
+
+    def entities(self, document: quality.Document) -> list[str]:
+        """The entities in the document's journal; none where they are not known yet."""
+        wanted = corpus.entity_request(document, self.args.model).id
+        for record in self.journals[document.uid].records:
+            if record["id"] == wanted and record["finish_reason"] != FAILED:
+                return record["entities"]
+        return []
+
+    def requests(self, document: quality.Document) -> list[corpus.Request]:
+        args = self.args
+        return corpus.passage_requests(
+            document,
+            self.entities(document),
+            args.model,
+            args.max_pairs,
+            args.max_triples,
+            args.seed,
+        )
+
+    def missing_requests(self, documents: list[quality.Document]) -> Iterator[corpus.Request]:
+        """Document by document, so that a server's prefix cache meets one article at a time."""
+        for document in documents:
+            done = {record["id"] for record in self.journals[document.uid].records}
+            for request in self.requests(document):
+                if request.id in done:
+                    self.bar.update()
+                else:
+                    yield request
+
+    async def extract(self, document: quality.Document) -> None:
+        if self.entities(document):
+            self.bar.update()
+            return
+        request = corpus.entity_request(document, self.args.model)
+        for attempt in range(EXTRACTION_TRIES):
+            reply = await self.ask(request, attempt, response_format=self.response_format())
+            if reply is None:
+                return
+            try:
+                summary, entities = corpus.parse_entities(reply.text)
+            except ValueError as error:
+                self.last_error = f"{document.title}: {error}"
+                continue
+            self.record(request, reply, {"entities": entities, "summary": summary})
+            return
+        self.record_failure(request, self.last_error)
+
+    async def ask_passage(self, request: corpus.Request) -> None:
+        if reply := await self.ask(request):
+            self.record(request, reply, {"text": reply.text})
+
+    async def ask(
+        self, request: corpus.Request, attempt: int = 0, **settings: object
+    ) -> Reply | None:
+        """One reply; where the call failed for good that is recorded, and there is none."""
+        seed = int(request.id[:6], 16) ^ self.args.seed + attempt
+        try:
+            reply = await self.client.chat(
+                request.text(),
+                temperature=self.args.temperature,
+                max_tokens=self.args.max_tokens,
+                seed=seed,
+                **settings,
+            )
+        except CallFailed as error:
+            self.record_failure(request, str(error))
+            return None
+        self.tokens += sum(reply.usage.values())
+        return reply
+
+    def response_format(self) -> dict:
+        if self.args.response_format == "json_object":
+            return {"type": "json_object"}
+        return {
+            "type": "json_schema",
+            "json_schema": {"name": "entities", "strict": True, "schema": corpus.EXTRACTION_SCHEMA},
+        }
+
+    def record(self, request: corpus.Request, reply: Reply, content: dict) -> None:
+        self.append(request, content | {"finish_reason": reply.finish_reason, "usage": reply.usage})
+
+    def record_failure(self, request: corpus.Request, error: str) -> None:
+        self.failed += 1
+        self.last_error = error
+        self.append(request, {"finish_reason": FAILED, "error": error})
+
+    def append(self, request: corpus.Request, content: dict) -> None:
+        head = {
+            "id": request.id,
+            "kind": request.kind,
+            "entities": list(request.entities),
+            "model": request.model,
+            "prompt": request.prompt,
+        }
+        self.journals[request.document.uid].append(head | content)
+        self.bar.update()
+        self.bar.set_postfix(failed=self.failed, tokens=self.tokens, retries=self.client.retries)
+
+
+if __name__ == "__main__":
+    run(main)

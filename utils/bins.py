@@ -1,0 +1,119 @@
+"""Token files: the one writer and the one reader.
+
+`NAME.bin`   token ids, int32 little-endian, documents one after the other
+`NAME.idx`   uint64 little-endian, the end offset (in tokens) of every document
+`NAME.json`  how it was made: tokenizer and its sha256, vocabulary size, bos/eos policy, counts,
+             seed, sources, sha256 of the .bin
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from utils.io import UserError, read_json, replacing, sha256_of
+
+ID_TYPE = np.dtype("<i4")
+OFFSET_TYPE = np.dtype("<u8")
+HASH_CHUNK_TOKENS = 1 << 20
+
+
+def write_tokens(path: Path, batches: Iterable[list[np.ndarray]], made: dict) -> dict:
+    """Write documents to `path` (a .bin), its .idx and its .json; returns the sidecar.
+
+    `batches` yields lists of 1-D integer arrays, one array a document, and is consumed batch by
+    batch: memory does not grow with the number of tokens. `made` goes into the sidecar as it is.
+    An error anywhere, a full disk included, leaves the files of an earlier run untouched.
+    """
+    digest, tokens, documents = hashlib.sha256(), 0, 0
+    with ExitStack() as stack:
+        # Opened in the opposite order of the renames: the sidecar, opened first, is renamed last
+        # and vouches for the other two by count and hash.
+        sidecar_file = stack.enter_context(replacing(path.with_suffix(".json")))
+        idx_file = stack.enter_context(replacing(path.with_suffix(".idx")))
+        bin_file = stack.enter_context(replacing(path))
+        for batch in batches:
+            if not batch:
+                continue
+            ids = np.concatenate(batch).astype(ID_TYPE)
+            ends = tokens + np.cumsum([len(document) for document in batch])
+            bin_file.write(ids.tobytes())
+            idx_file.write(ends.astype(OFFSET_TYPE).tobytes())
+            digest.update(ids)
+            tokens, documents = tokens + len(ids), documents + len(batch)
+        sidecar = made | {"documents": documents, "tokens": tokens, "sha256": digest.hexdigest()}
+        sidecar_file.write((json.dumps(sidecar, indent=2) + "\n").encode())
+    return sidecar
+
+
+class TokenFile:
+    """A .bin with its .idx and .json, memory-mapped.
+
+    `ids`: (tokens,) int32; `ends`: (documents,) uint64; `meta`: the sidecar.
+    Raises UserError where a file is missing, cut short, or not the one its sidecar describes;
+    `made_by` names the step that makes it.
+    """
+
+    def __init__(self, path: Path, made_by: str):
+        self.path = path
+        self.meta = read_json(path.with_suffix(".json"), made_by)
+        self.ids = _map(path, ID_TYPE, made_by)
+        self.ends = _map(path.with_suffix(".idx"), OFFSET_TYPE, made_by)
+        described = (self._described("tokens"), self._described("documents"))
+        if (len(self.ids), len(self.ends)) != described:
+            raise UserError(
+                f"{path}: {len(self.ids)} tokens in {len(self.ends)} documents, but its .json says "
+                f"{described[0]} in {described[1]}; {made_by}"
+            )
+        if len(self.ends) and (
+            self.ends[-1] != len(self.ids) or (np.diff(self.ends.astype(np.int64)) < 0).any()
+        ):
+            raise UserError(
+                f"{path.with_suffix('.idx')}: its offsets do not fit the .bin; {made_by}"
+            )
+        self.made_by = made_by
+
+    def _described(self, key: str) -> int:
+        value = self.meta.get(key) if isinstance(self.meta, dict) else None
+        if not isinstance(value, int):
+            raise UserError(f"{self.path.with_suffix('.json')}: it has no number {key!r}")
+        return value
+
+    def verify(self) -> None:
+        """Read the whole .bin once and compare its sha256 with the sidecar's."""
+        if sha256_of(self.path) != self.meta.get("sha256"):
+            raise UserError(f"{self.path}: its sha256 is not the one in its .json; {self.made_by}")
+
+    def check_vocabulary(self, tokenizer_sha256: str, vocab_size: int, model: str) -> None:
+        """Refuse a file whose ids mean something else to `model` (or nothing at all)."""
+        if self.meta.get("tokenizer_sha256") != tokenizer_sha256:
+            raise UserError(
+                f"{self.path}: its ids are of the vocabulary of {self.meta.get('tokenizer')}, not of "
+                f"{model}; tokenise again with --tokenizer {model}"
+            )
+        if (largest := self._largest_id()) >= vocab_size:
+            raise UserError(
+                f"{self.path}: token id {largest}, but {model} has a vocabulary of {vocab_size}"
+            )
+
+    def _largest_id(self) -> int:
+        chunks = range(0, len(self.ids), HASH_CHUNK_TOKENS)
+        return max((int(self.ids[i : i + HASH_CHUNK_TOKENS].max()) for i in chunks), default=-1)
+
+    def documents(self) -> Iterator[np.ndarray]:
+        start = 0
+        for end in self.ends:
+            yield self.ids[start : int(end)]
+            start = int(end)
+
+
+def _map(path: Path, dtype: np.dtype, made_by: str) -> np.ndarray:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; {made_by}")
+    size = path.stat().st_size
+    if size % dtype.itemsize:
+        raise UserError(f"{path}: {size} bytes is no whole number of {dtype.name}; {made_by}")
+    return np.memmap(path, dtype=dtype, mode="r") if size else np.empty(0, dtype)

@@ -1,0 +1,187 @@
+"""Reading and writing so that nothing is half there: atomic files, JSONL, journals, user errors."""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+
+class UserError(Exception):
+    """Something the user can mend: shown as one line, exit code 2."""
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call an entry script's main: a UserError becomes one line on stderr and exit code 2,
+    Ctrl-C exit code 130. Everything else is a bug and keeps its traceback."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+@contextmanager
+def disk_errors_named(path: Path) -> Iterator[None]:
+    """A full disk or a forbidden folder is the user's to mend: name the file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(
+                f"{path}: no space left to write it; an earlier file of that name is untouched"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise UserError(f"{path}: not allowed to write there") from error
+        raise
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file so that readers see the old one or the new one, never a part.
+
+    Yields a binary file under a temporary name in the same folder; on a normal end it is synced
+    and renamed to `path`, on any error it is removed and `path` stays as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with disk_errors_named(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    with replacing(path) as file:
+        file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path, made_by: str) -> Any:
+    """Read a JSON file; `made_by` is the step named to the user when it is not there."""
+    try:
+        return json.loads(read_text(path, made_by))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); {made_by}") from error
+
+
+def read_text(path: Path, made_by: str) -> str:
+    """Read a UTF-8 file; `made_by` is the step named to the user when it is not there."""
+    try:
+        return path.read_bytes().decode()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise UserError(f"{path}: no such file; {made_by}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason})") from error
+
+
+def read_jsonl(path: Path, made_by: str) -> list[dict]:
+    """All objects of a JSONL file. Lines end with a newline and nothing else: U+2028 and its like
+    may stand inside strings, so `str.splitlines` would tear them."""
+    lines = read_text(path, made_by).split("\n")
+    return [
+        _parse_object(line, path, number) for number, line in enumerate(lines, 1) if line.strip()
+    ]
+
+
+def iterate_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
+    """Byte offset and object of every line of a JSONL file, one line in memory at a time."""
+    offset = 0
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield offset, _parse_object(line, path, number)
+            offset += len(line)
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _parse_object(line: str | bytes, path: Path, number: int) -> dict:
+    try:
+        value = json.loads(line)
+    except ValueError as error:  # bad JSON, or bytes that are not UTF-8
+        raise UserError(
+            f"{path}, line {number}: not valid JSON ({error}); mend or delete that line"
+        ) from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}, line {number}: not a JSON object; mend or delete that line")
+    return value
+
+
+class Journal:
+    """An append-only JSONL file that survives kill -9: what was appended is there at the next start.
+
+    Opening it locks the file against a second process (two would pay twice), reads the records,
+    and compacts: a last line torn by a kill, and records that `keep` refuses, are dropped.
+    Appending writes one line and hands it to the operating system.
+
+    Raises UserError for a line in the middle that is no JSON object (by file and line), and where
+    another process holds the lock.
+    """
+
+    def __init__(self, path: Path, keep: Callable[[dict], bool] = lambda record: True):
+        self.path = path
+        self._open()
+        records, torn = self._read()
+        self.records = [record for record in records if keep(record)]
+        if torn or len(self.records) < len(records):
+            with replacing(path) as file:
+                file.writelines(_json_line(record) for record in self.records)
+            self.close()
+            self._open()
+
+    def append(self, record: dict) -> None:
+        with disk_errors_named(self.path):
+            self._file.write(_json_line(record))
+            self._file.flush()
+        self.records.append(record)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        with disk_errors_named(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._file.close()
+            raise UserError(f"{self.path}: another process is writing it; wait for it") from error
+
+    def _read(self) -> tuple[list[dict], bool]:
+        self._file.seek(0)
+        content = self._file.read()
+        end = content.rfind(b"\n") + 1
+        try:
+            lines = content[:end].decode().split("\n")
+        except UnicodeDecodeError as error:
+            number = content[: error.start].count(b"\n") + 1
+            raise UserError(f"{self.path}, line {number}: not UTF-8; delete that line") from error
+        records = [_parse_object(line, self.path, n) for n, line in enumerate(lines, 1) if line]
+        return records, end < len(content)
+
+
+def _json_line(record: dict) -> bytes:
+    return json.dumps(record, ensure_ascii=False).encode() + b"\n"

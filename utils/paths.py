@@ -1,0 +1,96 @@
+"""Every file name of the project, each as a function; nothing else knows where things lie.
+
+What the steps write (`data/dataset/`, `ckpts/`, `out/`) lies under the repository, or under
+`$SCP_HOME` where that is set. What ships with the code (`data/example/`, `utils/prompts/`) is
+always read from the repository.
+"""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+DEFAULT_GENERATOR = "gpt-4-turbo"
+DEFAULT_TOKENIZER = "meta-llama/Meta-Llama-3-8B"
+DEFAULT_REPLAY = "togethercomputer_RedPajama_Data_1T_Sample_None"
+
+
+def home() -> Path:
+    return Path(os.environ.get("SCP_HOME") or ROOT).absolute()
+
+
+def raw_dir() -> Path:
+    return home() / "data" / "dataset" / "raw"
+
+
+def bins_dir() -> Path:
+    return home() / "data" / "dataset" / "bins"
+
+
+def ckpts_dir() -> Path:
+    return home() / "ckpts"
+
+
+def out_dir() -> Path:
+    return home() / "out"
+
+
+def key_file() -> Path:
+    return home() / "data" / "dataset" / "openai.key"
+
+
+def example_dir() -> Path:
+    return ROOT / "data" / "example"
+
+
+def prompts_dir() -> Path:
+    return ROOT / "utils" / "prompts"
+
+
+def quality_file(split: str) -> Path:
+    """The official QuALITY file of a split, `train` or `dev`."""
+    return raw_dir() / f"QuALITY.v1.0.1.htmlstripped.{split}"
+
+
+def passages_dir(task: str, generator: str) -> Path:
+    """Step 1's output: one JSONL file per article."""
+    return raw_dir() / f"{task}_entigraph_{short_name(generator)}"
+
+
+def entigraph_bin(task: str, generator: str) -> Path:
+    """Step 2's output; like every .bin path here, `.idx` and `.json` lie beside it."""
+    return bins_dir() / f"{task}_all-entigraph{short_name(generator)}.bin"
+
+
+def articles_bin(task: str) -> Path:
+    """The articles themselves, for the raw baseline."""
+    return bins_dir() / f"{task}_all-raw.bin"
+
+
+def replay_bin(name: str, split: str) -> Path:
+    """Step 3's output, `split` is `train` or `test`."""
+    return bins_dir() / f"{name}_{split}.bin"
+
+
+def example_model() -> Path:
+    return ckpts_dir() / "SmolLM2-135M-Instruct"
+
+
+def short_name(model: str) -> str:
+    """A model's name or folder as a part of a file name: `org/Name` and `a/b/Name/` give `Name`."""
+    return Path(model).name
+
+
+def find_checkpoint(name: str) -> str:
+    """A checkpoint as `from_pretrained` takes it.
+
+    A folder is found from the current folder or from the home folder (so that `ckpts/NAME` works
+    from anywhere); what is no folder is taken as the name of a model on the hub.
+    """
+    for folder in (Path(name), home() / name):
+        if folder.is_dir():
+            return str(folder.absolute())
+    return name
+
+
+def evaluation_file(model: str) -> Path:
+    return out_dir() / f"qualityqa-{short_name(model)}.json"

@@ -1,0 +1,106 @@
+"""QuALITY: articles and their four-option questions, from the official JSONL files.
+
+One line of such a file is one *set*: an article with the questions of one writer. An article may
+come in several sets; sets with the same title and author are merged. The example corpus and any
+corpus of one's own use the same schema.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from utils import paths
+from utils.io import UserError, read_jsonl
+
+OPTIONS = 4
+VALIDATION_SHARE = 5  # the first fifth of the documents, by title, is validation
+
+
+@dataclass(frozen=True)
+class Question:
+    id: str
+    text: str
+    options: tuple[str, ...]
+    gold: int  # index into options, 0 to 3
+    hard: bool
+
+
+@dataclass
+class Document:
+    uid: str  # safe as a file name, unique within the corpus
+    title: str
+    author: str
+    year: str
+    text: str
+    questions: list[Question] = field(default_factory=list)
+
+    @property
+    def byline(self) -> str:
+        """The author in reading order: `Harris, Larry M.` is Larry M. Harris."""
+        family, comma, given = self.author.partition(", ")
+        return f"{given} {family}" if comma and "," not in given else self.author
+
+
+def task_files(task: str) -> list[Path]:
+    """The JSONL files of a task: QuALITY's train and dev, or the shipped example corpus."""
+    if task == "quality":
+        return [paths.quality_file(split) for split in ("train", "dev")]
+    if task == "example":
+        return [paths.example_dir() / "articles.jsonl"]
+    raise UserError(f"--task {task}: unknown; there is quality and example")
+
+
+def load_task(task: str) -> list[Document]:
+    return load_documents(task_files(task), "run: bash scripts/download_data.sh")
+
+
+def load_documents(files: list[Path], made_by: str) -> list[Document]:
+    """All documents of the files, merged by title and author, in order of title, then author."""
+    documents: dict[tuple[str, str], Document] = {}
+    for file in files:
+        for number, line in enumerate(read_jsonl(file, made_by), 1):
+            _add_set(documents, line, f"{file}, record {number}")
+    return [documents[key] for key in sorted(documents)]
+
+
+def split_of(index: int, count: int) -> str:
+    """`val` for the first fifth of `count` documents in order, `test` for the others."""
+    return "val" if index < count // VALIDATION_SHARE else "test"
+
+
+def _add_set(documents: dict[tuple[str, str], Document], line: dict, where: str) -> None:
+    try:
+        key = (line["title"].strip(), line["author"].strip())
+        uid = _uid(*key)
+        document = Document(uid, *key, str(line["year"]), _clean(line["article"]))
+        document = documents.setdefault(key, document)
+        known = {question.id for question in document.questions}
+        questions = [_question(item) for item in line["questions"] if "gold_label" in item]
+    except KeyError as error:
+        raise UserError(f"{where}: has no {error}; is this a QuALITY file?") from error
+    document.questions += [question for question in questions if question.id not in known]
+
+
+def _question(item: dict) -> Question:
+    options = tuple(option.strip() for option in item["options"])
+    if len(options) != OPTIONS or not 1 <= item["gold_label"] <= OPTIONS:
+        raise UserError(f"question {item['question_unique_id']}: not four options with one right")
+    return Question(
+        id=item["question_unique_id"],
+        text=item["question"].strip(),
+        options=options,
+        gold=item["gold_label"] - 1,
+        hard=bool(item["difficult"]),
+    )
+
+
+def _clean(text: str) -> str:
+    """Without the runs of spaces that QuALITY's HTML stripping left, paragraphs kept."""
+    paragraphs = re.split(r"\n\s*\n", text)
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs).strip()
+
+
+def _uid(title: str, author: str) -> str:
+    slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60]
+    return f"{slug}-{hashlib.sha256(f'{title}|{author}'.encode()).hexdigest()[:8]}"

@@ -134,11 +134,12 @@ def ask_local_model(items: list[Item], done: dict, args: argparse.Namespace, sav
     ]
     if not missing:
         return
-    from transformers.utils.logging import disable_progress_bar
+    from transformers.utils import logging
 
     from utils.generate import LocalModel
 
-    disable_progress_bar()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     model = LocalModel(args.model_path)
     for batch in missing:
         prompts = [prompt_of(document, question, args.protocol) for document, question in batch]

@@ -8,7 +8,6 @@ scripts/train.sh starts one process per GPU, and one on a machine without.
 """
 
 import argparse
-import logging
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
@@ -135,12 +134,12 @@ def main() -> None:
     folder = paths.ckpts_dir() / run_name(args)
     files = open_files(args)
 
-    from transformers.utils.logging import disable_progress_bar
+    from transformers.utils import logging
 
     from utils import tokens, trainer
 
-    disable_progress_bar()
-    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     settings = trainer.Settings(
         lr=args.lr,
         bs=int(args.bs),

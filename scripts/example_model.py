@@ -44,9 +44,9 @@ def wheel_folder() -> Path:
 def write_checkpoint(source: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
+    from transformers.utils import logging
 
-    disable_progress_bar()
+    logging.set_verbosity_error()
     quantised = AutoModelForCausalLM.from_pretrained(source, gguf_file=FILE, dtype=torch.float32)
     # The loaded model still calls itself quantised and refuses to be saved; its weights do not.
     settings = quantised.config.to_dict()

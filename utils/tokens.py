@@ -6,7 +6,6 @@ adds one) and ends with the end token.
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -78,10 +77,7 @@ def write_documents(
             batches = _encoded(build(), tokenizer, fast)
             return _written(path, _until(batches, enough), about | {"encoder": "gigatoken"})
         except _Differs as error:
-            print(
-                f"gigatoken differs from the tokenizer at {error}: encoding with transformers",
-                file=sys.stderr,
-            )
+            print(f"gigatoken gives other ids for {error}: encoding with transformers")
     batches = _encoded(build(), tokenizer, None)
     return _written(path, _until(batches, enough), about | {"encoder": "transformers"})
 
@@ -168,11 +164,9 @@ def _gigatoken(tokenizer):
 
     try:
         return gigatoken.Tokenizer(tokenizer)
-    except (ValueError, TypeError, NotImplementedError) as error:
-        print(
-            f"gigatoken does not take this tokenizer ({error}): encoding with transformers",
-            file=sys.stderr,
-        )
+    except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        print(f"gigatoken does not take this tokenizer ({reason}): encoding with transformers")
         return None
 
 

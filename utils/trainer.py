@@ -113,7 +113,6 @@ def training_arguments(folder: Path, settings: Settings, steps: int) -> Training
         use_cpu=not on_gpu,
         fsdp=True if sharded else None,
         fsdp_config={"version": 2, "state_dict_type": "FULL_STATE_DICT"} if sharded else None,
-        gradient_checkpointing=settings.gradient_checkpointing,
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="steps",
@@ -233,6 +232,8 @@ def train(
     loss on `held_out` before and after.
     """
     steps = len(blocks) // settings.bs
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
     metrics = Metrics(folder / "metrics.jsonl", settings.bs * settings.block_size)
     trainer = CompleteCheckpoints(
         model=model,
@@ -256,6 +257,8 @@ def train(
     if held_out is not None:
         trainer.evaluate()
     trainer.save_model()
+    if is_main_process():
+        _tidy(folder)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     held_out_losses = metrics.held_out_losses()
     return {
@@ -266,3 +269,11 @@ def train(
         "held_out_loss_before": held_out_losses[0] if held_out_losses else None,
         "held_out_loss_after": held_out_losses[-1] if held_out_losses else None,
     }
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what only a resume needs, now that weights and tokenizer are in the folder itself: a
+    checkpoint is three times the fp32 weights."""
+    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.json says the same
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)

@@ -1,0 +1,121 @@
+"""What the tests share: a tiny model made on the spot, a home folder of their own, scripts as a user calls them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fake_server import FakeServer
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty $SCP_HOME."""
+    monkeypatch.setenv("SCP_HOME", str(tmp_path))
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def server():
+    with FakeServer() as running:
+        yield running
+
+
+def start_script(*command: str, **environment: str) -> subprocess.Popen:
+    """A script of the repository, started from a foreign folder as a user may."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / command[0]), *map(str, command[1:])],
+        cwd="/",
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run_script(*command: str, **environment: str) -> subprocess.CompletedProcess:
+    process = start_script(*command, **environment)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def succeed(*command: str, **environment: str) -> str:
+    done = run_script(*command, **environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def refused(*command: str, **environment: str) -> str:
+    """The one line that a script ends with when the user has something to mend."""
+    done = run_script(*command, **environment)
+    assert done.returncode == 2, (done.returncode, done.stderr[-3000:])
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return lines[0]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A Llama of 2 layers with a byte-level BPE of 600 tokens, trained on the example articles."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    return make_tiny_model(folder)
+
+
+def make_tiny_model(folder: Path, vocab_size: int = 600) -> Path:
+    import torch
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    bpe = ByteLevelBPETokenizer()
+    bpe.train([str(ROOT / "data/example/articles.jsonl")], vocab_size=vocab_size,
+              special_tokens=["<s>", "</s>"], show_progress=False)  # fmt: skip
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer, bos_token="<s>", eos_token="</s>"
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, bos_token_id=0, eos_token_id=1,
+        max_position_embeddings=4096,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def token_files(tiny_model, tmp_path_factory) -> Path:
+    """A home folder in which steps 2 and 3 have run on the example corpus."""
+    home = tmp_path_factory.mktemp("home")
+    examples = ROOT / "data/example"
+    passages = ["--input", examples / "passages", "--model", "written"]
+    succeed(
+        "data/tokenize_entigraph.py",
+        "--task",
+        "example",
+        "--tokenizer",
+        tiny_model,
+        *passages,
+        SCP_HOME=str(home),
+    )
+    succeed(
+        "data/tokenize_entigraph.py",
+        "--task",
+        "example",
+        "--tokenizer",
+        tiny_model,
+        "--raw",
+        SCP_HOME=str(home),
+    )
+    succeed("data/tokenize_redpj.py", "--text", examples / "replay.jsonl", "--test_tokens", 3000,
+            "--tokenizer", tiny_model, SCP_HOME=str(home))  # fmt: skip
+    return home

@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+
+from utils.bins import TokenFile, write_tokens
+from utils.io import UserError
+
+DOCUMENTS = [np.arange(5), np.arange(3) + 100, np.arange(0), np.arange(7)]
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "a.bin"
+    write_tokens(
+        path, [DOCUMENTS[:2], [], DOCUMENTS[2:]], {"tokenizer": "t", "tokenizer_sha256": "s"}
+    )
+    return path
+
+
+def test_round_trip(path):
+    file = TokenFile(path, "make it")
+    file.verify()
+    assert np.array_equal(np.memmap(path, dtype=np.int32), np.concatenate(DOCUMENTS))
+    assert all(np.array_equal(a, b) for a, b in zip(file.documents(), DOCUMENTS, strict=True))
+    assert file.meta["tokens"] == 15
+    assert file.meta["documents"] == 4
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".idx", ".json"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "empty", "folder"])
+def test_damage_is_named(path, suffix, damage):
+    victim = path.with_suffix(suffix)
+    content = victim.read_bytes()
+    victim.unlink()
+    if damage == "cut":
+        victim.write_bytes(content[:-3])
+    elif damage == "empty":
+        victim.write_bytes(b"")
+    elif damage == "folder":
+        victim.mkdir()
+    with pytest.raises(UserError, match="make it"):
+        TokenFile(path, "make it")
+
+
+def test_other_content_of_the_same_length_is_refused(path):
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="sha256"):
+        TokenFile(path, "make it").verify()
+
+
+def test_other_vocabularies_are_refused(path):
+    file = TokenFile(path, "")
+    file.check_vocabulary("s", 103, "m")
+    with pytest.raises(UserError, match="--tokenizer m"):
+        file.check_vocabulary("other", 103, "m")
+    with pytest.raises(UserError, match="token id 102"):
+        file.check_vocabulary("s", 102, "m")

@@ -1,0 +1,92 @@
+import asyncio
+
+import pytest
+
+from utils import client as wire
+from utils.io import UserError
+
+KEY = "sk-secret-123"
+
+
+@pytest.fixture
+def client(home, server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setattr(wire, "FIRST_DELAY_S", 0.01)
+    return wire.Client("m", server.url)
+
+
+def test_a_reply_and_its_bill(client, server):
+    reply = asyncio.run(client.chat("hello # Task\n- x", temperature=1.0))
+    assert reply.text == "About x"
+    assert (reply.finish_reason, reply.usage) == (
+        "stop",
+        {"prompt_tokens": 100, "completion_tokens": 10},
+    )
+    assert server.bodies[0]["temperature"] == 1.0
+    assert server.keys == {KEY}
+
+
+@pytest.mark.parametrize("fault", [429, 500, 503, "torn", "bad_json", "no_choices"])
+def test_passing_faults_are_retried(client, server, fault):
+    server.faults = [fault, fault]
+    assert asyncio.run(client.chat("hello # Task\n- x")).text == "About x"
+    assert client.retries == 2
+
+
+def test_retries_are_bounded(client, server):
+    server.faults = [500] * 100
+    with pytest.raises(wire.CallFailed, match="500") as caught:
+        asyncio.run(client.chat("hello"))
+    assert server.requests == wire.MAX_TRIES
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_refusal_stops_at_once_and_shows_no_key(client, server, status):
+    server.faults = [status] * 10
+    with pytest.raises(UserError, match=str(status)) as caught:
+        asyncio.run(client.chat("hello"))
+    assert server.requests == 1
+    assert KEY not in str(caught.value)
+
+
+def test_a_bad_request_fails_alone(client, server):
+    server.faults = [400]
+    with pytest.raises(wire.CallFailed, match="400"):
+        asyncio.run(client.chat("hello"))
+    assert server.requests == 1
+
+
+def test_choices_that_a_server_leaves_out_are_asked_for_again(client, server):
+    assert asyncio.run(client.complete("p", 3)) == [server.answer] * 3
+    assert server.requests == 3
+
+
+def test_for_each_is_bounded_and_in_order(client):
+    running, most, begun = 0, 0, []
+
+    async def work(item):
+        nonlocal running, most
+        begun.append(item)
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.001)
+        running -= 1
+
+    asyncio.run(wire.for_each(range(50), work, 7))
+    assert most == 7
+    assert begun == list(range(50))
+
+
+def test_keys(home, monkeypatch):
+    with pytest.raises(UserError, match=r"OPENAI_API_KEY.*openai\.key"):
+        wire.find_key(None)
+    assert wire.find_key("http://127.0.0.1:1/v1") == "none"
+    (home / "data/dataset").mkdir(parents=True)
+    (home / "data/dataset/openai.key").write_text("from-file\n")
+    assert wire.find_key(None) == "from-file"
+    monkeypatch.setenv("OPENAI_API_KEY", "from-environment")
+    assert wire.find_key(None) == "from-environment"
+    monkeypatch.setenv("OPENAI_API_KEY", "two words")
+    with pytest.raises(UserError):
+        wire.find_key(None)

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.cptdata import REPLAY, SYNTHETIC, Blocks, cut_blocks, make_plan, subsample
+from tests.conftest import succeed
+from utils.bins import TokenFile, write_tokens
+from utils.io import UserError
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    synthetic=st.integers(1, 60),
+    replay=st.integers(1, 40),
+    epochs=st.integers(1, 4),
+    rr=st.sampled_from([0, 0.1, 0.25, 0.5]),
+    bs=st.integers(1, 16),
+    seed=st.integers(0, 5),
+)
+def test_plan(synthetic, replay, epochs, rr, bs, seed):
+    plan = make_plan(synthetic, replay, epochs, rr, bs, seed)
+    again = make_plan(synthetic, replay, epochs, rr, bs, seed)
+    assert np.array_equal(plan.source, again.source)
+    assert np.array_equal(plan.block, again.block)
+    assert len(plan) % bs == 0
+    order = plan.block[plan.source == SYNTHETIC]
+    for epoch in range(epochs):  # every synthetic block once an epoch
+        assert sorted(order[epoch * synthetic : (epoch + 1) * synthetic]) == list(range(synthetic))
+    assert len(order) - epochs * synthetic < bs
+    counts = np.bincount(plan.block[plan.source == REPLAY], minlength=replay)
+    assert counts.max() - counts.min() <= 1  # none again before all were used
+    expected = epochs * synthetic * rr / (1 - rr)
+    assert abs(counts.sum() - expected) <= bs if rr else counts.sum() == 0
+
+
+def test_epochs_differ_and_seeds_differ():
+    plan = make_plan(50, 10, 2, 0, 1, seed=3)
+    assert not np.array_equal(plan.block[:50], plan.block[50:])
+    assert not np.array_equal(plan.block, make_plan(50, 10, 2, 0, 1, seed=4).block)
+
+
+def test_replay_is_spread_evenly():
+    plan = make_plan(900, 500, 1, 0.1, 10, seed=0)
+    per_hundred = (plan.source == REPLAY).reshape(-1, 100).sum(1)
+    assert per_hundred.min() >= 8
+    assert per_hundred.max() <= 12
+
+
+@pytest.mark.parametrize("rr", [-0.1, 1, 1.5])
+def test_impossible_shares_are_refused(rr):
+    with pytest.raises(UserError, match="--rr"):
+        make_plan(5, 5, 1, rr, 1, 0)
+
+
+def test_blocks_are_the_file():
+    ids = np.arange(25, dtype=np.int32)
+    blocks = cut_blocks(ids, 4)
+    assert blocks.shape == (6, 4)
+    dataset = Blocks(make_plan(6, 0, 1, 0, 2, 0), blocks, blocks[:0])
+    seen = np.concatenate([dataset[index]["input_ids"].numpy() for index in range(len(dataset))])
+    assert sorted(seen) == list(range(24))
+    assert (dataset[0]["labels"] == dataset[0]["input_ids"]).all()
+
+
+def test_subsamples_are_nested_and_whole(tmp_path):
+    documents = [np.full(3, number) for number in range(50)]
+    write_tokens(tmp_path / "a.bin", [documents], {})
+    file = TokenFile(tmp_path / "a.bin", "")
+    kept = [set(subsample(file, ratio, seed=1)) for ratio in (0.1, 0.2, 0.6, 1)]
+    assert [len(part) for part in kept] == [5, 10, 30, 50]
+    assert kept[0] < kept[1] < kept[2] < kept[3]
+    assert len(subsample(file, 0.1, seed=1)) == 15
+    with pytest.raises(UserError, match="--subsample_ratio"):
+        subsample(file, 0, seed=1)
+
+
+def test_looking_at_the_blocks(token_files, tiny_model):
+    out = succeed("data/cptdata.py", "--task_name", "example", "--model", "written", "--model_name", tiny_model,
+                  "--block_size", 128, "--blocks", 2, SCP_HOME=str(token_files))  # fmt: skip
+    assert "block 1: " in out
+    assert "% replay" in out.splitlines()[-1]

@@ -1,0 +1,229 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from data import tokenize_redpj
+from tests.conftest import ROOT, refused, succeed
+from utils import paths, tokens
+from utils.bins import TokenFile
+from utils.io import UserError
+
+TEXTS = ["One two three.", "", "Ünïcode — naïve 日本 🙂", "a" * 300, "line\nline\n\n  spaces  "]
+
+
+@pytest.fixture
+def tokenizer(tiny_model):
+    return tokens.load_tokenizer(str(tiny_model))
+
+
+@pytest.fixture
+def expected(tokenizer):
+    return [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in TEXTS]
+
+
+def written(path):
+    return [list(document) for document in TokenFile(path, "").documents()]
+
+
+def test_fast_and_slow_give_the_tokenizers_ids(tmp_path, tokenizer, expected, monkeypatch):
+    sidecar = tokens.write_documents(tmp_path / "a.bin", lambda: iter(TEXTS), tokenizer, {})
+    assert sidecar["encoder"] == "gigatoken"
+    assert written(tmp_path / "a.bin") == expected
+    monkeypatch.setattr(tokens, "_gigatoken", lambda tokenizer: None)
+    sidecar = tokens.write_documents(tmp_path / "b.bin", lambda: iter(TEXTS), tokenizer, {})
+    assert sidecar["encoder"] == "transformers"
+    assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "b.bin").read_bytes()
+
+
+def test_a_beginning_token_is_kept(tmp_path, tokenizer):
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    sidecar = tokens.write_documents(tmp_path / "a.bin", lambda: iter(TEXTS), tokenizer, {})
+    assert sidecar["bos"]
+    for document, text in zip(written(tmp_path / "a.bin"), TEXTS, strict=True):
+        assert document == [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+        assert document[0] == 0
+
+
+def test_other_ids_are_found_and_everything_is_encoded_again(
+    tmp_path, tokenizer, expected, monkeypatch, capsys
+):
+    """A gigatoken that goes wrong late: the part that was written before is not kept."""
+    real = tokens._encode_fast
+    batches = []
+
+    def wrong(batch, tokenizer, fast):
+        batches.append(batch)
+        documents = real(batch, tokenizer, fast)
+        return [document + (len(batches) == 3) for document in documents]
+
+    monkeypatch.setattr(tokens, "_encode_fast", wrong)
+    monkeypatch.setattr(tokens, "BATCH_CHARACTERS", 1)
+    sidecar = tokens.write_documents(tmp_path / "a.bin", lambda: iter(TEXTS), tokenizer, {})
+    assert sidecar["encoder"] == "transformers"
+    assert written(tmp_path / "a.bin") == expected
+    assert "encoding with transformers" in capsys.readouterr().out
+
+
+def test_enough_is_whole_documents(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(tokens, "BATCH_CHARACTERS", 40)
+    lengths = np.cumsum([len(tokenizer(text)["input_ids"]) + 1 for text in TEXTS])
+    for enough in (1, int(lengths[1]), int(lengths[1]) + 1, int(lengths[-1]) + 5):
+        sidecar = tokens.write_documents(
+            tmp_path / "a.bin", lambda: iter(TEXTS), tokenizer, {}, enough
+        )
+        taken = min(int(np.searchsorted(lengths, enough)) + 1, len(TEXTS))
+        assert (sidecar["documents"], sidecar["tokens"]) == (taken, lengths[taken - 1])
+
+
+def test_tokenizers_that_are_not_there(tmp_path, home):
+    with pytest.raises(UserError, match="--tokenizer no/such"):
+        tokens.load_tokenizer("no/such")
+    (home / "ckpts/empty").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds no tokenizer"):
+        tokens.load_tokenizer("ckpts/empty")
+
+
+def test_fingerprints_tell_vocabularies_apart(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "again")
+    again = tokens.load_tokenizer(str(tmp_path / "again"))
+    assert tokens.fingerprint(again) == tokens.fingerprint(tokenizer)
+    again.add_tokens(["new"])
+    assert tokens.fingerprint(again) != tokens.fingerprint(tokenizer)
+
+
+def test_step_2_same_seed_same_bytes(home, tiny_model):
+    command = (
+        "data/tokenize_entigraph.py",
+        "--task",
+        "example",
+        "--tokenizer",
+        tiny_model,
+        "--input",
+        ROOT / "data/example/passages",
+    )
+    path = paths.entigraph_bin("example", paths.DEFAULT_GENERATOR)
+    succeed(*command)
+    first = path.read_bytes()
+    succeed(*command)
+    assert path.read_bytes() == first
+    succeed(*command, "--seed", 1)
+    assert path.read_bytes() != first
+    file = TokenFile(path, "")
+    assert len(file.ends) == 144
+    assert file.meta["seed"] == 1
+    assert sorted(path.read_bytes()) == sorted(first)
+
+
+def test_step_2_names_step_1(home, tiny_model):
+    assert "data/entigraph.py all" in refused(
+        "data/tokenize_entigraph.py", "--tokenizer", tiny_model
+    )
+
+
+def test_step_3_takes_files_of_every_kind(home, tiny_model, tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    (tmp_path / "a.txt").write_text(
+        "".join(f"line {number} of the text file\n" for number in range(5000))
+    )
+    (tmp_path / "b.jsonl").write_text(
+        "".join(json.dumps({"text": f"record {n}\u2028x"}) + "\n" for n in range(50))
+    )
+    pyarrow.parquet.write_table(
+        pyarrow.table({"text": [f"row {n}" for n in range(50)]}), tmp_path / "c.parquet"
+    )
+    command = ("data/tokenize_redpj.py", "--text", tmp_path / "a.txt", tmp_path / "b.jsonl", tmp_path / "c.parquet",
+               "--tokenizer", tiny_model, "--name", "mine", "--test_tokens", 1000)  # fmt: skip
+    succeed(*command)
+    train, test = (TokenFile(paths.replay_bin("mine", split), "") for split in ("train", "test"))
+    assert len(train.ends) + len(test.ends) == 103  # 3 pieces of the text file
+    assert len(test.ids) >= 1000
+    tokenizer = tokens.load_tokenizer(str(tiny_model))
+    text = "".join(
+        tokenizer.decode(document, skip_special_tokens=True)
+        for file in (train, test)
+        for document in file.documents()
+    )
+    assert all(f"line {number} of" in text for number in (0, 2500, 4999))
+    assert "record 49" in text
+    assert "row 0" in text
+    assert "--test_tokens" in refused(*command[:-1], 10**6)
+    assert "no such file" in refused(
+        "data/tokenize_redpj.py", "--text", tmp_path / "none.txt", "--tokenizer", tiny_model
+    )
+    assert "ends neither" in refused(
+        "data/tokenize_redpj.py", "--text", ROOT / "LICENSE", "--tokenizer", tiny_model
+    )
+
+
+def test_step_3_says_when_the_hub_has_nothing(home, tiny_model):
+    line = refused("data/tokenize_redpj.py", "--tokenizer", tiny_model, HF_HUB_OFFLINE="1")
+    assert "RedPajama-Data-1T-Sample" in line
+    assert "--text FILE" in line
+
+
+def test_fineweb_stands_in_for_redpajama(monkeypatch, capsys):
+    """The hub is out of reach here: datasets.load_dataset is replaced by one that answers as it would."""
+    import datasets
+
+    asked = []
+
+    def load_dataset(path, config, split, streaming):
+        asked.append((path, config))
+        if "RedPajama" in path:
+            raise RuntimeError("Dataset scripts are no longer supported")
+        return datasets.Dataset.from_dict({"text": ["a", "b"]}).to_iterable_dataset()
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    build, source = tokenize_redpj.hub_dataset(None)
+    assert list(build()) == ["a", "b"]
+    assert source == ["HuggingFaceFW/fineweb-edu:sample-10BT"]
+    assert asked == [
+        ("togethercomputer/RedPajama-Data-1T-Sample", None),
+        ("HuggingFaceFW/fineweb-edu", "sample-10BT"),
+    ]
+    assert "taking HuggingFaceFW/fineweb-edu:sample-10BT in its place" in capsys.readouterr().err
+
+
+def test_shuffling_a_stream(monkeypatch):
+    monkeypatch.setattr(tokenize_redpj, "SHUFFLE_BUFFER", 10)
+    order = list(tokenize_redpj.shuffled(map(str, range(100)), 0))
+    assert order == list(tokenize_redpj.shuffled(map(str, range(100)), 0))
+    assert order != list(tokenize_redpj.shuffled(map(str, range(100)), 1))
+    assert sorted(order, key=int) == list(map(str, range(100)))
+
+
+def test_memory_does_not_grow_with_the_tokens(tiny_model, tmp_path):
+    """Peak memory at 4M and at 1M tokens, in processes of their own: less than 1 byte a token more.
+    (LOG.md has 50M against 10M.)"""
+    code = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from utils import tokens\n"
+        "tokenizer = tokens.load_tokenizer(sys.argv[1])\n"
+        "texts = lambda: (f'Document {n}: ' + 'some words about a thing. ' * 150 for n in range(10**6))\n"
+        "made = tokens.write_documents(Path(sys.argv[2]), texts, tokenizer, {}, int(sys.argv[3]))\n"
+        "print(made['tokens'], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
+    )
+    peaks = []
+    for enough in (1_000_000, 1_000_000, 4_000_000):  # the first one warms the file cache
+        command = [
+            sys.executable,
+            "-c",
+            code,
+            str(tiny_model),
+            str(tmp_path / "a.bin"),
+            str(enough),
+        ]
+        out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+        peaks.append([int(number) for number in out.splitlines()[-1].split()])
+    (_, (small, small_peak), (large, large_peak)) = peaks
+    assert (large_peak - small_peak) / (large - small) < 1

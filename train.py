@@ -141,10 +141,10 @@ def main() -> None:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     settings = trainer.Settings(
-        lr=args.lr,
+        lr=float(args.lr),  # Typed ends here: a checkpoint holds no class of ours
         bs=int(args.bs),
-        wd=args.wd,
-        warmup=args.warmup,
+        wd=float(args.wd),
+        warmup=float(args.warmup),
         seed=args.seed,
         block_size=args.block_size,
         save_steps=args.save_steps,

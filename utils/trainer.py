@@ -14,7 +14,13 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+)
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from utils import paths
@@ -240,18 +246,20 @@ def train(
         args=training_arguments(folder, settings, steps),
         train_dataset=blocks,
         eval_dataset=held_out,
-        processing_class=tokenizer,
+        processing_class=tokenizer,  # saved beside the weights
+        data_collator=default_data_collator,  # blocks are of one length: nothing to pad
         callbacks=[metrics],
     )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     resumed = last_checkpoint(folder)
-    if resumed and is_main_process():
+    if resumed:
         print(f"going on from {resumed}")
-    if not resumed:
+    else:
         metrics.path.unlink(missing_ok=True)
-        if held_out is not None:
-            trainer.evaluate()
+        # Not trainer.evaluate(): before train() it leaves the model prepared without DDP or FSDP,
+        # and the ranks would each learn alone (transformers 5.23, accelerate 1.15).
+        trainer.args.eval_on_start = held_out is not None
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     tokens_per_s = metrics.tokens_per_s(trainer.state)
     if held_out is not None:

@@ -1,0 +1,223 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, make_tiny_model, refused, run_script, start_script, succeed
+from train import Typed, run_name
+
+SEED_README = {
+    "lr": Typed("5e-06"), "rr": Typed("0.1"), "epochs": Typed("2"), "bs": Typed("16"), "wd": Typed("0.01"),
+    "warmup": Typed("0.05"), "task_name": "quality", "model_name": "meta-llama/Meta-Llama-3-8B", "subsample_ratio": Typed("1"),
+}  # fmt: skip
+
+
+def test_run_names_are_the_seed_readmes():
+    name = "quality-lr5e-06-rr0.1-epochs2-bs16-wd0.01-warmup0.05-MetaLlama38B"
+    assert run_name(Namespace(**SEED_README)) == name
+    tuned = SEED_README | {
+        "task_name": "instruct",
+        "bs": Typed("128"),
+        "model_name": f"ckpts/{name}",
+    }
+    assert run_name(Namespace(**tuned)) == (
+        "instruct-lr5e-06-rr0.1-epochs2-bs128-wd0.01-warmup0.05-"
+        "qualitylr5e06rr0.1epochs2bs16wd0.01warmup0.05MetaLlama38B"
+    )
+    part = SEED_README | {"subsample_ratio": Typed("0.10")}
+    assert run_name(Namespace(**part)) == f"scaling-subsample_ratio0.10-{name}"
+
+
+@pytest.fixture
+def work(token_files, tmp_path):
+    """A home folder of its own with the token files in it."""
+    shutil.copytree(token_files / "data", tmp_path / "data")
+    return tmp_path
+
+
+def train(model: Path, *options, epochs="1"):
+    return (
+        "train.py", "--lr", "1e-3", "--rr", "0.1", "--epochs", epochs, "--bs", 4, "--wd", "0.01", "--warmup", "0.05",
+        "--task_name", "example", "--model", "written", "--model_name", model, "--block_size", 128,
+        "--save_steps", 20, *options,
+    )  # fmt: skip
+
+
+def run_folder(home: Path) -> Path:
+    (folder,) = (home / "ckpts").iterdir()
+    return folder
+
+
+def losses(home: Path) -> list[float]:
+    lines = [
+        json.loads(line) for line in (run_folder(home) / "metrics.jsonl").read_text().splitlines()
+    ]
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))
+    return [line["loss"] for line in steps]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(token_files, tiny_model, tmp_path_factory) -> Path:
+    home = tmp_path_factory.mktemp("uninterrupted")
+    shutil.copytree(token_files / "data", home / "data")
+    succeed(*train(tiny_model), SCP_HOME=str(home))
+    return home
+
+
+def test_what_a_run_leaves(uninterrupted, tiny_model):
+    from safetensors.torch import load_file
+    from transformers import AutoTokenizer
+
+    folder = run_folder(uninterrupted)
+    assert folder.name == "example-lr1e-3-rr0.1-epochs1-bs4-wd0.01-warmup0.05-tiny"
+    weights = load_file(folder / "model.safetensors")
+    assert {str(tensor.dtype) for tensor in weights.values()} == {"torch.float32"}
+    assert (
+        AutoTokenizer.from_pretrained(folder).get_vocab()
+        == AutoTokenizer.from_pretrained(tiny_model).get_vocab()
+    )
+    record = json.loads((folder / "run.json").read_text())
+    assert record["finished"]
+    assert record["arguments"]["lr"] == "1e-3"
+    assert set(record["data"]) == {"train", "replay", "held_out"}
+    assert record["held_out_loss_after"] < record["held_out_loss_before"] - 0.1
+    assert record["last_losses"] == losses(uninterrupted)[-10:]
+    assert not list(folder.glob("checkpoint-*"))
+
+
+def test_same_seed_same_losses_and_weights(uninterrupted, work, tiny_model):
+    succeed(*train(tiny_model), SCP_HOME=str(work))
+    assert losses(work) == losses(uninterrupted)
+    same = [(run_folder(home) / "model.safetensors").read_bytes() for home in (work, uninterrupted)]
+    assert same[0] == same[1]
+
+
+def test_kill_and_resume_in_the_middle(uninterrupted, work, tiny_model):
+    """Killed twice, once between checkpoints and once while one is written; ends in the same bytes."""
+    folder = work / "ckpts" / run_folder(uninterrupted).name
+    for wait_for in ("step 27", "checkpoint-40"):
+        process = start_script(*train(tiny_model), SCP_HOME=str(work))
+        while not reached(folder, wait_for):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert not (folder / "model.safetensors").exists()
+    out = succeed(*train(tiny_model), SCP_HOME=str(work))
+    assert "going on from" in out
+    assert max(abs(a - b) for a, b in zip(losses(work), losses(uninterrupted), strict=True)) < 1e-6
+    same = [(run_folder(home) / "model.safetensors").read_bytes() for home in (work, uninterrupted)]
+    assert same[0] == same[1]
+    before = [
+        json.loads((run_folder(home) / "run.json").read_text())["held_out_loss_before"]
+        for home in (work, uninterrupted)
+    ]
+    assert before[0] == before[1]
+
+
+def reached(folder: Path, moment: str) -> bool:
+    if moment.startswith("checkpoint"):
+        return (folder / moment).is_dir()
+    metrics = folder / "metrics.jsonl"
+    return metrics.is_file() and f'{{"step": {moment.split()[1]},' in metrics.read_text()
+
+
+def test_a_finished_run_is_left_alone_and_another_is_refused(uninterrupted, work, tiny_model):
+    shutil.copytree(uninterrupted / "ckpts", work / "ckpts")
+    # run.json names the data by path and hash: the same files, where this run finds them.
+    record_path = run_folder(work) / "run.json"
+    record_path.write_text(record_path.read_text().replace(str(uninterrupted), str(work)))
+    stamp = (run_folder(work) / "model.safetensors").stat().st_mtime_ns
+    assert "finished already" in succeed(*train(tiny_model), SCP_HOME=str(work))
+    assert (run_folder(work) / "model.safetensors").stat().st_mtime_ns == stamp
+    assert "other seed" in refused(*train(tiny_model, "--seed", 1), SCP_HOME=str(work))
+    succeed("data/tokenize_entigraph.py", "--task", "example", "--model", "written", "--tokenizer", tiny_model,
+            "--input", ROOT / "data/example/passages", "--seed", 5, SCP_HOME=str(work))  # fmt: skip
+    assert "other train" in refused(*train(tiny_model), SCP_HOME=str(work))
+
+
+def test_settings_that_do_not_fit(work, tiny_model, tmp_path):
+    def says(*options, model=tiny_model):
+        return refused(*train(model, *options), SCP_HOME=str(work))
+
+    assert "--bs 4 does not divide" in says("--micro_batch", 3)
+    assert "--rr" in says("--rr", "1.5")
+    assert "--block_size" in says("--block_size", 100_000)
+    assert "--replay" in says("--replay", "none") or "tokenize_redpj.py" in says("--replay", "none")
+    assert "tokenize_entigraph.py --task quality" in says(
+        "--task_name", "quality", "--model", "gpt-4-turbo"
+    )
+    other = make_tiny_model(tmp_path / "other", vocab_size=550)
+    line = says(model=other)
+    assert "vocabulary" in line
+    assert f"--tokenizer {other}" in line
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_model, bare)
+    (bare / "tokenizer_config.json").unlink()
+    assert "holds no tokenizer" in says(model=bare)
+    assert not (work / "ckpts").exists()
+
+
+def test_bs_must_divide_by_the_processes(work, tiny_model):
+    line = refused(*train(tiny_model), SCP_HOME=str(work), WORLD_SIZE="3", RANK="0")
+    assert "--bs 4 does not divide by 3 processes" in line
+
+
+def test_micro_batches_do_not_change_the_losses(uninterrupted, work, tiny_model):
+    succeed(*train(tiny_model, "--micro_batch", 1), SCP_HOME=str(work))
+    assert max(abs(a - b) for a, b in zip(losses(work), losses(uninterrupted), strict=True)) < 1e-4
+
+
+def test_two_processes_see_the_same_batches(uninterrupted, work, tiny_model):
+    """Two CPU ranks over gloo: the losses are those of one process."""
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        ROOT / "train.py",
+    ]
+    options = [str(part) for part in train(tiny_model)[1:]]
+    environment = os.environ | {"SCP_HOME": str(work), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*map(str, launcher), *options], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert max(abs(a - b) for a, b in zip(losses(work), losses(uninterrupted), strict=True)) < 1e-4
+
+
+def test_bf16_autocast_keeps_fp32_weights(work, tiny_model):
+    from safetensors.torch import load_file
+
+    succeed(
+        *train(tiny_model, "--precision", "bf16", "--subsample_ratio", "0.2", "--run_eval"),
+        SCP_HOME=str(work),
+    )
+    assert run_folder(work).name.startswith("scaling-subsample_ratio0.2-example-")
+    weights = load_file(run_folder(work) / "model.safetensors")
+    assert {str(tensor.dtype) for tensor in weights.values()} == {"torch.float32"}
+
+
+def test_the_raw_baseline_and_no_replay(work, tiny_model):
+    out = succeed("train.py", "--task_name", "example-raw", "--model_name", tiny_model, "--block_size", 128, "--bs", 4,
+                  "--rr", 0, "--epochs", "0.5", "--lr", "1e-3", SCP_HOME=str(work))  # fmt: skip
+    assert "0.0% replay" in out
+    assert run_folder(work).name == "example-raw-lr1e-3-rr0-epochs0.5-bs4-wd0.01-warmup0.05-tiny"
+
+
+def test_the_shell_launcher_is_train_py():
+    done = subprocess.run(
+        ["bash", ROOT / "scripts/train.sh", "--help"], capture_output=True, text=True, cwd="/"
+    )
+    assert done.returncode == 0
+    assert done.stdout == run_script("train.py", "--help").stdout

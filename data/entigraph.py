@@ -40,6 +40,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--base_url", help="an OpenAI-compatible server (default $OPENAI_BASE_URL, else OpenAI)"
     )
+    parser.add_argument(
+        "--max_entities", type=positive, help="entities per article, the first named (default all)"
+    )
     parser.add_argument("--max_pairs", type=count, help="pairs per article (default all)")
     parser.add_argument(
         "--max_triples",
@@ -150,7 +153,7 @@ class Generation:
         wanted = corpus.entity_request(document, self.args.model).id
         for record in self.journals[document.uid].records:
             if record["id"] == wanted and record["finish_reason"] != FAILED:
-                return record["entities"]
+                return record["entities"][: self.args.max_entities]
         return []
 
     def requests(self, document: quality.Document) -> list[corpus.Request]:
@@ -220,7 +223,11 @@ class Generation:
             return {"type": "json_object"}
         return {
             "type": "json_schema",
-            "json_schema": {"name": "entities", "strict": True, "schema": corpus.EXTRACTION_SCHEMA},
+            "json_schema": {
+                "name": "entities",
+                "strict": True,
+                "schema": corpus.extraction_schema(self.args.max_entities),
+            },
         }
 
     def record(self, request: corpus.Request, reply: Reply, content: dict) -> None:

@@ -56,12 +56,13 @@ def test_the_article_comes_before_the_entities_and_braces_stay():
 @pytest.mark.parametrize(
     ("reply", "entities"),
     [
-        ('{"summary": "s", "entities": ["A", "B"]}', ["A", "B"]),
+        ('{"summary": "s", "entities": ["A", "B", "C"]}', ["A", "B", "C"]),
         (
-            'Here it is:\n```json\n{"summary": "s", "entities": ["A", " a ", "B  c"]}\n```',
-            ["A", "B c"],
+            'Here it is:\n```json\n{"summary": "s", "entities": ["A", " a ", "B  c", "D"]}\n```',
+            ["A", "B c", "D"],
         ),
-        ('{"entities": ["A", 3, "", "B"]}', ["A", "B"]),
+        ('{"entities": ["A", 3, "", "B", "C"]}', ["A", "B", "C"]),
+        (f'{{"entities": ["A", "B", "{"word " * 13}", "C"]}}', ["A", "B", "C"]),
     ],
 )
 def test_entities_are_found(reply, entities):
@@ -75,8 +76,8 @@ def test_entities_are_found(reply, entities):
         "no JSON",
         "{",
         '{"entities": []}',
-        '{"entities": "A, B"}',
-        '{"entities": ["A"]}',
+        '{"entities": "A, B, C"}',
+        '{"entities": ["A", "a", "B"]}',
         "[1]",
         '{"summary": "s", "ent',
     ],

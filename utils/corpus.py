@@ -19,15 +19,8 @@ from utils.quality import Document
 
 METHOD = "entigraph"
 FINISHED = "stop"  # the finish_reason of a reply that ended by itself
-EXTRACTION_SCHEMA = {
-    "type": "object",
-    "properties": {
-        "summary": {"type": "string"},
-        "entities": {"type": "array", "items": {"type": "string"}},
-    },
-    "required": ["summary", "entities"],
-    "additionalProperties": False,
-}
+FEWEST_ENTITIES = 3  # fewer make no triple; an article of QuALITY has about 30
+LONGEST_NAME = 12  # words; what is longer is a sentence
 
 
 @dataclass(frozen=True)
@@ -103,21 +96,38 @@ def fill(template: str, filling: dict[str, str]) -> str:
     return re.sub(r"\{(\w+)\}", lambda match: filling.get(match[1], match[0]), template)
 
 
+def extraction_schema(max_entities: int | None) -> dict:
+    """The JSON schema of a reply to `entities.md`."""
+    names = {"type": "array", "items": {"type": "string"}, "minItems": FEWEST_ENTITIES}
+    if max_entities:
+        names["maxItems"] = max_entities
+    return {
+        "type": "object",
+        "properties": {"entities": names, "summary": {"type": "string"}},
+        "required": ["entities", "summary"],
+        "additionalProperties": False,
+    }
+
+
 def parse_entities(reply: str) -> tuple[str, list[str]]:
     """Summary and entities out of a model's reply to `entities.md`.
 
     Takes the outermost {...}, so that a Markdown fence or a sentence before it does no harm.
     Entities that differ in case or white space alone are one. Raises ValueError where there is no
-    such object or fewer than two entities.
+    such object or fewer than FEWEST_ENTITIES entities.
     """
     start, end = reply.find("{"), reply.rfind("}")
     value = json.loads(reply[start : end + 1]) if 0 <= start < end else None
     if not isinstance(value, dict) or not isinstance(value.get("entities"), list):
         raise ValueError("the reply is not a JSON object with a list of entities")
-    names = [" ".join(name.split()) for name in value["entities"] if isinstance(name, str)]
-    entities = list({name.lower(): name for name in reversed(names) if name}.values())[::-1]
-    if len(entities) < 2:
-        raise ValueError(f"the reply names {len(entities)} entities, two are the least")
+    words = [name.split() for name in value["entities"] if isinstance(name, str)]
+    names = [" ".join(name) for name in words if 0 < len(name) <= LONGEST_NAME]
+    first_of = {name.lower(): name for name in reversed(names)}
+    entities = list(first_of.values())[::-1]
+    if len(entities) < FEWEST_ENTITIES:
+        raise ValueError(
+            f"the reply names {len(entities)} entities, {FEWEST_ENTITIES} are the least"
+        )
     return str(value.get("summary", "")).strip(), entities
 
 

@@ -3,21 +3,17 @@
 Knows blocks of tokens and a folder to write to, nothing of tasks.
 """
 
-import json
 import math
 import os
 import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
-from tqdm import tqdm
 from transformers import (
     AutoModelForCausalLM,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
     default_data_collator,
 )
@@ -25,6 +21,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from utils import paths
 from utils.io import UserError, replacing
+from utils.metrics import Metrics
 
 COMPLETE = "COMPLETE"  # an empty file, written last: a checkpoint without it was cut by a kill
 MICRO_BATCH_TOKENS = 4096  # of one forward pass: Llama 3 8B's fp32 logits for it are 2.1 GB
@@ -163,69 +160,6 @@ def last_checkpoint(folder: Path) -> Path | None:
         elif is_main_process():
             shutil.rmtree(path)
     return max(complete, key=lambda path: int(path.name.partition("-")[2]), default=None)
-
-
-class Metrics(TrainerCallback):
-    """One line a step in metrics.jsonl, and a progress bar: loss, rate, tokens/s. The held-out loss
-    has lines of its own."""
-
-    def __init__(self, path: Path, tokens_per_step: int):
-        self.path, self.tokens_per_step = path, tokens_per_step
-
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
-        self.first_step, self.begun = state.global_step, time.monotonic()
-        if state.is_world_process_zero:
-            self._drop_steps_after(state.global_step)
-        self.bar = tqdm(
-            total=state.max_steps,
-            initial=state.global_step,
-            desc="training",
-            unit="step",
-            disable=not state.is_world_process_zero,
-        )
-
-    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        if "loss" not in logs:
-            return
-        speed = self.tokens_per_s(state)
-        line = {name: logs.get(name) for name in ("loss", "learning_rate", "grad_norm")}
-        self._write(state, line | {"tokens_per_s": round(speed, 1)})
-        self.bar.set_postfix_str(f"loss {logs['loss']:.3f}, {speed:,.0f} tokens/s")
-        self.bar.update(state.global_step - self.bar.n)
-        if not math.isfinite(logs["loss"]):
-            raise UserError(
-                f"step {state.global_step}: the loss is {logs['loss']}; try a lower --lr"
-            )
-
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs) -> None:
-        self._write(state, {"held_out_loss": metrics["eval_loss"]})
-
-    def on_train_end(self, args, state, control, **kwargs) -> None:
-        self.bar.close()
-
-    def tokens_per_s(self, state) -> float:
-        """Over the time of this process, the steps of an earlier one not counted."""
-        done = (state.global_step - self.first_step) * self.tokens_per_step
-        return done / (time.monotonic() - self.begun)
-
-    def held_out_losses(self) -> list[float]:
-        return [line["held_out_loss"] for line in self._lines() if "held_out_loss" in line]
-
-    def _write(self, state, content: dict) -> None:
-        if state.is_world_process_zero:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step} | content) + "\n")
-
-    def _lines(self) -> list[dict]:
-        """Every whole line; the last may be torn by a kill."""
-        lines = self.path.read_text().split("\n") if self.path.is_file() else []
-        return [json.loads(line) for line in lines if line.endswith("}")]
-
-    def _drop_steps_after(self, step: int) -> None:
-        """Steps that come again after a resume are not told twice."""
-        lines = [line for line in self._lines() if line["step"] <= step]
-        with replacing(self.path) as file:
-            file.writelines(json.dumps(line).encode() + b"\n" for line in lines)
 
 
 def train(

@@ -1,0 +1,168 @@
+import json
+import signal
+import time
+
+import pytest
+
+from tests.conftest import refused, start_script, succeed
+from utils import paths, quality
+
+LOGLIK = ("evaluation.py", "--task", "example", "--protocol", "loglik", "--model_path")
+COT = ("evaluation.py", "--task", "example", "--n_samples", 2, "--max_tokens", 8, "--temperature", "0.7",
+       "--batch_size", 16, "--model_path")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    from utils.generate import LocalModel
+
+    return LocalModel(str(tiny_model))
+
+
+def plain_logprob(model, prompt: str, option: str) -> float:
+    """The same figure by the plainest way: one text, one forward pass, no batch, no padding."""
+    import torch
+
+    start = len(model.tokenizer(prompt)["input_ids"])
+    ids = torch.tensor([model.tokenizer(prompt + option)["input_ids"]])
+    with torch.no_grad():
+        logprobs = model.model(ids).logits[0].log_softmax(-1)
+    return sum(float(logprobs[i - 1, ids[0, i]]) for i in range(start, ids.shape[1]))
+
+
+def test_shared_prompts_give_the_plain_likelihoods(model):
+    prompts = [
+        "A short prompt:",
+        "A much longer prompt, of many more words than the other one. Answer:",
+    ]
+    options = [[" yes", " no, and then some more words", " maybe"], [" a", " b b b", " c"]]
+    found = model.continuation_logprobs(prompts, options)
+    for prompt, group, sums in zip(prompts, options, found, strict=True):
+        assert sums == pytest.approx(
+            [plain_logprob(model, prompt, option) for option in group], abs=1e-4
+        )
+
+
+def test_completions_are_seeded_and_cut(model):
+    def complete(seed):
+        return model.complete(["One day", "The lamp at the head of"], 3, 0.9, 12, "\n###", seed)
+
+    first = complete(1)
+    assert [len(group) for group in first] == [3, 3]
+    assert first == complete(1)
+    assert first != complete(2)
+    greedy = model.complete(["One day"], 1, 0, 20, "\n###", 0)[0][0]
+    assert len(greedy) > 4
+    assert (
+        model.complete(["One day"], 1, 0, 20, greedy[2:4], 0)[0][0] == greedy.split(greedy[2:4])[0]
+    )
+
+
+def test_the_output_file(home, tiny_model):
+    out = succeed(*LOGLIK, tiny_model)
+    metrics = json.loads(out.splitlines()[-1])
+    result = json.loads(paths.evaluation_file(str(tiny_model)).read_text())
+    assert result["metrics"] == metrics
+    assert list(metrics) == [
+        "n",
+        "accuracy",
+        "ci95",
+        "attempt_rate",
+        "accuracy_attempted",
+        "hard",
+        "non_hard",
+        "val",
+        "test",
+    ]
+    assert metrics["n"] == 84
+    assert metrics["attempt_rate"] == 1
+    assert 0.05 < metrics["accuracy"] < 0.5  # a model that knows nothing
+    documents = quality.load_task("example")
+    assert [d["title"] for d in result["documents"]] == [d.title for d in documents]
+    question = result["documents"][3]["questions"][2]
+    assert question["options"] == list(documents[3].questions[2].options)
+    (attempt,) = question["attempts"]
+    assert attempt["answer_content"] == question["options"][attempt["answer_index"]]
+    assert result["protocol"]["name"] == "loglik"
+    assert not list(paths.out_dir().glob("*.partial.jsonl"))
+    stamp = paths.evaluation_file(str(tiny_model)).stat().st_mtime_ns
+    assert succeed(*LOGLIK, tiny_model) == out  # again: nothing is computed, nothing appended
+    assert paths.evaluation_file(str(tiny_model)).stat().st_mtime_ns == stamp
+
+
+def test_a_killed_evaluation_goes_on_and_ends_alike(home, tiny_model, tmp_path):
+    target = paths.evaluation_file(str(tiny_model))
+    succeed(*COT, tiny_model)
+    whole = target.read_bytes()
+    target.unlink()
+    partial = target.with_suffix(".partial.jsonl")
+    process = start_script(*COT, tiny_model)
+    while not (partial.exists() and partial.read_bytes().count(b"\n") > 20):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    answered = partial.read_text().split("\n")[:-1]
+    assert 20 < len(answered) < 84
+    succeed(*COT, tiny_model)
+    assert target.read_bytes() == whole
+
+
+def test_a_server_of_ones_own(home, server):
+    """A server that ignores `n` and fails now and then: every attempt is there all the same."""
+    server.faults = [429, 500, "torn", None, "bad_json"]
+    out = succeed(
+        "evaluation.py",
+        "--task",
+        "example",
+        "--model_path",
+        "served",
+        "--base_url",
+        server.url,
+        "--n_samples",
+        2,
+    )
+    result = json.loads(paths.evaluation_file("served").read_text())
+    metrics = json.loads(out.splitlines()[-1])
+    golds = [q.gold for d in quality.load_task("example") for q in d.questions]
+    assert metrics["accuracy"] == round(golds.count(1) / 84, 4)  # it always says B
+    assert all(len(q["attempts"]) == 2 for d in result["documents"] for q in d["questions"])
+    assert sum(server.billed.values()) == 2 * 84
+    prompt = server.bodies[0]["prompt"]
+    assert prompt.count("### Question") == 6
+    assert prompt.endswith("### Thought and answer\n")
+    assert 'In the context of "An Orchestra of Fog Horns" by Calliope Penrose (1992): ' in prompt
+    assert "whale-grey soapstone" not in prompt.split("A. ")[0]
+
+
+def test_unreadable_answers_are_wrong_and_not_missing(home, server):
+    server.answer = "I do not know."
+    out = succeed(
+        "evaluation.py",
+        "--task",
+        "example",
+        "--model_path",
+        "served",
+        "--base_url",
+        server.url,
+        "--n_samples",
+        1,
+    )
+    metrics = json.loads(out.splitlines()[-1])
+    assert (metrics["n"], metrics["accuracy"], metrics["attempt_rate"]) == (84, 0, 0)
+    assert metrics["accuracy_attempted"] is None
+
+
+def test_what_the_user_can_mend(home, tiny_model, server, tmp_path):
+    assert "scripts/download_data.sh" in refused("evaluation.py", "--model_path", tiny_model)
+    assert "--tokenizer" in refused(*LOGLIK, "no/such/model")
+    assert "loglik" in refused(*LOGLIK, "served", "--base_url", server.url)
+    assert "--n_samples 0" in refused(*COT, tiny_model, "--n_samples", 0)
+    (home / "ckpts/weightless").mkdir(parents=True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (home / "ckpts/weightless" / name).write_bytes((tiny_model / name).read_bytes())
+    assert "holds no model" in refused(*LOGLIK, "ckpts/weightless")
+    for name in ("config.json", "model.safetensors"):
+        (home / "ckpts/weightless" / name).write_bytes((tiny_model / name).read_bytes())
+    (home / "ckpts/weightless/tokenizer_config.json").unlink()
+    assert "holds no tokenizer" in refused(*LOGLIK, "ckpts/weightless")

@@ -1,0 +1,112 @@
+"""The example corpus holds what its data card says."""
+
+import json
+import re
+from collections import Counter
+
+import numpy as np
+
+from tests.conftest import ROOT
+from utils import corpus, quality
+
+DOCUMENTS = quality.load_task("example")
+FILES, PLACES = corpus.locate_passages([ROOT / "data/example/passages"], "")
+PASSAGES = list(corpus.read_passages(FILES, PLACES))
+QUESTIONS = [question for document in DOCUMENTS for question in document.questions]
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9'’-]+", text.lower())
+
+
+def grams(text: str, n: int) -> list[tuple[str, ...]]:
+    sequence = words(text)
+    return list(zip(*(sequence[k:] for k in range(n)), strict=False))
+
+
+def records():
+    return {
+        path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in FILES
+    }
+
+
+def test_articles():
+    assert len(DOCUMENTS) >= 12
+    assert all(300 <= len(document.text.split()) <= 600 for document in DOCUMENTS)
+
+
+def test_questions():
+    assert len(QUESTIONS) >= 72
+    assert all(len(set(question.options)) == 4 for question in QUESTIONS)
+    assert Counter(question.gold for question in QUESTIONS) == dict.fromkeys(
+        range(4), len(QUESTIONS) // 4
+    )
+    answers = Counter(question.options[question.gold] for question in QUESTIONS)
+    offered = Counter(option for question in QUESTIONS for option in question.options)
+    assert set(offered) == set(answers)  # every wrong option is the right one of another question
+    assert set(offered.values()) == {4}  # and all are offered equally often
+    assert 0.2 < np.mean([question.hard for question in QUESTIONS]) < 0.4
+
+
+def test_the_right_option_is_not_told_by_its_length():
+    spread = [max(map(len, q.options)) - min(map(len, q.options)) for q in QUESTIONS]
+    assert max(spread) <= 7
+    longest = np.mean([len(q.options[q.gold]) == max(map(len, q.options)) for q in QUESTIONS])
+    assert longest < 0.4
+
+
+def test_the_answer_is_in_the_article_and_no_wrong_one_is():
+    for document in DOCUMENTS:
+        text = document.text.lower()
+        for question in document.questions:
+            for index, option in enumerate(question.options):
+                assert (re.sub(r"^(an?|the) ", "", option.lower()) in text) == (
+                    index == question.gold
+                )
+
+
+def test_passages_of_every_article():
+    for uid, found in records().items():
+        assert uid in {document.uid for document in DOCUMENTS}
+        kinds = Counter(record["kind"] for record in found)
+        assert kinds["entities"] == 1
+        assert kinds["pair"] >= 6
+        assert kinds["triple"] >= 2
+        entities = set(found[0]["entities"])
+        for record in found:
+            assert set(record) >= {
+                "id",
+                "kind",
+                "entities",
+                "model",
+                "prompt",
+                "finish_reason",
+                "usage",
+            }
+            assert set(record["entities"]) <= entities
+    ids = [record["id"] for found in records().values() for record in found]
+    assert len(set(ids)) == len(ids) == len(PASSAGES)
+    assert len(FILES) == len(DOCUMENTS)
+
+
+def test_passages_are_prose_and_no_template():
+    found = Counter(gram for passage in PASSAGES for gram in grams(passage, 4))
+    assert len(found) / found.total() >= 0.75
+
+
+def test_no_question_and_no_option_list_in_the_passages():
+    told = {gram for passage in PASSAGES for gram in grams(passage, 8)}
+    for question in QUESTIONS:
+        assert not told & set(grams(question.text, 8))
+        assert not told & set(grams(" ".join(question.options), 8))
+
+
+def test_replay_is_about_the_world_at_large():
+    texts = [
+        json.loads(line)["text"]
+        for line in (ROOT / "data/example/replay.jsonl").read_text().splitlines()
+    ]
+    assert len(texts) == 40
+    assert not any("Orrin" in text for text in texts)
+    found = Counter(gram for text in texts for gram in grams(text, 4))
+    assert len(found) / found.total() >= 0.95

@@ -1,0 +1,93 @@
+"""llama.cpp's real server with the real small model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import ROOT, run_script, succeed
+from utils import paths
+
+ASK = """
+import os, json, urllib.request
+url = os.environ["OPENAI_BASE_URL"]
+body = {"model": "x", "max_tokens": 5, "messages": [{"role": "user", "content": "Say hello."}]}
+request = urllib.request.Request(url + "/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"})
+print(url, json.load(urllib.request.urlopen(request))["usage"]["completion_tokens"])
+"""
+
+
+@pytest.fixture(scope="module")
+def gguf() -> str:
+    return succeed("scripts/example_model.py", "--gguf").strip()
+
+
+def beside_server(gguf: str, *command: str) -> list[str]:
+    return [sys.executable, "-m", "utils.local_server", gguf, "--", *map(str, command)]
+
+
+def answers(url: str) -> bool:
+    code = f"import urllib.request; urllib.request.urlopen({url!r} + '/models', timeout=2)"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_the_server_lives_as_long_as_the_command(gguf):
+    done = subprocess.run(
+        beside_server(gguf, sys.executable, "-c", ASK), cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    url, tokens = done.stdout.split()[-2:]
+    assert url.startswith("http://127.0.0.1:")
+    assert 1 <= int(tokens) <= 5
+    assert not answers(url)
+
+
+def test_its_status_is_the_commands(gguf):
+    command = beside_server(gguf, sys.executable, "-c", "raise SystemExit(7)")
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 7
+
+
+def test_ctrl_c_leaves_nothing_running(gguf):
+    wait = "import os, time; print(os.environ['OPENAI_BASE_URL'], flush=True); time.sleep(60)"
+    process = subprocess.Popen(
+        beside_server(gguf, sys.executable, "-c", wait), cwd=ROOT, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True, start_new_session=True,
+    )  # fmt: skip
+    url = next(line for line in process.stdout if line.startswith("http")).strip()
+    assert answers(url)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
+    assert process.wait(timeout=10) != 0
+    assert not answers(url)
+    time.sleep(0.2)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+def test_step_1_over_the_real_server(home, gguf):
+    """A handful of tokens: the entity call is cut short, is paid for three times, and is named."""
+    command = (
+        sys.executable,
+        ROOT / "data/entigraph.py",
+        "0",
+        "--task",
+        "example",
+        "--model",
+        "smol",
+        "--max_tokens",
+        8,
+    )
+    done = subprocess.run(beside_server(gguf, *command), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "error: 1 calls failed" in done.stderr
+    (journal,) = paths.passages_dir("example", "smol").glob("*.jsonl")
+    assert json.loads(journal.read_text())["finish_reason"] == "error"
+
+
+def test_a_missing_model_is_named():
+    done = run_script("utils/local_server.py", "/no/such.gguf", "--", "true")
+    assert done.returncode == 2
+    assert "/no/such.gguf" in done.stderr

@@ -1,0 +1,42 @@
+import json
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from tests.conftest import ROOT, succeed
+
+
+def execute(name: str):
+    notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
+    NotebookClient(notebook, timeout=120).execute(cwd=str(ROOT / "notebooks"))
+    return notebook
+
+
+def test_accuracies_are_shown_as_a_table_and_a_figure(home, tiny_model):
+    out = succeed(
+        "evaluation.py", "--task", "example", "--protocol", "loglik", "--model_path", tiny_model
+    )
+    accuracy = json.loads(out.splitlines()[-1])["accuracy"]
+    outputs = [
+        output for cell in execute("nb_qa_eval.ipynb").cells for output in cell.get("outputs", [])
+    ]
+    table = next(
+        output.data["text/markdown"]
+        for output in outputs
+        if "text/markdown" in output.get("data", {})
+    )
+    assert f"| tiny | loglik | 84 | {100 * accuracy:.1f} |" in table
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+
+
+def test_an_empty_folder_names_the_step(home):
+    with pytest.raises(CellExecutionError, match=r"evaluation\.py"):
+        execute("nb_qa_eval.ipynb")
+
+
+def test_notebooks_are_committed_without_outputs():
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        for cell in nbformat.read(path, as_version=4).cells:
+            assert not cell.get("outputs"), path

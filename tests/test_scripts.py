@@ -1,0 +1,74 @@
+"""The shell scripts, as a user calls them."""
+
+import hashlib
+import os
+import subprocess
+
+from tests.conftest import ROOT
+
+
+def shell(*command: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ["bash", *map(str, command)],
+        cwd="/",
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_download_says_when_it_cannot(home):
+    done = shell(ROOT / "scripts/download_data.sh", QUALITY_URL="http://127.0.0.1:9/none")
+    assert done.returncode == 2
+    assert "error: cannot fetch" in done.stderr
+    assert "QuALITY.v1.0.1.htmlstripped.train" in done.stderr
+    assert not list(home.rglob("*.part"))
+
+
+def test_download_refuses_a_damaged_train_file_and_records_the_dev_file(home):
+    raw = home / "data/dataset/raw"
+    raw.mkdir(parents=True)
+    (raw / "QuALITY.v1.0.1.htmlstripped.train").write_text("something else")
+    done = shell(ROOT / "scripts/download_data.sh")
+    assert done.returncode == 2
+    assert "4011e9952d5395beb8ff7637b963481a400630c1bbe2f40dc0d83f5d59f926ed" in done.stderr
+    assert (raw / "QuALITY.v1.0.1.htmlstripped.train").read_text() == "something else"
+
+
+def test_download_fetches_and_checks(home, tmp_path):
+    """From a folder in place of the net; the train file of the real hash is not here to be served,
+    so a copy of the script with another hash stands in."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for split in ("train", "dev"):
+        (source / f"QuALITY.v1.0.1.htmlstripped.{split}").write_text(f"{split}\n")
+    script = (ROOT / "scripts/download_data.sh").read_text()
+    ours = hashlib.sha256(b"train\n").hexdigest()
+    script = script.replace(
+        "4011e9952d5395beb8ff7637b963481a400630c1bbe2f40dc0d83f5d59f926ed", ours
+    )
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts/download_data.sh").write_text(script)
+    copy, url = tmp_path / "scripts/download_data.sh", f"file://{source}"
+    done = shell(copy, QUALITY_URL=url)
+    assert done.returncode == 0, done.stderr
+    raw = home / "data/dataset/raw"
+    assert (raw / "QuALITY.v1.0.1.htmlstripped.dev").read_text() == "dev\n"
+    recorded = (raw / "QuALITY.v1.0.1.htmlstripped.dev.sha256").read_text().strip()
+    assert recorded == hashlib.sha256(b"dev\n").hexdigest()
+    assert (
+        shell(copy, QUALITY_URL="http://127.0.0.1:9/none").returncode == 0
+    )  # files there are kept
+    (raw / "QuALITY.v1.0.1.htmlstripped.dev").write_text("damaged")
+    assert "delete it and run this again" in shell(copy, QUALITY_URL=url).stderr
+
+
+def test_setup_takes_no_time_when_it_is_done():
+    done = shell(ROOT / "scripts/setup.sh")
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_scripts_parse():
+    for path in sorted((ROOT / "scripts").glob("*.sh")):
+        assert shell("-n", path).returncode == 0
+        assert os.access(path, os.X_OK), path

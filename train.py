@@ -29,80 +29,43 @@ class Typed(float):
         return self.text
 
 
+# fmt: off
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--lr", type=Typed, default="5e-06", help="peak learning rate (default 5e-06)")
-    add("--rr", type=Typed, default="0.1", help="share of the blocks that are replay (default 0.1)")
-    add(
-        "--epochs",
-        type=Typed,
-        default="2",
-        help="over the synthetic text; 0.5 is half of it (default 2)",
-    )
-    add(
-        "--bs",
-        type=Typed,
-        default="16",
-        help="blocks per optimizer step, over all GPUs (default 16)",
-    )
-    add("--wd", type=Typed, default="0.01", help="weight decay (default 0.01)")
-    add("--warmup", type=Typed, default="0.05", help="share of the steps (default 0.05)")
-    add(
-        "--task_name",
-        default="quality",
-        help="quality, quality-raw, example or example-raw (default quality)",
-    )
-    add(
-        "--model_name",
-        default=paths.DEFAULT_TOKENIZER,
-        help="hub name or checkpoint folder (default %(default)s)",
-    )
-    add(
-        "--model",
-        default=paths.DEFAULT_GENERATOR,
-        help="the generator of the passages (default %(default)s)",
-    )
-    add(
-        "--replay",
-        default=paths.DEFAULT_REPLAY,
-        help="name of the replay files (default %(default)s)",
-    )
-    add("--block_size", type=int, default=2048, help="tokens per block (default 2048)")
-    add(
-        "--subsample_ratio",
-        type=Typed,
-        default="1",
-        help="share of the documents; smaller lie in larger (default 1)",
-    )
-    add("--seed", type=int, default=0, help="of the data's order (default 0)")
-    add("--save_steps", type=int, default=500, help="steps between checkpoints (default 500)")
-    add(
-        "--run_eval",
-        action="store_true",
-        help="held-out replay loss at every checkpoint, not only before and after",
-    )
-    add("--eval_blocks", type=int, default=256, help="held-out replay blocks (default 256)")
-    add(
-        "--precision",
-        choices=["auto", "bf16", "fp32"],
-        default="auto",
-        help="of the arithmetic; weights are fp32 (default auto)",
-    )
-    add(
-        "--micro_batch",
-        type=int,
-        help="blocks per forward pass and GPU (default: what 4,096 tokens allow)",
-    )
-    add(
-        "--gradient_checkpointing", action="store_true", help="less memory, a third more arithmetic"
-    )
-    add("--report_to", choices=["none", "wandb"], default="none")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    recipe_arguments(parser.add_argument_group("the recipe"))
+    machine_arguments(parser.add_argument_group("how it is run"))
     args = parser.parse_args()
     check(args)
     return args
+
+
+def recipe_arguments(group: argparse.ArgumentParser) -> None:
+    add = group.add_argument
+    add("--lr", type=Typed, default="5e-06", help="peak learning rate (default 5e-06)")
+    add("--rr", type=Typed, default="0.1", help="share of the blocks that are replay (default 0.1)")
+    add("--epochs", type=Typed, default="2", help="over the synthetic text; 0.5 is half of it (default 2)")
+    add("--bs", type=Typed, default="16", help="blocks per optimizer step, over all GPUs (default 16)")
+    add("--wd", type=Typed, default="0.01", help="weight decay (default 0.01)")
+    add("--warmup", type=Typed, default="0.05", help="share of the steps (default 0.05)")
+    add("--task_name", default="quality", help="quality, quality-raw, example or example-raw (default quality)")
+    add("--model_name", default=paths.DEFAULT_TOKENIZER, help="hub name or checkpoint folder (default %(default)s)")
+    add("--model", default=paths.DEFAULT_GENERATOR, help="the generator of the passages (default %(default)s)")
+    add("--replay", default=paths.DEFAULT_REPLAY, help="name of the replay files (default %(default)s)")
+    add("--block_size", type=int, default=2048, help="tokens per block (default 2048)")
+    add("--subsample_ratio", type=Typed, default="1", help="share of the documents; smaller lie in larger (default 1)")
+    add("--seed", type=int, default=0, help="of the data's order (default 0)")
+
+
+def machine_arguments(group: argparse.ArgumentParser) -> None:
+    add = group.add_argument
+    add("--save_steps", type=int, default=500, help="steps between checkpoints (default 500)")
+    add("--run_eval", action="store_true", help="held-out replay loss at every checkpoint, not only before and after")
+    add("--eval_blocks", type=int, default=256, help="held-out replay blocks (default 256)")
+    add("--precision", choices=["auto", "bf16", "fp32"], default="auto", help="of the arithmetic; weights are fp32 (default auto)")
+    add("--micro_batch", type=int, help="blocks per forward pass and GPU (default: what 4,096 tokens allow)")
+    add("--gradient_checkpointing", action="store_true", help="less memory, a third more arithmetic")
+    add("--report_to", choices=["none", "wandb"], default="none")
+# fmt: on
 
 
 def check(args: argparse.Namespace) -> None:

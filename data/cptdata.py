@@ -142,39 +142,22 @@ def open_replay_file(name: str, split: str) -> TokenFile:
     return TokenFile(paths.replay_bin(name, split), "run: python data/tokenize_redpj.py")
 
 
+# fmt: off
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--task_name",
-        default="quality",
-        help="quality, quality-raw, example, example-raw (default quality)",
-    )
-    parser.add_argument(
-        "--model", default=paths.DEFAULT_GENERATOR, help="the generator (default %(default)s)"
-    )
-    parser.add_argument(
-        "--model_name",
-        default=paths.DEFAULT_TOKENIZER,
-        help="whose tokenizer decodes (default %(default)s)",
-    )
-    parser.add_argument(
-        "--replay",
-        default=paths.DEFAULT_REPLAY,
-        help="name of the replay files (default %(default)s)",
-    )
-    parser.add_argument(
-        "--rr", type=float, default=0.1, help="share of replay blocks (default 0.1)"
-    )
-    parser.add_argument("--epochs", type=float, default=2, help="default 2")
-    parser.add_argument("--bs", type=int, default=16, help="blocks per step (default 16)")
-    parser.add_argument(
-        "--block_size", type=int, default=2048, help="tokens per block (default 2048)"
-    )
-    parser.add_argument("--blocks", type=int, default=5, help="how many to print (default 5)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--task_name", default="quality", help="quality, quality-raw, example, example-raw (default quality)")
+    add("--model", default=paths.DEFAULT_GENERATOR, help="the generator (default %(default)s)")
+    add("--model_name", default=paths.DEFAULT_TOKENIZER, help="whose tokenizer decodes (default %(default)s)")
+    add("--replay", default=paths.DEFAULT_REPLAY, help="name of the replay files (default %(default)s)")
+    add("--rr", type=float, default=0.1, help="share of replay blocks (default 0.1)")
+    add("--epochs", type=float, default=2, help="default 2")
+    add("--bs", type=int, default=16, help="blocks per step (default 16)")
+    add("--block_size", type=int, default=2048, help="tokens per block (default 2048)")
+    add("--blocks", type=int, default=5, help="how many to print (default 5)")
+    add("--seed", type=int, default=0)
     return parser.parse_args()
+# fmt: on
 
 
 def main() -> None:

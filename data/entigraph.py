@@ -16,7 +16,6 @@ import asyncio
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -28,46 +27,25 @@ EXTRACTION_TRIES = 3  # a reply that names no entities is paid for; three times,
 FAILED = "error"  # the finish_reason of a record that holds no reply
 
 
+# fmt: off
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("articles", help="which, by number from 0: 7, 0-9, 0,3,7 or all")
-    parser.add_argument("--task", default="quality", help="quality or example (default quality)")
-    parser.add_argument(
-        "--model", default=paths.DEFAULT_GENERATOR, help="the generator (default %(default)s)"
-    )
-    parser.add_argument(
-        "--base_url", help="an OpenAI-compatible server (default $OPENAI_BASE_URL, else OpenAI)"
-    )
-    parser.add_argument(
-        "--max_entities", type=positive, help="entities per article, the first named (default all)"
-    )
-    parser.add_argument("--max_pairs", type=count, help="pairs per article (default all)")
-    parser.add_argument(
-        "--max_triples",
-        type=count,
-        help="triples per article (default all: n = 40 entities have 9,880)",
-    )
-    parser.add_argument(
-        "--concurrency", type=positive, default=16, help="calls under way at once (default 16)"
-    )
-    parser.add_argument(
-        "--max_tokens", type=positive, default=4096, help="longest reply (default 4096)"
-    )
-    parser.add_argument(
-        "--temperature", type=float, default=1.0, help="default 1.0, as in the paper"
-    )
-    parser.add_argument(
-        "--response_format",
-        choices=["json_object", "json_schema"],
-        default="json_object",
-        help="how the entity call asks for JSON (small local models need json_schema)",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the samples, and sent with each call"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("articles", help="which, by number from 0: 7, 0-9, 0,3,7 or all")
+    add("--task", default="quality", help="quality or example (default quality)")
+    add("--model", default=paths.DEFAULT_GENERATOR, help="the generator (default %(default)s)")
+    add("--base_url", help="an OpenAI-compatible server (default $OPENAI_BASE_URL, else OpenAI)")
+    add("--max_entities", type=positive, help="entities per article, the first named (default all)")
+    add("--max_pairs", type=count, help="pairs per article (default all)")
+    add("--max_triples", type=count, help="triples per article (default all: 40 entities have 9,880)")
+    add("--concurrency", type=positive, default=16, help="calls under way at once (default 16)")
+    add("--max_tokens", type=positive, default=4096, help="longest reply (default 4096)")
+    add("--temperature", type=float, default=1.0, help="default 1.0, as in the paper")
+    add("--response_format", choices=["json_object", "json_schema"], default="json_object",
+        help="how the entity call asks for JSON (small local models need json_schema)")
+    add("--seed", type=int, default=0, help="of the samples, and sent with each call")
     return parser.parse_args()
+# fmt: on
 
 
 def count(text: str) -> int:
@@ -119,66 +97,59 @@ class Generation:
         self.client = Client(args.model, args.base_url)
         self.folder = paths.passages_dir(args.task, args.model)
         self.journals: dict[str, Journal] = {}
+        self.done: dict[str, set[str]] = {}  # record ids by document
+        self.entities: dict[str, list[str]] = {}  # by document, where they are known
         self.failed = self.tokens = 0
         self.last_error = ""
 
     async def run(self, documents: list[quality.Document]) -> None:
+        args = self.args
         with ExitStack() as stack:
             for document in documents:
-                journal = Journal(
-                    self.journal_path(document), keep=lambda r: r.get("finish_reason") != FAILED
-                )
-                self.journals[document.uid] = stack.enter_context(journal)
+                self.journals[document.uid] = stack.enter_context(self.open_journal(document))
             self.bar = stack.enter_context(tqdm(desc="entities", total=len(documents), unit="call"))
-            await for_each(documents, self.extract, self.args.concurrency)
+            await for_each(documents, self.extract, args.concurrency)
+            counts = [len(entities) for entities in self.entities.values()]
             self.bar.set_description("passages")
-            self.bar.reset(total=sum(len(self.requests(document)) for document in documents))
-            await for_each(
-                self.missing_requests(documents), self.ask_passage, self.args.concurrency
+            self.bar.reset(
+                sum(corpus.passage_count(n, args.max_pairs, args.max_triples) for n in counts)
             )
+            await for_each(self.missing_requests(documents), self.ask_passage, args.concurrency)
         await self.client.close()
-        records = sum(len(journal.records) for journal in self.journals.values())
-        print(f"{records} records in {self.folder}")
+        print(f"{sum(map(len, self.done.values()))} records in {self.folder}")
         if self.failed:
             raise UserError(
                 f"{self.failed} calls failed (the last: {self.last_error}); the others are saved, "
                 "and the same command tries the failed ones again"
             )
 
-    def journal_path(self, document: quality.Document) -> Path:
-        return self.folder / f"{document.uid}.jsonl"
-
-    def entities(self, document: quality.Document) -> list[str]:
-        """The entities in the document's journal; none where they are not known yet."""
-        wanted = corpus.entity_request(document, self.args.model).id
-        for record in self.journals[document.uid].records:
-            if record["id"] == wanted and record["finish_reason"] != FAILED:
-                return record["entities"][: self.args.max_entities]
-        return []
-
-    def requests(self, document: quality.Document) -> list[corpus.Request]:
-        args = self.args
-        return corpus.passage_requests(
-            document,
-            self.entities(document),
-            args.model,
-            args.max_pairs,
-            args.max_triples,
-            args.seed,
-        )
+    def open_journal(self, document: quality.Document) -> Journal:
+        """Open it and note what is done; the texts themselves are not kept in memory."""
+        path = self.folder / f"{document.uid}.jsonl"
+        journal = Journal(path, keep=lambda record: record.get("finish_reason") != FAILED)
+        extraction = corpus.entity_request(document, self.args.model).id
+        for record in journal.records:
+            if record.get("id") == extraction:
+                self.entities[document.uid] = record["entities"][: self.args.max_entities]
+        self.done[document.uid] = {record.get("id") for record in journal.records}
+        journal.records.clear()
+        return journal
 
     def missing_requests(self, documents: list[quality.Document]) -> Iterator[corpus.Request]:
         """Document by document, so that a server's prefix cache meets one article at a time."""
+        args = self.args
         for document in documents:
-            done = {record["id"] for record in self.journals[document.uid].records}
-            for request in self.requests(document):
-                if request.id in done:
+            entities = self.entities.get(document.uid, [])
+            for request in corpus.passage_requests(
+                document, entities, args.model, args.max_pairs, args.max_triples, args.seed
+            ):
+                if request.id in self.done[document.uid]:
                     self.bar.update()
                 else:
                     yield request
 
     async def extract(self, document: quality.Document) -> None:
-        if self.entities(document):
+        if document.uid in self.entities:
             self.bar.update()
             return
         request = corpus.entity_request(document, self.args.model)
@@ -192,8 +163,9 @@ class Generation:
                 self.last_error = f"{document.title}: {error}"
                 continue
             self.record(request, reply, {"entities": entities, "summary": summary})
+            self.entities[document.uid] = entities[: self.args.max_entities]
             return
-        self.record_failure(request, self.last_error)
+        self.record_failure(request, self.last_error, reply=reply.text)
 
     async def ask_passage(self, request: corpus.Request) -> None:
         if reply := await self.ask(request):
@@ -232,11 +204,12 @@ class Generation:
 
     def record(self, request: corpus.Request, reply: Reply, content: dict) -> None:
         self.append(request, content | {"finish_reason": reply.finish_reason, "usage": reply.usage})
+        self.done[request.document.uid].add(request.id)
 
-    def record_failure(self, request: corpus.Request, error: str) -> None:
+    def record_failure(self, request: corpus.Request, error: str, **reply: str) -> None:
         self.failed += 1
         self.last_error = error
-        self.append(request, {"finish_reason": FAILED, "error": error})
+        self.append(request, {"finish_reason": FAILED, "error": error} | reply)
 
     def append(self, request: corpus.Request, content: dict) -> None:
         head = {

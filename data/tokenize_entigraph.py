@@ -19,29 +19,18 @@ from utils import corpus, paths, quality, tokens
 from utils.io import run
 
 
+# fmt: off
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--task", default="quality", help="quality or example (default quality)")
-    parser.add_argument(
-        "--model",
-        default=paths.DEFAULT_GENERATOR,
-        help="the generator whose passages these are (default %(default)s)",
-    )
-    parser.add_argument(
-        "--tokenizer", default=paths.DEFAULT_TOKENIZER, help="name or folder (default %(default)s)"
-    )
-    parser.add_argument(
-        "--input",
-        type=Path,
-        nargs="+",
-        metavar="FOLDER",
-        help="folders of passages (default: step 1's)",
-    )
-    parser.add_argument("--raw", action="store_true", help="the articles in place of the passages")
-    parser.add_argument("--seed", type=int, default=0, help="of the order of documents")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--task", default="quality", help="quality or example (default quality)")
+    add("--model", default=paths.DEFAULT_GENERATOR, help="whose passages these are (default %(default)s)")
+    add("--tokenizer", default=paths.DEFAULT_TOKENIZER, help="name or folder (default %(default)s)")
+    add("--input", type=Path, nargs="+", metavar="FOLDER", help="folders of passages (default: step 1's)")
+    add("--raw", action="store_true", help="the articles in place of the passages")
+    add("--seed", type=int, default=0, help="of the order of documents")
     return parser.parse_args()
+# fmt: on
 
 
 def main() -> None:

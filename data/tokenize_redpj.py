@@ -28,33 +28,22 @@ SHUFFLE_BUFFER = 10_000  # documents in memory while a stream is shuffled
 PIECE_CHARACTERS = 1 << 16  # a .txt file has no documents: it is cut at line ends into such pieces
 
 
+# fmt: off
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group()
-    source.add_argument(
-        "--dataset",
-        metavar="NAME[:CONFIG]",
-        help=f"a dataset of the hub with a column `text` (default {REDPAJAMA}, else {FINEWEB_EDU})",
-    )
-    source.add_argument(
-        "--text",
-        type=Path,
-        nargs="+",
-        metavar="FILE",
-        help="files of one's own: .txt, .jsonl, .parquet (column `text`)",
-    )
-    parser.add_argument(
-        "--tokenizer", default=paths.DEFAULT_TOKENIZER, help="name or folder (default %(default)s)"
-    )
-    parser.add_argument("--tokens", type=int, default=10**9, help="for training (default 1B)")
-    parser.add_argument("--test_tokens", type=int, default=10**7, help="held out (default 10M)")
-    parser.add_argument(
-        "--name", default=paths.DEFAULT_REPLAY, help="of the files (default %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the order of documents")
+    source.add_argument("--dataset", metavar="NAME[:CONFIG]",
+                        help=f"a dataset of the hub with a column `text` (default {REDPAJAMA}, else {FINEWEB_EDU})")
+    source.add_argument("--text", type=Path, nargs="+", metavar="FILE",
+                        help="files of one's own: .txt, .jsonl, .parquet (column `text`)")
+    add = parser.add_argument
+    add("--tokenizer", default=paths.DEFAULT_TOKENIZER, help="name or folder (default %(default)s)")
+    add("--tokens", type=int, default=10**9, help="for training (default 1B)")
+    add("--test_tokens", type=int, default=10**7, help="held out (default 10M)")
+    add("--name", default=paths.DEFAULT_REPLAY, help="of the files (default %(default)s)")
+    add("--seed", type=int, default=0, help="of the order of documents")
     return parser.parse_args()
+# fmt: on
 
 
 def main() -> None:

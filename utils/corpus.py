@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import comb
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,12 @@ class Request:
 
     def _template(self) -> str:
         return _read_prompt(self.prompt)
+
+
+def passage_count(entities: int, max_pairs: int | None, max_triples: int | None) -> int:
+    """How many requests `passage_requests` gives, without making them."""
+    totals = ((comb(entities, 2), max_pairs), (comb(entities, 3), max_triples))
+    return sum(total if limit is None else min(total, limit) for total, limit in totals)
 
 
 @functools.cache

@@ -126,9 +126,9 @@ def _parse_object(line: str | bytes, path: Path, number: int) -> dict:
 class Journal:
     """An append-only JSONL file that survives kill -9: what was appended is there at the next start.
 
-    Opening it locks the file against a second process (two would pay twice), reads the records,
-    and compacts: a last line torn by a kill, and records that `keep` refuses, are dropped.
-    Appending writes one line and hands it to the operating system.
+    Opening it locks the file against a second process (two would pay twice), reads the records
+    into `records`, and compacts: a last line torn by a kill, and records that `keep` refuses, are
+    dropped. Appending writes one line and hands it to the operating system, and keeps no copy.
 
     Raises UserError for a line in the middle that is no JSON object (by file and line), and where
     another process holds the lock.
@@ -149,7 +149,6 @@ class Journal:
         with disk_errors_named(self.path):
             self._file.write(_json_line(record))
             self._file.flush()
-        self.records.append(record)
 
     def close(self) -> None:
         self._file.close()

@@ -13,7 +13,6 @@ text. Writes out/qualityqa-<checkpoint>.json; a stopped evaluation goes on where
 import argparse
 import asyncio
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -127,12 +126,8 @@ def answer_all(
 def ask_local_model(items: list[Item], done: dict, args: argparse.Namespace, save) -> None:
     """Batches are cut the same way every time, and one of which a question is missing is answered
     whole: so a resumed evaluation gives what an uninterrupted one does."""
-    missing = [
-        batch
-        for batch in batches(items, args.batch_size)
-        if any(q.id not in done for _, q in batch)
-    ]
-    if not missing:
+    batches = [items[i : i + args.batch_size] for i in range(0, len(items), args.batch_size)]
+    if len(done) == len(items):
         return
     from transformers.utils import logging
 
@@ -141,32 +136,29 @@ def ask_local_model(items: list[Item], done: dict, args: argparse.Namespace, sav
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     model = LocalModel(args.model_path)
-    for batch in missing:
-        prompts = [prompt_of(document, question, args.protocol) for document, question in batch]
-        if args.protocol == "loglik":
-            options = [[f" {option}" for option in question.options] for _, question in batch]
-            answers = [
-                [loglik_attempt(q, sums)]
-                for (_, q), sums in zip(
-                    batch, model.continuation_logprobs(prompts, options), strict=True
-                )
-            ]
-        else:
-            seed = args.seed + int.from_bytes(batch[0][1].id.encode()[-4:])
-            samples = args.n_samples if args.temperature else 1
-            texts = model.complete(prompts, samples, args.temperature, args.max_tokens, STOP, seed)
-            answers = [
-                [cot_attempt(q, text) for text in group]
-                for (_, q), group in zip(batch, texts, strict=True)
-            ]
+    for number, batch in enumerate(batches):
+        if all(question.id in done for _, question in batch):
+            continue
+        answer = answer_by_loglik if args.protocol == "loglik" else answer_by_thinking
+        answers = answer(model, batch, args, number)
         for (_, question), attempts in zip(batch, answers, strict=True):
             if question.id not in done:
                 save(question, attempts)
 
 
-def batches(items: list[Item], size: int) -> Iterator[list[Item]]:
-    for first in range(0, len(items), size):
-        yield items[first : first + size]
+def answer_by_loglik(model, batch: list[Item], args: argparse.Namespace, number: int) -> list:
+    prompts = [prompt_of(document, question, "loglik") for document, question in batch]
+    options = [[f" {option}" for option in question.options] for _, question in batch]
+    sums = model.continuation_logprobs(prompts, options)
+    return [[loglik_attempt(q, of_options)] for (_, q), of_options in zip(batch, sums, strict=True)]
+
+
+def answer_by_thinking(model, batch: list[Item], args: argparse.Namespace, number: int) -> list:
+    prompts = [prompt_of(document, question, "cot") for document, question in batch]
+    samples = args.n_samples if args.temperature else 1
+    seed = args.seed * 1_000_003 + number  # a generator of its own for every batch
+    texts = model.complete(prompts, samples, args.temperature, args.max_tokens, STOP, seed)
+    return [[cot_attempt(q, t) for t in of_question] for (_, q), of_question in zip(batch, texts, strict=True)]  # fmt: skip
 
 
 async def ask_server(items: list[Item], done: dict, args: argparse.Namespace, save) -> None:

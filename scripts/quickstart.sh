@@ -17,7 +17,7 @@ home="${SCP_HOME:-.}"
 seed="${SEED:-0}"
 generator=SmolLM2-135M-Instruct
 model=ckpts/$generator
-block=256 bs=2 lr=1e-3 rr=0.1 epochs=1.5 wd=0.01 warmup=0.05
+block=256 bs=2 lr=1e-3 rr=0.1 epochs=2 wd=0.01 warmup=0.05
 
 step() { printf '\n== %s\n' "$*"; }
 

@@ -136,6 +136,7 @@ def main() -> None:
     result = trainer.train(model, tokenizer, blocks, held_out, settings, folder)
     if trainer.is_main_process():
         write_json(folder / "run.json", record | {"finished": True} | result)
+        trainer.tidy(folder)
         print(
             f"{folder}: {result['tokens']:,} tokens at {result['tokens_per_s']:,} tokens/s, last loss {result['last_losses'][-1]:.3f}"
         )

@@ -199,8 +199,6 @@ def train(
     if held_out is not None:
         trainer.evaluate()
     trainer.save_model()
-    if is_main_process():
-        _tidy(folder)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     held_out_losses = metrics.held_out_losses()
     return {
@@ -213,9 +211,9 @@ def train(
     }
 
 
-def _tidy(folder: Path) -> None:
-    """Remove what only a resume needs, now that weights and tokenizer are in the folder itself: a
-    checkpoint is three times the fp32 weights."""
+def tidy(folder: Path) -> None:
+    """Remove what only a resume needs from a finished run: a checkpoint is three times the fp32
+    weights. To be called once nothing can make a resume necessary any more."""
     (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.json says the same
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)

@@ -12,6 +12,7 @@ text. Writes out/qualityqa-<checkpoint>.json; a stopped evaluation goes on where
 
 import argparse
 import asyncio
+import hashlib
 import json
 from pathlib import Path
 
@@ -25,25 +26,23 @@ Item = tuple[quality.Document, quality.Question]
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    # fmt: off
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add(
-        "--model_path",
-        required=True,
-        help="checkpoint folder or hub name; with --base_url the server's name for it",
-    )
+    add("--model_path", required=True, help="checkpoint folder or hub name; with --base_url the server's name for it")
     add("--task", default="quality", help="quality or example (default quality)")
     add("--protocol", choices=["cot", "loglik"], default="cot", help="default cot")
     add("--n_samples", type=int, default=8, help="cot: attempts per question (default 8)")
-    add("--temperature", type=float, default=0.1, help="cot: default 0.1; 0 is greedy")
+    add("--temperature", type=float, default=0.1, help="cot: default 0.1; 0 is greedy, one attempt")
     add("--max_tokens", type=int, default=512, help="cot: longest attempt (default 512)")
     add("--batch_size", type=int, default=8, help="questions at once (default 8)")
     add("--base_url", help="an OpenAI-compatible server in place of this machine (cot only)")
     add("--concurrency", type=int, default=32, help="questions under way at a server (default 32)")
     add("--seed", type=int, default=0)
+    # fmt: on
     args = parser.parse_args()
+    if not args.temperature:
+        args.n_samples = 1  # greedy: all would be the same
     if args.protocol == "loglik" and args.base_url:
         raise UserError(
             "--protocol loglik: servers do not give the likelihood of a text; leave --base_url out"
@@ -58,61 +57,59 @@ def main() -> None:
     args = parse_arguments()
     documents = quality.load_task(args.task)
     items = [(document, question) for document in documents for question in document.questions]
-    protocol, target = describe(args, documents), paths.evaluation_file(args.model_path)
+    protocol, target = describe(args, items), paths.evaluation_file(args.model_path)
     if not is_finished(target, protocol):
-        attempts = answer_all(items, protocol, target.with_suffix(".partial.jsonl"), args)
+        partial = target.with_suffix(f".{fingerprint(protocol)}.partial.jsonl")
+        attempts = answer_all(items, partial, args)
         write_json(target, collect(documents, attempts, protocol, args.model_path))
-        target.with_suffix(".partial.jsonl").unlink()
+        partial.unlink()
     result = read_json(target, "run evaluation.py again")
     print(f"{target}\n{json.dumps(result['metrics'])}")
 
 
-def describe(args: argparse.Namespace, documents: list[quality.Document]) -> dict:
-    """Everything the answers depend on; answers of another description are not used again."""
+def describe(args: argparse.Namespace, items: list[Item]) -> dict:
+    """What the answers depend on; answers of another description are not used again."""
+    asked = [(prompt_of(*item, args.protocol), item[1].options, item[1].gold) for item in items]
     protocol = {
         "name": args.protocol,
         "task": args.task,
-        "questions": sum(len(d.questions) for d in documents),
-        "weights": weights_state(args.model_path),
-        "batch_size": args.batch_size,
+        "prompts": fingerprint(asked),
+        "weights": paths.weights_state(args.model_path),
     }
     if args.protocol == "cot":
-        protocol |= {
-            "n_samples": args.n_samples,
-            "temperature": args.temperature,
-            "max_tokens": args.max_tokens,
-            "seed": args.seed,
-            "base_url": args.base_url,
-            "select": "first",
-        }
+        names = ("n_samples", "temperature", "max_tokens", "seed", "base_url")
+        protocol |= {name: getattr(args, name) for name in names} | {"select": "first"}
+    if not args.base_url:
+        protocol["batch_size"] = args.batch_size  # padding moves the last bits of a sum
     return protocol
 
 
-def weights_state(model_path: str) -> list:
-    """Name, size and time of a checkpoint's weight files: a checkpoint that was trained again is
-    another one. Of a hub name, the name."""
-    folder = Path(paths.find_checkpoint(model_path))
-    files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))
-    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files] or [
-        model_path
-    ]
+def fingerprint(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()[:12]
 
 
 def is_finished(target: Path, protocol: dict) -> bool:
-    return target.is_file() and read_json(target, "delete it").get("protocol") == protocol
+    """Whether the file holds this evaluation. Another one of the same checkpoint is set aside."""
+    if not target.is_file():
+        return False
+    earlier = read_json(target, "delete it").get("protocol")
+    if earlier != protocol:
+        aside = target.parent / "earlier" / f"{target.stem}.{fingerprint(earlier)}.json"
+        aside.parent.mkdir(exist_ok=True)
+        target.rename(aside)
+        print(f"{target} was of another protocol; it is now {aside}")
+    return earlier == protocol
 
 
-def answer_all(
-    items: list[Item], protocol: dict, journal_path: Path, args: argparse.Namespace
-) -> dict[str, list[dict]]:
+def answer_all(items: list[Item], partial: Path, args: argparse.Namespace) -> dict[str, list[dict]]:
     """Attempts by question id; every batch is in the journal as soon as it is answered."""
-    with Journal(journal_path, keep=lambda record: record.get("protocol") == protocol) as journal:
+    with Journal(partial) as journal:
         attempts = {record["id"]: record["attempts"] for record in journal.records}
         bar = tqdm(total=len(items), initial=len(attempts), desc=args.protocol, unit="question")
 
         def save(question: quality.Question, answers: list[dict]) -> None:
             attempts[question.id] = answers
-            journal.append({"id": question.id, "attempts": answers, "protocol": protocol})
+            journal.append({"id": question.id, "attempts": answers})
             bar.update()
 
         with bar:
@@ -155,16 +152,16 @@ def answer_by_loglik(model, batch: list[Item], args: argparse.Namespace, number:
 
 def answer_by_thinking(model, batch: list[Item], args: argparse.Namespace, number: int) -> list:
     prompts = [prompt_of(document, question, "cot") for document, question in batch]
-    samples = args.n_samples if args.temperature else 1
     seed = args.seed * 1_000_003 + number  # a generator of its own for every batch
-    texts = model.complete(prompts, samples, args.temperature, args.max_tokens, STOP, seed)
+    texts = model.complete(prompts, args.n_samples, args.temperature, args.max_tokens, STOP, seed)
     return [[cot_attempt(q, t) for t in of_question] for (_, q), of_question in zip(batch, texts, strict=True)]  # fmt: skip
 
 
 async def ask_server(items: list[Item], done: dict, args: argparse.Namespace, save) -> None:
+    """A question whose call fails does not stop the others; the same command asks it again."""
     from utils.client import CallFailed, Client, for_each
 
-    client = Client(args.model_path, args.base_url)
+    client, failures = Client(args.model_path, args.base_url), []
 
     async def ask(item: Item) -> None:
         document, question = item
@@ -175,15 +172,19 @@ async def ask_server(items: list[Item], done: dict, args: argparse.Namespace, sa
                 temperature=args.temperature,
                 max_tokens=args.max_tokens,
                 stop=[STOP],
+                seed=args.seed,
             )
+            save(question, [cot_attempt(question, text) for text in texts])
         except CallFailed as error:
-            raise UserError(
-                f"question {question.id}: {error}; what was answered is saved, the same command goes on"
-            ) from error
-        save(question, [cot_attempt(question, text) for text in texts])
+            failures.append(f"{question.id}: {error}")
 
     await for_each([item for item in items if item[1].id not in done], ask, args.concurrency)
     await client.close()
+    if failures:
+        raise UserError(
+            f"{len(failures)} questions were not answered (the last, {failures[-1]}); the others are "
+            "saved, and the same command asks these again"
+        )
 
 
 def prompt_of(document: quality.Document, question: quality.Question, protocol: str) -> str:

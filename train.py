@@ -8,6 +8,7 @@ scripts/train.sh starts one process per GPU, and one on a machine without.
 """
 
 import argparse
+import math
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
@@ -69,12 +70,16 @@ def machine_arguments(group: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    for name in ("lr", "epochs", "bs", "block_size", "save_steps"):
-        if not getattr(args, name) > 0:
-            raise UserError(f"--{name} {getattr(args, name)}: must be above 0")
+    for name in ("lr", "epochs", "bs", "block_size", "save_steps", "eval_blocks"):
+        if not 0 < getattr(args, name) < math.inf:
+            raise UserError(f"--{name} {getattr(args, name)}: must be a number above 0")
     if args.bs != int(args.bs):
         raise UserError(f"--bs {args.bs}: a whole number of blocks")
-    for name in ("wd", "warmup"):
+    if args.micro_batch is not None and args.micro_batch < 1:
+        raise UserError(f"--micro_batch {args.micro_batch}: must be above 0")
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed}: must not be below 0")
+    for name in ("wd", "warmup", "rr"):
         if not 0 <= getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: from 0 to below 1")
 
@@ -118,11 +123,13 @@ def main() -> None:
         report_to=args.report_to,
     )
     trainer.choose_micro_batch(settings)  # what does not divide is said before a model is loaded
-    tokenizer = tokens.load_tokenizer(args.model_name)
+    tokenizer = tokens.load_tokenizer(args.model_name, "--model_name")
     blocks, held_out = make_datasets(args, files)
     record = describe(args, settings, files)
     if is_finished(folder, record):
-        print(f"{folder}: finished already; delete the folder to train it again")
+        if trainer.is_main_process():
+            trainer.tidy(folder)
+            print(f"{folder}: finished already; delete the folder to train it again")
         return
     model = trainer.load_model(args.model_name)
     fingerprint = tokens.fingerprint(tokenizer)
@@ -154,6 +161,16 @@ def open_files(args: argparse.Namespace) -> dict:
         files["held_out"] = cptdata.open_replay_file(args.replay, "test")
     for file in files.values():
         file.verify()
+    made = [
+        [file.meta.get(key) for key in ("seed", "sources")]
+        for name, file in files.items()
+        if name != "train"
+    ]
+    if made and made[0] != made[1]:
+        raise UserError(
+            f"{files['replay'].path} and {files['held_out'].path.name}: not made by one run, so held-out "
+            f"text may be trained on; {files['replay'].made_by}"
+        )
     return files
 
 
@@ -189,6 +206,7 @@ def describe(args: argparse.Namespace, settings, files: dict) -> dict:
         "arguments": arguments,
         "settings": asdict(settings),
         "data": data,
+        "base": paths.weights_state(args.model_name),
         "code": code_revision(),
         "finished": False,
     }
@@ -210,19 +228,24 @@ def is_finished(folder: Path, record: dict) -> bool:
     if not (folder / "run.json").is_file():
         return False
     earlier = read_json(folder / "run.json", "delete the folder")
-    harmless = {"save_steps", "run_eval", "eval_blocks", "report_to"}
-    for part in ("arguments", "data"):
-        for name, value in record[part].items():
-            if name not in harmless and earlier[part].get(name) != value:
-                raise UserError(
-                    f"{folder}: holds a run with other {name}: {_shown(earlier[part].get(name))} "
-                    f"there, {_shown(value)} now; delete or rename that folder"
-                )
-    return earlier["finished"]
+    there, now = identity(earlier), identity(record)
+    for name, value in now.items():
+        if there.get(name) != value:
+            raise UserError(
+                f"{folder}: holds a run with other {name} ({there.get(name)} there, {value} now); "
+                "delete or rename that folder"
+            )
+    return earlier["finished"] and any(folder.glob("*.safetensors"))
 
 
-def _shown(value: object) -> object:
-    return f"{value['file']} ({value['sha256'][:8]})" if isinstance(value, dict) else value
+def identity(record: dict) -> dict:
+    """What of a run.json decides the result, by name; how often a run saves or looks does not."""
+    free = {"save_steps", "run_eval", "eval_blocks", "report_to", "micro_batch", "precision",
+            "gradient_checkpointing"}  # fmt: skip
+    arguments = {name: value for name, value in record["arguments"].items() if name not in free}
+    data = {name: file["sha256"] for name, file in record["data"].items()}
+    precision = {"precision": record["settings"]["precision"], "base": record["base"]}
+    return arguments | data | precision
 
 
 if __name__ == "__main__":

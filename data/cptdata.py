@@ -55,6 +55,10 @@ def make_plan(synthetic: int, replay: int, epochs: float, rr: float, bs: int, se
         )
     wanted = max(1, round(epochs * synthetic))
     added = round(wanted * rr / (1 - rr))
+    if wanted + added < bs:
+        raise UserError(
+            f"--bs {bs}: the run has {wanted + added} blocks in all; give a smaller --bs or --block_size"
+        )
     rest = -(wanted + added) % bs
     added, wanted = (added + rest, wanted) if rr else (0, wanted + rest)
     source = np.zeros(wanted + added, np.uint8)
@@ -94,7 +98,7 @@ def subsample(file: TokenFile, ratio: float, seed: int) -> np.ndarray:
         return file.ids
     order = np.random.default_rng([seed, DOCUMENTS]).permutation(len(file.ends))
     chosen = np.zeros(len(order), bool)
-    chosen[order[: round(ratio * len(order))]] = True
+    chosen[order[: max(1, round(ratio * len(order)))]] = True
     parts = [ids for ids, kept in zip(file.documents(), chosen, strict=True) if kept]
     return np.concatenate([*parts, np.empty(0, file.ids.dtype)])
 
@@ -139,7 +143,8 @@ def open_training_file(task_name: str, generator: str) -> TokenFile:
 
 
 def open_replay_file(name: str, split: str) -> TokenFile:
-    return TokenFile(paths.replay_bin(name, split), "run: python data/tokenize_redpj.py")
+    other = "" if name == paths.DEFAULT_REPLAY else f" --name {name}"
+    return TokenFile(paths.replay_bin(name, split), f"run: python data/tokenize_redpj.py{other}")
 
 
 # fmt: off
@@ -162,6 +167,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
+    if args.bs < 1 or args.block_size < 1:
+        raise UserError("--bs and --block_size: must be above 0")
     synthetic_file = open_training_file(args.task_name, args.model)
     replay_file = open_replay_file(args.replay, "train") if args.rr else None
     synthetic = cut_blocks(synthetic_file.ids, args.block_size)
@@ -169,9 +176,12 @@ def main() -> None:
     plan = make_plan(len(synthetic), len(replay), args.epochs, args.rr, args.bs, args.seed)
     blocks = Blocks(plan, synthetic, replay)
 
-    from utils.tokens import load_tokenizer  # a second to import: not for --help
+    from utils.tokens import fingerprint, load_tokenizer  # a second to import: not for --help
 
-    tokenizer = load_tokenizer(args.model_name)
+    tokenizer = load_tokenizer(args.model_name, "--model_name")
+    for file in (synthetic_file, replay_file):
+        if file:
+            file.check_vocabulary(fingerprint(tokenizer), len(tokenizer), args.model_name)
     for index in range(min(args.blocks, len(blocks))):
         print(f"--- block {index}: {SOURCES[plan.source[index]]} {plan.block[index]}")
         print(tokenizer.decode(blocks.ids(index)))

@@ -37,7 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--base_url", help="an OpenAI-compatible server (default $OPENAI_BASE_URL, else OpenAI)")
     add("--max_entities", type=positive, help="entities per article, the first named (default all)")
     add("--max_pairs", type=count, help="pairs per article (default all)")
-    add("--max_triples", type=count, help="triples per article (default all: 40 entities have 9,880)")
+    add("--max_triples", type=count, default=1000, help="triples per article (default 1000; 40 entities have 9,880)")
     add("--concurrency", type=positive, default=16, help="calls under way at once (default 16)")
     add("--max_tokens", type=positive, default=4096, help="longest reply (default 4096)")
     add("--temperature", type=float, default=1.0, help="default 1.0, as in the paper")
@@ -99,7 +99,7 @@ class Generation:
         self.journals: dict[str, Journal] = {}
         self.done: dict[str, set[str]] = {}  # record ids by document
         self.entities: dict[str, list[str]] = {}  # by document, where they are known
-        self.failed = self.tokens = 0
+        self.failed = self.cut = self.tokens = 0
         self.last_error = ""
 
     async def run(self, documents: list[quality.Document]) -> None:
@@ -117,6 +117,10 @@ class Generation:
             await for_each(self.missing_requests(documents), self.ask_passage, args.concurrency)
         await self.client.close()
         print(f"{sum(map(len, self.done.values()))} records in {self.folder}")
+        if self.cut:
+            print(
+                f"{self.cut} replies of this run did not end by themselves; step 2 leaves them out"
+            )
         if self.failed:
             raise UserError(
                 f"{self.failed} calls failed (the last: {self.last_error}); the others are saved, "
@@ -205,6 +209,7 @@ class Generation:
     def record(self, request: corpus.Request, reply: Reply, content: dict) -> None:
         self.append(request, content | {"finish_reason": reply.finish_reason, "usage": reply.usage})
         self.done[request.document.uid].add(request.id)
+        self.cut += reply.finish_reason != corpus.FINISHED
 
     def record_failure(self, request: corpus.Request, error: str, **reply: str) -> None:
         self.failed += 1

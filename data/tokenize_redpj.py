@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from utils import paths, tokens
-from utils.io import UserError, iterate_jsonl, run
+from utils.io import UserError, first_line, iterate_jsonl, run
 
 REDPAJAMA = "togethercomputer/RedPajama-Data-1T-Sample"
 FINEWEB_EDU = "HuggingFaceFW/fineweb-edu:sample-10BT"
@@ -48,6 +48,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
+    if args.tokens < 1 or args.test_tokens < 1:
+        raise UserError("--tokens and --test_tokens: must be above 0")
     build, source = text_files(args.text) if args.text else hub_dataset(args.dataset)
     tokenizer = tokens.load_tokenizer(args.tokenizer)
     made = {"seed": args.seed, "sources": source}
@@ -56,14 +58,10 @@ def main() -> None:
         return lambda: itertools.islice(shuffled(build(), args.seed), skipped, None)
 
     test_file, train_file = (paths.replay_bin(args.name, split) for split in ("test", "train"))
-    test = tokens.write_documents(test_file, documents(0), tokenizer, made, args.test_tokens)
-    train = tokens.write_documents(
-        train_file, documents(test["documents"]), tokenizer, made, args.tokens
+    test = tokens.write_documents(
+        test_file, documents(0), tokenizer, made, args.test_tokens, leave_rest=True
     )
-    if not train["tokens"]:
-        raise UserError(
-            f"all {test['tokens']:,} tokens were held out, none are left to train on; give a smaller --test_tokens"
-        )
+    tokens.write_documents(train_file, documents(test["documents"]), tokenizer, made, args.tokens)
 
 
 def text_files(files: list[Path]) -> tuple[Callable[[], Iterable[str]], list[str]]:
@@ -95,9 +93,10 @@ def texts_of(file: Path) -> Iterator[str]:
 
 
 def pieces(file: Path) -> Iterator[str]:
-    """A text file in pieces of at least PIECE_CHARACTERS, each ending with a line."""
+    """A text file in pieces of at least PIECE_CHARACTERS, each ending with a line. A byte that is
+    not UTF-8 becomes U+FFFD."""
     lines, size = [], 0
-    with open(file, encoding="utf-8", errors="strict", newline="\n") as stream:
+    with open(file, encoding="utf-8", errors="replace", newline="\n") as stream:
         for line in stream:
             lines.append(line)
             size += len(line)
@@ -119,7 +118,7 @@ def hub_dataset(wanted: str | None) -> tuple[Callable[[], Iterable[str]], list[s
             stream = datasets.load_dataset(path, config or None, split="train", streaming=True)
             break
         except (OSError, RuntimeError, ValueError) as error:  # not there, not reached, a script
-            reasons.append(f"{name}: {str(error).splitlines()[0]}")
+            reasons.append(f"{name}: {first_line(error)}")
     else:
         raise UserError(
             f"no replay text from the hub ({'; '.join(reasons)}); give your own with --text FILE"
@@ -130,10 +129,15 @@ def hub_dataset(wanted: str | None) -> tuple[Callable[[], Iterable[str]], list[s
 
 
 def column_text(stream: Iterable[dict], name: str) -> Iterator[str]:
-    for row in stream:
-        if "text" not in row:
-            raise UserError(f"{name}: has no column `text`, only {', '.join(row)}")
-        yield row["text"]
+    try:
+        for row in stream:
+            if "text" not in row:
+                raise UserError(f"{name}: has no column `text`, only {', '.join(row)}")
+            yield row["text"]
+    except OSError as error:  # the net went away in the middle
+        raise UserError(
+            f"{name}: the stream broke off ({first_line(error)}); run it again"
+        ) from error
 
 
 def shuffled(texts: Iterable[str], seed: int) -> Iterator[str]:

@@ -56,7 +56,10 @@ def count_passages(folder: Path) -> dict[str, int]:
     records = [
         record for path in sorted(folder.glob("*.jsonl")) for record in read_jsonl(path, AGAIN)
     ]
-    return {"calls": len(records), "passages": sum(r["finish_reason"] == FINISHED for r in records)}
+    return {
+        "calls": sum(record["finish_reason"] != "error" for record in records),
+        "passages": sum(record["finish_reason"] == FINISHED for record in records),
+    }
 
 
 def print_table(metrics: dict[str, dict], tokens: dict[str, int]) -> None:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make .venv in the repository and install what requirements.txt and pyproject.toml name.
-# Every script calls it first; the second time takes no time.
+# Every script that runs Python calls it first; the second time takes no time.
 #
 #   bash scripts/setup.sh
 set -euo pipefail

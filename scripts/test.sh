@@ -2,7 +2,7 @@
 # All tests, offline. Arguments go to pytest:
 #
 #   bash scripts/test.sh
-#   bash scripts/test.sh tests/test_journal.py -x
+#   bash scripts/test.sh tests/test_io.py -x
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh

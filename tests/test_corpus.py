@@ -112,3 +112,9 @@ def test_passages_are_what_ended_well_in_an_order_of_their_own(tmp_path):
 def test_an_empty_folder_names_the_step(tmp_path):
     with pytest.raises(UserError, match="run it"):
         corpus.locate_passages([tmp_path], "run it")
+
+
+def test_a_corpus_without_one_good_passage_is_no_corpus(tmp_path):
+    (tmp_path / "u.jsonl").write_text('{"id": "1", "text": "cut", "finish_reason": "length"}\n')
+    with pytest.raises(UserError, match="no passage in it ended well"):
+        corpus.locate_passages([tmp_path], "run it")

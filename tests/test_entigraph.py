@@ -138,11 +138,12 @@ def test_entities_that_do_not_come_are_not_paid_for_for_ever(home, server):
 
 def test_a_wrong_key_stops_at_once(home, server):
     server.faults = [401] * 100
-    done = run_script(*entigraph(server, articles="all"), OPENAI_API_KEY="sk-secret-123")
+    command = entigraph(server, "--concurrency", 2, articles="all")
+    done = run_script(*command, OPENAI_API_KEY="sk-secret-123")
     assert done.returncode == 2
     assert "401" in done.stderr
     assert "sk-secret-123" not in done.stdout + done.stderr
-    assert server.requests <= 12  # one a document that was in flight, no retries
+    assert server.requests <= 2  # those in flight, no retries
     everything = "".join(path.read_text() for path in home.rglob("*.jsonl"))
     assert "sk-secret-123" not in everything
 

@@ -95,15 +95,19 @@ def test_a_killed_evaluation_goes_on_and_ends_alike(home, tiny_model, tmp_path):
     succeed(*COT, tiny_model)
     whole = target.read_bytes()
     target.unlink()
-    partial = target.with_suffix(".partial.jsonl")
+
+    def answered() -> int:
+        return sum(
+            path.read_bytes().count(b"\n") for path in paths.out_dir().glob("*.partial.jsonl")
+        )
+
     process = start_script(*COT, tiny_model)
-    while not (partial.exists() and partial.read_bytes().count(b"\n") > 20):
+    while answered() <= 20:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    answered = partial.read_text().split("\n")[:-1]
-    assert 20 < len(answered) < 84
+    assert 20 < answered() < 84
     succeed(*COT, tiny_model)
     assert target.read_bytes() == whole
 
@@ -155,7 +159,7 @@ def test_unreadable_answers_are_wrong_and_not_missing(home, server):
 
 def test_what_the_user_can_mend(home, tiny_model, server, tmp_path):
     assert "scripts/download_data.sh" in refused("evaluation.py", "--model_path", tiny_model)
-    assert "--tokenizer" in refused(*LOGLIK, "no/such/model")
+    assert "--model_path no/such/model" in refused(*LOGLIK, "no/such/model")
     assert "loglik" in refused(*LOGLIK, "served", "--base_url", server.url)
     assert "--n_samples 0" in refused(*COT, tiny_model, "--n_samples", 0)
     (home / "ckpts/weightless").mkdir(parents=True)
@@ -166,3 +170,24 @@ def test_what_the_user_can_mend(home, tiny_model, server, tmp_path):
         (home / "ckpts/weightless" / name).write_bytes((tiny_model / name).read_bytes())
     (home / "ckpts/weightless/tokenizer_config.json").unlink()
     assert "holds no tokenizer" in refused(*LOGLIK, "ckpts/weightless")
+
+
+def test_evaluations_of_other_protocols_are_set_aside(home, tiny_model):
+    target = paths.evaluation_file(str(tiny_model))
+    succeed(*LOGLIK, tiny_model)
+    first = target.read_bytes()
+    assert "another protocol" in succeed(*LOGLIK, tiny_model, "--batch_size", 84)
+    (aside,) = (paths.out_dir() / "earlier").iterdir()
+    assert aside.read_bytes() == first
+    kept = [json.loads(data)["metrics"] for data in (first, target.read_bytes())]
+    assert kept[0] == kept[1]
+
+
+def test_a_question_that_fails_does_not_stop_the_others(home, server):
+    command = ("evaluation.py", "--task", "example", "--model_path", "served", "--base_url", server.url,
+               "--n_samples", 1)  # fmt: skip
+    server.faults = [None, 400, None, 400]
+    assert "2 questions were not answered" in refused(*command)
+    assert sum(server.billed.values()) == 82
+    assert json.loads(succeed(*command).splitlines()[-1])["n"] == 84
+    assert sum(server.billed.values()) == 84

@@ -87,3 +87,25 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path):
 def test_write_json_is_utf8(tmp_path):
     write_json(tmp_path / "a.json", {"é": 1})
     assert "é" in (tmp_path / "a.json").read_text()
+
+
+def test_a_full_disk_while_journalling_is_one_line(tmp_path):
+    path = tmp_path / "j.jsonl"
+    code = (
+        "import resource, signal\n"
+        "from pathlib import Path\n"
+        "from utils.io import Journal, run\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "def main():\n"
+        f"    with Journal(Path({str(path)!r})) as journal:\n"
+        "        for number in range(100):\n"
+        "            journal.append({'id': number, 'text': 'x' * 100})\n"
+        "run(main)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "no space left" in done.stderr
+    with Journal(path) as journal:
+        assert [record["id"] for record in journal.records] == list(range(8))

@@ -155,7 +155,9 @@ def test_step_3_takes_files_of_every_kind(home, tiny_model, tmp_path):
     assert all(f"line {number} of" in text for number in (0, 2500, 4999))
     assert "record 49" in text
     assert "row 0" in text
+    before = train.path.read_bytes(), test.path.read_bytes()
     assert "--test_tokens" in refused(*command[:-1], 10**6)
+    assert (train.path.read_bytes(), test.path.read_bytes()) == before
     assert "no such file" in refused(
         "data/tokenize_redpj.py", "--text", tmp_path / "none.txt", "--tokenizer", tiny_model
     )

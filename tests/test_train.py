@@ -132,9 +132,6 @@ def reached(folder: Path, moment: str) -> bool:
 
 def test_a_finished_run_is_left_alone_and_another_is_refused(uninterrupted, work, tiny_model):
     shutil.copytree(uninterrupted / "ckpts", work / "ckpts")
-    # run.json names the data by path and hash: the same files, where this run finds them.
-    record_path = run_folder(work) / "run.json"
-    record_path.write_text(record_path.read_text().replace(str(uninterrupted), str(work)))
     stamp = (run_folder(work) / "model.safetensors").stat().st_mtime_ns
     assert "finished already" in succeed(*train(tiny_model), SCP_HOME=str(work))
     assert (run_folder(work) / "model.safetensors").stat().st_mtime_ns == stamp
@@ -144,6 +141,25 @@ def test_a_finished_run_is_left_alone_and_another_is_refused(uninterrupted, work
     assert "other train" in refused(*train(tiny_model), SCP_HOME=str(work))
 
 
+def test_folders_of_the_home_come_first(home, monkeypatch):
+    """A second run in an $SCP_HOME of its own does not find the first one's checkpoints."""
+    from utils import paths
+
+    other = home / "elsewhere"
+    for folder in (home, other):
+        (folder / "ckpts/same").mkdir(parents=True)
+    monkeypatch.chdir(other)
+    assert paths.find_checkpoint("ckpts/same") == str(home / "ckpts/same")
+    (other / "ckpts/here").mkdir()
+    assert paths.find_checkpoint("ckpts/here") == str(other / "ckpts/here")
+
+
+def test_held_out_text_of_another_run_is_refused(work, tiny_model):
+    path = work / "data/dataset/bins/togethercomputer_RedPajama_Data_1T_Sample_None_test.json"
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+    assert "not made by one run" in refused(*train(tiny_model), SCP_HOME=str(work))
+
+
 def test_settings_that_do_not_fit(work, tiny_model, tmp_path):
     def says(*options, model=tiny_model):
         return refused(*train(model, *options), SCP_HOME=str(work))
@@ -151,7 +167,10 @@ def test_settings_that_do_not_fit(work, tiny_model, tmp_path):
     assert "--bs 4 does not divide" in says("--micro_batch", 3)
     assert "--rr" in says("--rr", "1.5")
     assert "--block_size" in says("--block_size", 100_000)
-    assert "--replay" in says("--replay", "none") or "tokenize_redpj.py" in says("--replay", "none")
+    assert "tokenize_redpj.py --name none" in says("--replay", "none")
+    assert "--eval_blocks" in says("--eval_blocks", 0)
+    assert "--epochs" in says("--epochs", "inf")
+    assert "blocks in all" in says("--bs", 4000)
     assert "tokenize_entigraph.py --task quality" in says(
         "--task_name", "quality", "--model", "gpt-4-turbo"
     )

@@ -72,12 +72,13 @@ class Client:
         completion = await self._retried(
             self._api.chat.completions.create, messages=messages, **settings
         )
-        choice, usage = completion.choices[0], completion.usage
+        choice = completion.choices[0]
         counts = {
-            "prompt_tokens": usage.prompt_tokens if usage else 0,
-            "completion_tokens": usage.completion_tokens if usage else 0,
+            name: getattr(completion.usage, name, 0) or 0
+            for name in ("prompt_tokens", "completion_tokens")
         }
-        return Reply(choice.message.content or "", choice.finish_reason or "", counts)
+        text = getattr(choice.message, "content", None) or ""
+        return Reply(text, choice.finish_reason or "", counts)
 
     async def complete(self, prompt: str, samples: int, **settings: object) -> list[str]:
         """`samples` continuations of a text. Servers may give fewer choices than asked for (some
@@ -126,7 +127,9 @@ class Client:
             return UserError(f"the server refuses every call ({status}): {text}")
         if status in TRANSIENT or status >= 500:
             wait = error.response.headers.get("retry-after", "")
-            wait_s = float(wait) if wait.replace(".", "", 1).isdigit() else None
+            wait_s = (
+                min(float(wait), LONGEST_DELAY_S) if wait.replace(".", "", 1).isdigit() else None
+            )
             return _Transient(f"{status}: {text}", wait_s)
         return CallFailed(f"{status}: {text}")
 

@@ -156,6 +156,8 @@ def locate_passages(folders: list[Path], made_by: str) -> tuple[list[Path], np.n
             offsets = _passages_of(path)
             places.append(np.array([(len(files), offset) for offset in offsets]).reshape(-1, 2))
             files.append(path)
+    if not sum(map(len, places)):
+        raise UserError(f"{', '.join(map(str, folders))}: no passage in it ended well; {made_by}")
     return files, np.concatenate(places).astype(np.int64)
 
 

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from utils import paths
-from utils.io import UserError
+from utils.io import UserError, first_line
 from utils.tokens import load_tokenizer
 
 
@@ -19,7 +19,7 @@ class LocalModel:
             raise UserError(
                 f"{found}: holds no model (config.json); a run that was stopped goes on by scripts/train.sh"
             )
-        self.tokenizer = load_tokenizer(name)
+        self.tokenizer = load_tokenizer(name, "--model_path")
         self.tokenizer.padding_side = "left"
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
@@ -32,7 +32,7 @@ class LocalModel:
         except (OSError, ValueError) as error:
             raise UserError(
                 f"--model_path {name}: not a checkpoint folder, and not to be had from the hub "
-                f"({str(error).splitlines()[0]})"
+                f"({first_line(error)})"
             ) from error
 
     @torch.inference_mode()

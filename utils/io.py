@@ -18,15 +18,22 @@ class UserError(Exception):
 
 def run(main: Callable[[], None]) -> None:
     """Call an entry script's main: a UserError becomes one line on stderr and exit code 2,
-    Ctrl-C exit code 130. Everything else is a bug and keeps its traceback."""
+    Ctrl-C exit code 130. Everything else is a bug and keeps its traceback. Of several ranks the
+    first one speaks for all."""
     try:
         main()
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says first; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager
@@ -37,9 +44,10 @@ def disk_errors_named(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError(
-                f"{path}: no space left to write it; an earlier file of that name is untouched"
+                f"{path}: no space left on the disk; what was there before is kept"
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        ours = error.filename is None or Path(error.filename).parent in path.parents
+        if ours and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise UserError(f"{path}: not allowed to write there") from error
         raise
 
@@ -147,8 +155,9 @@ class Journal:
 
     def append(self, record: dict) -> None:
         with disk_errors_named(self.path):
-            self._file.write(_json_line(record))
-            self._file.flush()
+            line = _json_line(record)
+            while line:  # unbuffered: what write() took is with the operating system
+                line = line[self._file.write(line) :]
 
     def close(self) -> None:
         self._file.close()
@@ -162,12 +171,17 @@ class Journal:
     def _open(self) -> None:
         with disk_errors_named(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "a+b")
+            self._file = open(self.path, "a+b", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self._file.close()
             raise UserError(f"{self.path}: another process is writing it; wait for it") from error
+        if not os.path.samestat(
+            os.fstat(self._file.fileno()), self.path.stat()
+        ):  # another process compacted it just now
+            self._file.close()
+            self._open()
 
     def _read(self) -> tuple[list[dict], bool]:
         self._file.seek(0)

@@ -83,13 +83,21 @@ def short_name(model: str) -> str:
 def find_checkpoint(name: str) -> str:
     """A checkpoint as `from_pretrained` takes it.
 
-    A folder is found from the current folder or from the home folder (so that `ckpts/NAME` works
-    from anywhere); what is no folder is taken as the name of a model on the hub.
+    A folder is looked for in the home folder first (so that `ckpts/NAME` means the same from
+    anywhere), then in the current one; what is no folder is taken as a name on the hub.
     """
-    for folder in (Path(name), home() / name):
+    for folder in (home() / name, Path(name)):
         if folder.is_dir():
             return str(folder.absolute())
     return name
+
+
+def weights_state(model: str) -> list:
+    """Name, size and time of a checkpoint's weight files: a checkpoint that was trained again is
+    another one. Of a hub name, the name."""
+    folder = Path(find_checkpoint(model))
+    files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files] or [model]
 
 
 def evaluation_file(model: str) -> Path:

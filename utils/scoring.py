@@ -6,9 +6,11 @@ import numpy as np
 
 LETTERS = "ABCD"
 RESAMPLES = 10_000
-# `Answer: B`, `answer is (C).`, `**Answer:** D`; a letter that a word goes on with is none.
+# `Answer: B`, `answer is (C).`, `**Answer:** D`, `answer: b.`; a letter that a word goes on with is
+# none, nor is the article in `the answer is a matter of taste`, nor one of two letters.
 ANSWER = re.compile(
-    r"answer(?:\s+is)?\W{0,6}\b([A-D])\b(?!\s*(?:and|or|/|&|,)\s*[A-D]\b)", re.IGNORECASE
+    r"(?i:answer(?:\s+is)?)\W{0,6}\b([A-D]\b|[a-d](?=[.)*\]]|\s*(?:\n|\Z)))"
+    r"(?!\s*(?:and|or|/|&|,)\s*[A-D]\b)"
 )
 
 

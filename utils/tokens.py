@@ -13,15 +13,16 @@ import numpy as np
 
 from utils import paths
 from utils.bins import write_tokens
-from utils.io import UserError
+from utils.io import UserError, first_line
 
 BATCH_CHARACTERS = 1 << 22  # about a million tokens: what is in memory at a time
 CHECKED_AT_FIRST = 64  # documents of the first batch that both tokenizers encode
 CHECKED_LATER = 2  # of every other batch, its first and its longest
 
 
-def load_tokenizer(name: str):
-    """The tokenizer of a checkpoint folder or hub name. Raises UserError where there is none."""
+def load_tokenizer(name: str, flag: str = "--tokenizer"):
+    """The tokenizer of a checkpoint folder or hub name. Raises UserError, which names the `flag`
+    that the user typed, where there is none."""
     from transformers import AutoTokenizer
 
     found = paths.find_checkpoint(name)
@@ -33,13 +34,11 @@ def load_tokenizer(name: str):
         tokenizer = AutoTokenizer.from_pretrained(found)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"--tokenizer {name}: not a folder, and not to be had from the hub "
-            f"({str(error).splitlines()[0]}); name a checkpoint folder, or log in with: hf auth login"
+            f"{flag} {name}: not a folder, and not to be had from the hub "
+            f"({first_line(error)}); name a checkpoint folder, or log in with: hf auth login"
         ) from error
     if tokenizer.eos_token_id is None:
-        raise UserError(
-            f"--tokenizer {name}: has no end token, so documents could not be told apart"
-        )
+        raise UserError(f"{flag} {name}: has no end token, so documents could not be told apart")
     return tokenizer
 
 
@@ -55,10 +54,13 @@ def write_documents(
     tokenizer,
     made: dict,
     enough: int | None = None,
+    leave_rest: bool = False,
 ) -> dict:
     """Encode the texts that `build` yields, a document each, into `path`; returns the sidecar.
 
-    Stops with the document that brings the file to `enough` tokens, where that is given.
+    Stops with the document that brings the file to `enough` tokens, where that is given. Raises
+    UserError, and leaves earlier files alone, where there is no text, or (with `leave_rest`) where
+    nothing would be left behind it.
 
     Tries gigatoken first (about 100 times the Hugging Face tokenizer's speed), compares ids on a
     sample of the very input, and does everything again by the Hugging Face tokenizer where one
@@ -75,11 +77,13 @@ def write_documents(
     if fast:
         try:
             batches = _encoded(build(), tokenizer, fast)
-            return _written(path, _until(batches, enough), about | {"encoder": "gigatoken"})
+            return _written(
+                path, _until(batches, enough, leave_rest), about | {"encoder": "gigatoken"}
+            )
         except _Differs as error:
             print(f"gigatoken gives other ids for {error}: encoding with transformers")
     batches = _encoded(build(), tokenizer, None)
-    return _written(path, _until(batches, enough), about | {"encoder": "transformers"})
+    return _written(path, _until(batches, enough, leave_rest), about | {"encoder": "transformers"})
 
 
 def _written(path: Path, batches: Iterator[list[np.ndarray]], about: dict) -> dict:
@@ -88,18 +92,26 @@ def _written(path: Path, batches: Iterator[list[np.ndarray]], about: dict) -> di
     return sidecar
 
 
-def _until(batches: Iterator[list[np.ndarray]], enough: int | None) -> Iterator[list[np.ndarray]]:
-    total = 0
+def _until(
+    batches: Iterator[list[np.ndarray]], enough: int | None, leave_rest: bool
+) -> Iterator[list[np.ndarray]]:
+    """Batches up to the document that brings them to `enough` tokens. An error raised in here, in
+    the middle of the writing, leaves an earlier file as it is."""
+    total = documents = 0
     for batch in batches:
-        if enough is None:
-            yield batch
-            continue
         ends = total + np.cumsum([len(document) for document in batch])
-        taken = int(np.searchsorted(ends, enough)) + 1
+        taken = len(batch) if enough is None else int(np.searchsorted(ends, enough)) + 1
+        last = enough is not None and ends[-1] >= enough
+        if leave_rest and last and taken == len(batch) and next(batches, None) is None:
+            break
         yield batch[:taken]
-        if taken <= len(batch):
+        if last:
             return
-        total = int(ends[-1])
+        total, documents = int(ends[-1]), documents + len(batch)
+    if leave_rest:
+        raise UserError("the whole text would be held out; give a smaller --test_tokens")
+    if not documents:
+        raise UserError("there is no text to tokenise")
 
 
 class _Differs(Exception):
@@ -165,8 +177,9 @@ def _gigatoken(tokenizer):
     try:
         return gigatoken.Tokenizer(tokenizer)
     except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        print(f"gigatoken does not take this tokenizer ({reason}): encoding with transformers")
+        print(
+            f"gigatoken does not take this tokenizer ({first_line(error)}): encoding with transformers"
+        )
         return None
 
 

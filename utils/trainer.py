@@ -20,7 +20,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from utils import paths
-from utils.io import UserError, replacing
+from utils.io import UserError, first_line, replacing
 from utils.metrics import Metrics
 
 COMPLETE = "COMPLETE"  # an empty file, written last: a checkpoint without it was cut by a kill
@@ -67,6 +67,11 @@ def choose_precision(asked: str) -> str:
 
 def choose_micro_batch(settings: Settings) -> int:
     """Blocks per forward pass: the largest divisor of the rank's share that MICRO_BATCH_TOKENS allow."""
+    if world_size() == 1 and torch.cuda.device_count() > 1:
+        raise UserError(
+            f"one process sees {torch.cuda.device_count()} GPUs; start it by scripts/train.sh, "
+            "or set CUDA_VISIBLE_DEVICES to one of them"
+        )
     if settings.bs % world_size():
         raise UserError(f"--bs {settings.bs} does not divide by {world_size()} processes")
     share = settings.bs // world_size()
@@ -89,13 +94,15 @@ def load_model(name: str):
     except (OSError, ValueError) as error:
         raise UserError(
             f"--model_name {name}: not a checkpoint folder, and not to be had from the hub "
-            f"({str(error).splitlines()[0]})"
+            f"({first_line(error)})"
         ) from error
     model.config.use_cache = False
     return model
 
 
-def training_arguments(folder: Path, settings: Settings, steps: int) -> TrainingArguments:
+def training_arguments(
+    folder: Path, settings: Settings, steps: int, evaluated: bool
+) -> TrainingArguments:
     micro_batch = choose_micro_batch(settings)
     on_gpu = torch.cuda.is_available()
     sharded = on_gpu and world_size() > 1
@@ -121,7 +128,7 @@ def training_arguments(folder: Path, settings: Settings, steps: int) -> Training
         save_strategy="steps",
         save_steps=settings.save_steps,
         save_total_limit=2,
-        eval_strategy="steps" if settings.run_eval else "no",
+        eval_strategy="steps" if evaluated else "no",
         eval_steps=settings.save_steps,
         prediction_loss_only=True,
         dataloader_num_workers=0,
@@ -177,7 +184,9 @@ def train(
     metrics = Metrics(folder / "metrics.jsonl", settings.bs * settings.block_size)
     trainer = CompleteCheckpoints(
         model=model,
-        args=training_arguments(folder, settings, steps),
+        args=training_arguments(
+            folder, settings, steps, evaluated=settings.run_eval and held_out is not None
+        ),
         train_dataset=blocks,
         eval_dataset=held_out,
         processing_class=tokenizer,  # saved beside the weights
@@ -187,10 +196,11 @@ def train(
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     resumed = last_checkpoint(folder)
-    if resumed:
+    if resumed and is_main_process():
         print(f"going on from {resumed}")
-    else:
-        metrics.path.unlink(missing_ok=True)
+    if not resumed:
+        if is_main_process():
+            metrics.path.unlink(missing_ok=True)
         # Not trainer.evaluate(): before train() it leaves the model prepared without DDP or FSDP,
         # and the ranks would each learn alone (transformers 5.23, accelerate 1.15).
         trainer.args.eval_on_start = held_out is not None

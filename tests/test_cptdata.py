@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from data.cptdata import REPLAY, SYNTHETIC, Blocks, cut_blocks, make_plan, subsample
@@ -19,6 +19,8 @@ from utils.io import UserError
     seed=st.integers(0, 5),
 )
 def test_plan(synthetic, replay, epochs, rr, bs, seed):
+    expected = epochs * synthetic * rr / (1 - rr)
+    assume(epochs * synthetic + round(expected) >= bs)
     plan = make_plan(synthetic, replay, epochs, rr, bs, seed)
     again = make_plan(synthetic, replay, epochs, rr, bs, seed)
     assert np.array_equal(plan.source, again.source)
@@ -30,7 +32,6 @@ def test_plan(synthetic, replay, epochs, rr, bs, seed):
     assert len(order) - epochs * synthetic < bs
     counts = np.bincount(plan.block[plan.source == REPLAY], minlength=replay)
     assert counts.max() - counts.min() <= 1  # none again before all were used
-    expected = epochs * synthetic * rr / (1 - rr)
     assert abs(counts.sum() - expected) <= bs if rr else counts.sum() == 0
 
 
@@ -51,6 +52,11 @@ def test_replay_is_spread_evenly():
 def test_impossible_shares_are_refused(rr):
     with pytest.raises(UserError, match="--rr"):
         make_plan(5, 5, 1, rr, 1, 0)
+
+
+def test_a_run_of_less_than_one_step_is_refused():
+    with pytest.raises(UserError, match="3 blocks in all"):
+        make_plan(3, 5, 1, 0.1, 16, 0)
 
 
 def test_blocks_are_the_file():

@@ -11,8 +11,12 @@ bash "$root/scripts/setup.sh"
 python="$root/.venv/bin/python"
 # The GPUs of CUDA_VISIBLE_DEVICES, else all; of these GPUS=n takes the first n.
 visible="${CUDA_VISIBLE_DEVICES-$( (nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null || true) | paste -sd, -)}"
-[ -z "${GPUS:-}" ] || visible="$(cut -d, -f"1-$GPUS" <<< "$visible")"
-[ -z "$visible" ] || export CUDA_VISIBLE_DEVICES="$visible"
+case "${GPUS:-all}" in
+    all) ;;
+    0) visible="" ;;
+    *) visible="$(cut -d, -f"1-$GPUS" <<< "$visible")" ;;
+esac
+export CUDA_VISIBLE_DEVICES="$visible"
 gpus="$(awk -F, '{ print NF }' <<< "$visible")"
 if [ "$gpus" -gt 1 ]; then
     exec "$python" -m torch.distributed.run --standalone --nproc_per_node "$gpus" "$root/train.py" "$@"

@@ -159,7 +159,9 @@ def answer_by_thinking(model, batch: list[Item], args: argparse.Namespace, numbe
 
 async def ask_server(items: list[Item], done: dict, args: argparse.Namespace, save) -> None:
     """A question whose call fails does not stop the others; the same command asks it again."""
-    from utils.client import CallFailed, Client, for_each
+    from utils.client import Client
+    from utils.schedule import for_each
+    from utils.wire import CallFailed
 
     client, failures = Client(args.model_path, args.base_url), []
 

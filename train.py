@@ -48,7 +48,7 @@ def recipe_arguments(group: argparse.ArgumentParser) -> None:
     add("--bs", type=Typed, default="16", help="blocks per optimizer step, over all GPUs (default 16)")
     add("--wd", type=Typed, default="0.01", help="weight decay (default 0.01)")
     add("--warmup", type=Typed, default="0.05", help="share of the steps (default 0.05)")
-    add("--task_name", default="quality", help="quality, quality-raw, example or example-raw (default quality)")
+    add("--task_name", default="quality", help="quality, example or your own; -raw, -rephrase, -qa, -strategies behind it for other text (default quality)")
     add("--model_name", default=paths.DEFAULT_TOKENIZER, help="hub name or checkpoint folder (default %(default)s)")
     add("--model", default=paths.DEFAULT_GENERATOR, help="the generator of the passages (default %(default)s)")
     add("--replay", default=paths.DEFAULT_REPLAY, help="name of the replay files (default %(default)s)")

@@ -13,6 +13,7 @@ import numpy as np
 
 from utils import paths
 from utils.bins import TokenFile
+from utils.corpus import METHODS
 from utils.io import UserError, run
 
 SYNTHETIC, REPLAY = 0, 1
@@ -131,15 +132,19 @@ def held_out(blocks: np.ndarray, most: int) -> Blocks:
 
 
 def open_training_file(task_name: str, generator: str) -> TokenFile:
-    """The token file of a --task_name: `quality` has the passages, `quality-raw` the articles."""
-    task, is_raw = task_name.removesuffix("-raw"), task_name.endswith("-raw")
-    if is_raw:
+    """The token file of a --task_name: `quality` has EntiGraph's passages, `quality-raw` the
+    articles, `quality-rephrase` and so on the passages of another method."""
+    task, _, variant = task_name.rpartition("-")
+    if variant == "raw":
         return TokenFile(
             paths.articles_bin(task), f"run: python data/tokenize_entigraph.py --task {task} --raw"
         )
+    method = variant if task and variant in METHODS else "entigraph"
+    task = task if task and variant in METHODS else task_name
     step = f"run: python data/tokenize_entigraph.py --task {task}"
     step += f" --model {generator}" if generator != paths.DEFAULT_GENERATOR else ""
-    return TokenFile(paths.entigraph_bin(task, generator), step)
+    step += f" --method {method}" if method != "entigraph" else ""
+    return TokenFile(paths.passages_bin(task, generator, method), step)
 
 
 def open_replay_file(name: str, split: str) -> TokenFile:
@@ -151,7 +156,7 @@ def open_replay_file(name: str, split: str) -> TokenFile:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--task_name", default="quality", help="quality, quality-raw, example, example-raw (default quality)")
+    add("--task_name", default="quality", help="as train.py's (default quality)")
     add("--model", default=paths.DEFAULT_GENERATOR, help="the generator (default %(default)s)")
     add("--model_name", default=paths.DEFAULT_TOKENIZER, help="whose tokenizer decodes (default %(default)s)")
     add("--replay", default=paths.DEFAULT_REPLAY, help="name of the replay files (default %(default)s)")

@@ -1,12 +1,14 @@
-"""Step 1: documents -> synthetic passages (EntiGraph).
+"""Step 1: documents -> synthetic passages.
 
 For every article: one call names its entities, then one call for every pair of entities and for a
-seeded sample of the triples retells the article from their angle. Every reply is in the article's
-journal, data/dataset/raw/<task>_entigraph_<model>/<uid>.jsonl, as soon as it is there; the same
-command goes on where the last one stopped and pays for nothing twice.
+seeded sample of the triples retells the article from their angle (EntiGraph; --method has others).
+Every reply is in the article's journal, data/dataset/raw/<task>_<method>_<model>/<uid>.jsonl, as soon
+as it is there; the same command goes on where the last one stopped and pays for nothing twice.
 
+    python data/entigraph.py all --dry_run         # what it would cost; nothing is called
     python data/entigraph.py 0                     # the first article of QuALITY, gpt-4-turbo
-    python data/entigraph.py all --max_triples 200
+    python data/entigraph.py all --max_triples 200 --concurrency 256 --budget_usd 500
+    python data/entigraph.py all --batch submit    # half the price, within a day; then status, collect
     python data/entigraph.py 0-2 --task example --model Llama-3.1-8B-Instruct \\
         --base_url http://127.0.0.1:8000/v1        # any OpenAI-compatible server
 """
@@ -14,37 +16,51 @@ command goes on where the last one stopped and pays for nothing twice.
 import argparse
 import asyncio
 import re
-from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import closing
+from pathlib import Path
 
-from tqdm import tqdm
-
+from data.generation import Batched, Live, import_published, summarize
 from utils import corpus, paths, quality
-from utils.client import CallFailed, Client, Reply, for_each
-from utils.io import Journal, UserError, run
-
-EXTRACTION_TRIES = 3  # a reply that names no entities is paid for; three times, not for ever
-FAILED = "error"  # the finish_reason of a record that holds no reply
+from utils.io import UserError, run
+from utils.ledger import Ledger
+from utils.passages import Store
+from utils.plan import dollars, make_plan, wall_seconds
+from utils.prices import find_price
 
 
 # fmt: off
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("articles", help="which, by number from 0: 7, 0-9, 0,3,7 or all")
-    add("--task", default="quality", help="quality or example (default quality)")
+    add("articles", nargs="?", help="which, by number from 0: 7, 0-9, 0,3,7 or all")
+    add("--task", default="quality", help="quality, example, or your own (data/dataset/raw/<task>.jsonl; default quality)")
     add("--model", default=paths.DEFAULT_GENERATOR, help="the generator (default %(default)s)")
     add("--base_url", help="an OpenAI-compatible server (default $OPENAI_BASE_URL, else OpenAI)")
-    add("--max_entities", type=positive, help="entities per article, the first named (default all)")
+    add("--method", choices=corpus.METHODS, default="entigraph", help="how to rewrite (default %(default)s)")
+    add("--max_entities", type=positive, help="entities (or strategies) per article, the first named (default all)")
     add("--max_pairs", type=count, help="pairs per article (default all)")
     add("--max_triples", type=count, default=1000, help="triples per article (default 1000; 40 entities have 9,880)")
+    add("--samples", type=positive, default=1, help="passages of everything that is asked for (default 1)")
+    add("--dry_run", action="store_true", help="print calls, tokens, dollars and time, and call nothing")
+    add("--budget_usd", type=float, help="stop before this is spent, earlier runs counted (default none)")
+    add("--max_tokens_total", type=positive, help="the same in tokens, of prompts and replies (default none)")
+    add("--prices", type=Path, default=paths.prices_file(), help="dollars for a million tokens (default data/prices.json)")
     add("--concurrency", type=positive, default=16, help="calls under way at once (default 16)")
+    add("--requests_per_minute", type=float, help="your limit, if you know it (default: learnt from refusals)")
+    add("--tokens_per_minute", type=float, help="your limit, if you know it")
+    add("--timeout", type=float, default=600.0, help="seconds for one try of a call (default 600)")
+    add("--batch", choices=["submit", "status", "collect"], help="through OpenAI's Batch API")
+    add("--retry_failed", action="store_true", help="ask again also for replies that were cut or filtered, which were paid for")
+    add("--import_json", type=Path, metavar="DIR", help="take over a corpus published as one JSON list a document")
     add("--max_tokens", type=positive, default=4096, help="longest reply (default 4096)")
     add("--temperature", type=float, default=1.0, help="default 1.0, as in the paper")
     add("--response_format", choices=["json_object", "json_schema"], default="json_object",
-        help="how the entity call asks for JSON (small local models need json_schema)")
+        help="how the listing call asks for JSON (small local models need json_schema)")
     add("--seed", type=int, default=0, help="of the samples, and sent with each call")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.articles is None and not args.import_json:
+        parser.error("which articles? 0, 0-9, 0,3,7 or all")
+    return args
 # fmt: on
 
 
@@ -65,8 +81,29 @@ def positive(text: str) -> int:
 def main() -> None:
     args = parse_arguments()
     documents = quality.load_task(args.task)
-    chosen = [documents[index] for index in parse_indices(args.articles, len(documents))]
-    asyncio.run(Generation(args).run(chosen))
+    chosen = [
+        documents[n]
+        for n in parse_indices("all" if args.articles is None else args.articles, len(documents))
+    ]
+    most = {"pair": args.max_pairs, "triple": args.max_triples}
+    recipe = corpus.Recipe(
+        args.model, args.method, most, args.samples, args.seed, args.max_entities
+    )
+    folder = paths.passages_dir(args.task, args.model, args.method)
+    if args.dry_run:
+        print_plan(args, chosen, recipe, folder)
+        return
+    with closing(open_ledger(args, folder)) as ledger:
+        store = Store(folder, args.retry_failed)
+        if args.import_json:
+            import_published(args.import_json, documents, recipe, store)
+            return
+        open_all(store, chosen, recipe)
+        way = (Batched if args.batch else Live)(args, chosen, recipe, store, ledger)
+        try:
+            asyncio.run(way.run())
+        finally:
+            summarize(store, ledger)
 
 
 def parse_indices(text: str, total: int) -> list[int]:
@@ -89,144 +126,51 @@ def parse_indices(text: str, total: int) -> list[int]:
     return sorted(indices)
 
 
-class Generation:
-    """One run over some documents: a client, a journal a document, and the counts on the bar."""
+def open_ledger(args: argparse.Namespace, folder: Path) -> Ledger:
+    price = find_price(args.prices, args.model)
+    if args.budget_usd is not None and not price:
+        raise UserError(
+            f"--budget_usd: {args.prices} has no price for {args.model}; add it, "
+            "or set --max_tokens_total"
+        )
+    return Ledger(folder / "calls.ledger", price, args.budget_usd, args.max_tokens_total)
 
-    def __init__(self, args: argparse.Namespace):
-        self.args = args
-        self.client = Client(args.model, args.base_url)
-        self.folder = paths.passages_dir(args.task, args.model)
-        self.journals: dict[str, Journal] = {}
-        self.done: dict[str, set[str]] = {}  # record ids by document
-        self.entities: dict[str, list[str]] = {}  # by document, where they are known
-        self.failed = self.cut = self.tokens = 0
-        self.last_error = ""
 
-    async def run(self, documents: list[quality.Document]) -> None:
-        args = self.args
-        with ExitStack() as stack:
-            for document in documents:
-                self.journals[document.uid] = stack.enter_context(self.open_journal(document))
-            self.bar = stack.enter_context(tqdm(desc="entities", total=len(documents), unit="call"))
-            await for_each(documents, self.extract, args.concurrency)
-            counts = [len(entities) for entities in self.entities.values()]
-            self.bar.set_description("passages")
-            self.bar.reset(
-                sum(corpus.passage_count(n, args.max_pairs, args.max_triples) for n in counts)
-            )
-            await for_each(self.missing_requests(documents), self.ask_passage, args.concurrency)
-        await self.client.close()
-        print(f"{sum(map(len, self.done.values()))} records in {self.folder}")
-        if self.cut:
-            print(
-                f"{self.cut} replies of this run did not end by themselves; step 2 leaves them out"
-            )
-        if self.failed:
-            raise UserError(
-                f"{self.failed} calls failed (the last: {self.last_error}); the others are saved, "
-                "and the same command tries the failed ones again"
-            )
+def open_all(store: Store, documents: list[quality.Document], recipe: corpus.Recipe) -> None:
+    for document in documents:
+        listing = recipe.list_kind and corpus.list_request(document, recipe).id
+        store.open(document.uid, listing)
 
-    def open_journal(self, document: quality.Document) -> Journal:
-        """Open it and note what is done; the texts themselves are not kept in memory."""
-        path = self.folder / f"{document.uid}.jsonl"
-        journal = Journal(path, keep=lambda record: record.get("finish_reason") != FAILED)
-        extraction = corpus.entity_request(document, self.args.model).id
-        for record in journal.records:
-            if record.get("id") == extraction:
-                self.entities[document.uid] = record["entities"][: self.args.max_entities]
-        self.done[document.uid] = {record.get("id") for record in journal.records}
-        journal.records.clear()
-        return journal
 
-    def missing_requests(self, documents: list[quality.Document]) -> Iterator[corpus.Request]:
-        """Document by document, so that a server's prefix cache meets one article at a time."""
-        args = self.args
-        for document in documents:
-            entities = self.entities.get(document.uid, [])
-            for request in corpus.passage_requests(
-                document, entities, args.model, args.max_pairs, args.max_triples, args.seed
-            ):
-                if request.id in self.done[document.uid]:
-                    self.bar.update()
-                else:
-                    yield request
-
-    async def extract(self, document: quality.Document) -> None:
-        if document.uid in self.entities:
-            self.bar.update()
-            return
-        request = corpus.entity_request(document, self.args.model)
-        for attempt in range(EXTRACTION_TRIES):
-            reply = await self.ask(request, attempt, response_format=self.response_format())
-            if reply is None:
-                return
-            try:
-                summary, entities = corpus.parse_entities(reply.text)
-            except ValueError as error:
-                self.last_error = f"{document.title}: {error}"
-                continue
-            self.record(request, reply, {"entities": entities, "summary": summary})
-            self.entities[document.uid] = entities[: self.args.max_entities]
-            return
-        self.record_failure(request, self.last_error, reply=reply.text)
-
-    async def ask_passage(self, request: corpus.Request) -> None:
-        if reply := await self.ask(request):
-            self.record(request, reply, {"text": reply.text})
-
-    async def ask(
-        self, request: corpus.Request, attempt: int = 0, **settings: object
-    ) -> Reply | None:
-        """One reply; where the call failed for good that is recorded, and there is none."""
-        seed = int(request.id[:6], 16) ^ self.args.seed + attempt
-        try:
-            reply = await self.client.chat(
-                request.text(),
-                temperature=self.args.temperature,
-                max_tokens=self.args.max_tokens,
-                seed=seed,
-                **settings,
-            )
-        except CallFailed as error:
-            self.record_failure(request, str(error))
-            return None
-        self.tokens += sum(reply.usage.values())
-        return reply
-
-    def response_format(self) -> dict:
-        if self.args.response_format == "json_object":
-            return {"type": "json_object"}
-        return {
-            "type": "json_schema",
-            "json_schema": {
-                "name": "entities",
-                "strict": True,
-                "schema": corpus.extraction_schema(self.args.max_entities),
-            },
-        }
-
-    def record(self, request: corpus.Request, reply: Reply, content: dict) -> None:
-        self.append(request, content | {"finish_reason": reply.finish_reason, "usage": reply.usage})
-        self.done[request.document.uid].add(request.id)
-        self.cut += reply.finish_reason != corpus.FINISHED
-
-    def record_failure(self, request: corpus.Request, error: str, **reply: str) -> None:
-        self.failed += 1
-        self.last_error = error
-        self.append(request, {"finish_reason": FAILED, "error": error} | reply)
-
-    def append(self, request: corpus.Request, content: dict) -> None:
-        head = {
-            "id": request.id,
-            "kind": request.kind,
-            "entities": list(request.entities),
-            "model": request.model,
-            "prompt": request.prompt,
-        }
-        self.journals[request.document.uid].append(head | content)
-        self.bar.update()
-        self.bar.set_postfix(failed=self.failed, tokens=self.tokens, retries=self.client.retries)
+def print_plan(
+    args: argparse.Namespace, documents: list, recipe: corpus.Recipe, folder: Path
+) -> None:
+    store = Store(folder, args.retry_failed, read_only=True)
+    open_all(store, documents, recipe)
+    rows, guessed = make_plan(documents, recipe, store)
+    print(
+        f"{'kind':22}{'done':>10}{'calls':>10}{'prompt tokens':>17}{'of them cached':>17}{'reply tokens':>15}"
+    )
+    for row in rows:
+        print(
+            f"{row.kind:22}{row.done:10,}{row.calls:10,}{row.prompt:17,}{row.cached:17,}{row.completion:15,}"
+        )
+    print()
+    if price := find_price(args.prices, args.model):
+        for way, usd in dollars(rows, price).items():
+            print(f"{way:22}${usd:>12,.2f}")
+    else:
+        print(f"{args.prices} has no price for {args.model}: no dollars")
+    print(
+        f"{'wall time, live':22}{wall_seconds(rows, args.concurrency) / 3600:>13,.1f} h at --concurrency {args.concurrency}"
+    )
+    if guessed:
+        print(
+            f"The {recipe.list_kind} of {guessed} of {len(documents)} articles are not known yet and are guessed;"
+        )
+        print(
+            "the number of calls is exact once they are (a first run with --max_pairs 0 --max_triples 0)."
+        )
 
 
 if __name__ == "__main__":

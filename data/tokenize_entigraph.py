@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import corpus, paths, quality, tokens
-from utils.io import run
+from utils import corpus, inspection, passages, paths, quality, tokens
+from utils.io import UserError, run
 
 
 # fmt: off
@@ -25,6 +25,9 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--task", default="quality", help="quality or example (default quality)")
     add("--model", default=paths.DEFAULT_GENERATOR, help="whose passages these are (default %(default)s)")
+    add("--method", choices=corpus.METHODS, default="entigraph", help="step 1's (default %(default)s)")
+    add("--min_quality", type=float, default=0.0, metavar="Q",
+        help="leave out passages below it, and repeated ones; 0 to 1, see utils/inspection.py (default 0: all)")
     add("--tokenizer", default=paths.DEFAULT_TOKENIZER, help="name or folder (default %(default)s)")
     add("--input", type=Path, nargs="+", metavar="FOLDER", help="folders of passages (default: step 1's)")
     add("--raw", action="store_true", help="the articles in place of the passages")
@@ -40,13 +43,8 @@ def main() -> None:
         target = paths.articles_bin(args.task)
         build, sources = articles(args.task, rng)
     else:
-        target = paths.entigraph_bin(args.task, args.model)
-        folders = args.input or [paths.passages_dir(args.task, args.model)]
-        build, sources = passages(
-            folders,
-            rng,
-            f"run: python data/entigraph.py all --task {args.task} --model {args.model}",
-        )
+        target = paths.passages_bin(args.task, args.model, args.method)
+        build, sources = passages_of(args, rng)
     tokenizer = tokens.load_tokenizer(args.tokenizer)
     tokens.write_documents(target, build, tokenizer, {"seed": args.seed, "sources": sources})
 
@@ -58,12 +56,36 @@ def articles(task: str, rng: np.random.Generator) -> tuple[Callable[[], Iterable
     return lambda: texts, [str(path) for path in quality.task_files(task)]
 
 
-def passages(
-    folders: list[Path], rng: np.random.Generator, made_by: str
+def passages_of(
+    args: argparse.Namespace, rng: np.random.Generator
 ) -> tuple[Callable[[], Iterable[str]], list[str]]:
-    files, places = corpus.locate_passages(folders, made_by)
+    folders = args.input or [paths.passages_dir(args.task, args.model, args.method)]
+    made_by = f"run: python data/entigraph.py all --task {args.task} --model {args.model}"
+    made_by += f" --method {args.method}" if args.method != "entigraph" else ""
+    files, places = passages.locate_passages(folders, made_by)
+    if args.min_quality > 0:
+        places = good_ones(files, places, quality.load_task(args.task), args.min_quality)
     places = rng.permutation(places)
-    return lambda: corpus.read_passages(files, places), [str(folder) for folder in folders]
+    return lambda: passages.read_passages(files, places), [str(folder) for folder in folders]
+
+
+def good_ones(files: list[Path], places: np.ndarray, documents: list, least: float) -> np.ndarray:
+    """The places of passages of at least that quality, each text once."""
+    articles = {document.uid: document.text for document in documents}
+    seen: set[bytes] = set()
+    file, source, kept = None, set(), []
+    for (number, _), text in zip(places, passages.read_passages(files, places), strict=True):
+        if number != file:
+            article = inspection.words_of(articles.get(files[number].stem, ""))
+            file, source = number, set(inspection.ngrams(article, inspection.COPIED_N))
+        words = inspection.words_of(text)
+        mark = inspection.fingerprint(words)
+        kept.append(mark not in seen and inspection.quality(words, text, source) >= least)
+        seen.add(mark)
+    if not any(kept):
+        raise UserError(f"--min_quality {least}: no passage is left")
+    print(f"--min_quality {least}: {sum(kept):,} of {len(kept):,} passages are left")
+    return places[np.array(kept)]
 
 
 if __name__ == "__main__":

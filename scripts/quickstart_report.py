@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 from utils import paths
-from utils.corpus import FINISHED
 from utils.io import read_json, read_jsonl, replacing, run, write_json
+from utils.passages import FINISHED
 
 AGAIN = "run: bash scripts/quickstart.sh"
 LABELS = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fake_server import FakeServer
+from benchmarks.fake_openai import FakeOpenAI
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -25,7 +25,7 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def server():
-    with FakeServer() as running:
+    with FakeOpenAI() as running:
         yield running
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from utils import client as wire
 from utils.io import UserError
+from utils.schedule import for_each
 
 KEY = "sk-secret-123"
 
@@ -15,12 +16,24 @@ def client(home, server, monkeypatch):
     return wire.Client("m", server.url)
 
 
+def run(client, work):
+    """The result of `work`, in a loop in which the client's connections end too."""
+
+    async def main():
+        try:
+            return await work
+        finally:
+            await client.close()
+
+    return asyncio.run(main())
+
+
 def test_a_reply_and_its_bill(client, server):
-    reply = asyncio.run(client.chat("hello # Task\n- x", temperature=1.0))
+    reply = run(client, client.chat("hello # Task\n- x", max_tokens=9, temperature=1.0))
     assert reply.text == "About x"
     assert (reply.finish_reason, reply.usage) == (
         "stop",
-        {"prompt_tokens": 100, "completion_tokens": 10},
+        {"prompt_tokens": len("hello # Task\n- x") // 4, "completion_tokens": 10},
     )
     assert server.bodies[0]["temperature"] == 1.0
     assert server.keys == {KEY}
@@ -29,14 +42,14 @@ def test_a_reply_and_its_bill(client, server):
 @pytest.mark.parametrize("fault", [429, 500, 503, "torn", "bad_json", "no_choices"])
 def test_passing_faults_are_retried(client, server, fault):
     server.faults = [fault, fault]
-    assert asyncio.run(client.chat("hello # Task\n- x")).text == "About x"
+    assert run(client, client.chat("hello # Task\n- x", max_tokens=9)).text == "About x"
     assert client.retries == 2
 
 
 def test_retries_are_bounded(client, server):
     server.faults = [500] * 100
     with pytest.raises(wire.CallFailed, match="500") as caught:
-        asyncio.run(client.chat("hello"))
+        run(client, client.chat("hello", max_tokens=9))
     assert server.requests == wire.MAX_TRIES
     assert KEY not in str(caught.value)
 
@@ -45,7 +58,7 @@ def test_retries_are_bounded(client, server):
 def test_a_refusal_stops_at_once_and_shows_no_key(client, server, status):
     server.faults = [status] * 10
     with pytest.raises(UserError, match=str(status)) as caught:
-        asyncio.run(client.chat("hello"))
+        run(client, client.chat("hello", max_tokens=9))
     assert server.requests == 1
     assert KEY not in str(caught.value)
 
@@ -53,12 +66,12 @@ def test_a_refusal_stops_at_once_and_shows_no_key(client, server, status):
 def test_a_bad_request_fails_alone(client, server):
     server.faults = [400]
     with pytest.raises(wire.CallFailed, match="400"):
-        asyncio.run(client.chat("hello"))
+        run(client, client.chat("hello", max_tokens=9))
     assert server.requests == 1
 
 
 def test_choices_that_a_server_leaves_out_are_asked_for_again(client, server):
-    assert asyncio.run(client.complete("p", 3)) == [server.answer] * 3
+    assert run(client, client.complete("p", 3)) == [server.answer] * 3
     assert server.requests == 3
 
 
@@ -73,7 +86,7 @@ def test_for_each_is_bounded_and_in_order(client):
         await asyncio.sleep(0.001)
         running -= 1
 
-    asyncio.run(wire.for_each(range(50), work, 7))
+    asyncio.run(for_each(range(50), work, 7))
     assert most == 7
     assert begun == list(range(50))
 

@@ -1,12 +1,10 @@
-import json
+import itertools
 import os
 from math import comb
 
-import numpy as np
 import pytest
 
 from utils import corpus
-from utils.io import UserError
 from utils.quality import Document
 
 DOCUMENT = Document(
@@ -15,8 +13,14 @@ DOCUMENT = Document(
 ENTITIES = list("abcdefg")
 
 
-def requests(max_pairs=None, max_triples=None, seed=0, entities=ENTITIES):
-    return corpus.passage_requests(DOCUMENT, entities, "m", max_pairs, max_triples, seed)
+def requests(max_pairs=None, max_triples=None, seed=0, entities=ENTITIES, **settings):
+    most = {"pair": max_pairs, "triple": max_triples}
+    recipe = corpus.Recipe("m", most=most, seed=seed, **settings)
+    return [
+        request
+        for kind in recipe.kinds
+        for request in corpus.passage_requests(DOCUMENT, kind, entities, recipe)
+    ]
 
 
 def test_all_pairs_and_triples():
@@ -40,7 +44,7 @@ def test_ids_depend_on_what_is_asked():
         corpus.Request(
             Document("u", "A {title}", "Doe, Jo", "1950", "Other."), "pair", base.entities, "m"
         ),
-        corpus.entity_request(DOCUMENT, "m"),
+        corpus.list_request(DOCUMENT, corpus.Recipe("m")),
     ]
     assert len({base.id, *(other.id for other in others)}) == 5
 
@@ -49,7 +53,7 @@ def test_the_article_comes_before_the_entities_and_braces_stay():
     texts = [request.text() for request in requests()]
     assert all("A text with {entities} and {document} in it." in text for text in texts)
     shared = min(len(os.path.commonprefix([texts[0], text])) for text in texts[1 : comb(7, 2)])
-    assert shared >= texts[0].index("- a")
+    assert shared >= texts[0].index("\n- ")
     assert "A {title}\nby Jo Doe (1950)" in texts[0]
 
 
@@ -66,7 +70,7 @@ def test_the_article_comes_before_the_entities_and_braces_stay():
     ],
 )
 def test_entities_are_found(reply, entities):
-    assert corpus.parse_entities(reply)[1] == entities
+    assert corpus.parse_list(reply)[1] == entities
 
 
 @pytest.mark.parametrize(
@@ -84,37 +88,67 @@ def test_entities_are_found(reply, entities):
 )
 def test_bad_replies_are_refused(reply):
     with pytest.raises(ValueError):
-        corpus.parse_entities(reply)
+        corpus.parse_list(reply)
 
 
-def test_passages_are_what_ended_well_in_an_order_of_their_own(tmp_path):
-    records = [
-        {"id": "3", "kind": "pair", "text": "three", "finish_reason": "stop"},
-        {
-            "id": "1",
-            "kind": "entities",
-            "summary": "one",
-            "entities": ["x"],
-            "finish_reason": "stop",
-        },
-        {"id": "2", "kind": "pair", "text": "cut", "finish_reason": "length"},
-        {"id": "4", "kind": "pair", "finish_reason": "error", "error": "500"},
-        {"id": "5", "kind": "pair", "text": "", "finish_reason": "stop"},
+def test_combinations_are_those_of_itertools():
+    for total, size in ((7, 2), (7, 3), (9, 1), (5, 0), (3, 3)):
+        numbered = [corpus.combination(total, size, n) for n in range(comb(total, size))]
+        assert numbered == [list(group) for group in itertools.combinations(range(total), size)]
+
+
+def test_each_pair_once_and_samples_go_on():
+    once, twice = requests(max_triples=4), requests(max_triples=4, samples=2)
+    assert len({r.entities for r in once}) == len(once) == comb(7, 2) + 4
+    assert [r.id for r in twice if not r.sample] == [r.id for r in once]
+    assert len({r.id for r in twice}) == len(twice) == 2 * len(once)
+
+
+@pytest.mark.parametrize("method", corpus.METHODS)
+def test_every_method_has_its_prompts_and_its_own_ids(method):
+    recipe = corpus.Recipe("m", method)
+    document = Document("u", "A title", "Doe, Jo", "1950", "A text.")
+    asked = [
+        request
+        for kind in recipe.kinds
+        for request in corpus.passage_requests(document, kind, ENTITIES, recipe)
     ]
-    for name, order in (("a", records), ("b", records[::-1])):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "u.jsonl").write_text("".join(json.dumps(r) + "\n" for r in order))
-        files, places = corpus.locate_passages([tmp_path / name], "")
-        assert list(corpus.read_passages(files, places)) == ["one", "three"]
-        assert list(corpus.read_passages(files, np.flip(places, 0))) == ["three", "one"]
+    assert len(asked) == sum(corpus.passage_count(kind, 7, recipe) for kind in recipe.kinds)
+    if recipe.list_kind:
+        asked.append(corpus.list_request(document, recipe))
+        assert f'"{recipe.list_kind}"' in asked[-1].text()
+    shared = os.path.commonprefix([request.text() for request in asked])
+    assert "A text." in shared  # the work on the document is shared by all calls
+    for request in asked:
+        assert "{" not in request.text().split("# Task")[1].replace('{"', "")
+    other = corpus.Request(document, asked[0].kind, asked[0].entities, "m", "another method")
+    assert other.id != asked[0].id
 
 
-def test_an_empty_folder_names_the_step(tmp_path):
-    with pytest.raises(UserError, match="run it"):
-        corpus.locate_passages([tmp_path], "run it")
+@pytest.mark.parametrize(
+    ("names", "left"),
+    [
+        (["The Bell", "bell", "a bell."], ["The Bell"]),
+        (["bell", "bells", "the Bells"], ["bell"]),
+        (["ferries", "ferry"], ["ferries"]),
+        (["box", "boxes"], ["box"]),
+        (["Ada", "Ada Lovelace", "“Ada”"], ["Ada", "Ada Lovelace"]),
+        (["the", "", "A"], ["the", "A"]),
+        (["gas", "ga"], ["gas"]),
+        (["James", "Jane"], ["James", "Jane"]),
+    ],
+)
+def test_entities_that_are_one_are_named_once(names, left):
+    assert corpus.distinct(names) == left
 
 
-def test_a_corpus_without_one_good_passage_is_no_corpus(tmp_path):
-    (tmp_path / "u.jsonl").write_text('{"id": "1", "text": "cut", "finish_reason": "length"}\n')
-    with pytest.raises(UserError, match="no passage in it ended well"):
-        corpus.locate_passages([tmp_path], "run it")
+def test_ninety_five_percent_of_forty_entities_prompts_are_shared():
+    """Of the prompt tokens (here: characters) of an article of 5,000 tokens with 40 entities, those
+    in a prefix that an earlier call of the same kind has."""
+    document = Document("u", "Title", "Doe, Jo", "1950", "word " * 4000)
+    names = [f"Entity number {n}" for n in range(40)]
+    for kind in ("pair", "triple"):
+        recipe = corpus.Recipe("m", most={"triple": 1000})
+        texts = [r.text() for r in corpus.passage_requests(document, kind, names, recipe)]
+        shared = sum(len(os.path.commonprefix(pair)) for pair in itertools.pairwise(texts))
+        assert shared / sum(map(len, texts)) >= 0.95

@@ -7,8 +7,8 @@ from math import comb
 
 import pytest
 
+from benchmarks.fake_openai import ENTITIES
 from tests.conftest import refused, run_script, start_script, succeed
-from tests.fake_server import ENTITIES
 from utils import paths
 
 CALLS = 1 + comb(len(ENTITIES), 2) + comb(len(ENTITIES), 3)  # of one article: 36
@@ -181,3 +181,135 @@ def test_ctrl_c_is_quiet_and_loses_nothing(home, server):
     assert process.returncode == 130
     assert "Traceback" not in err
     assert len(records()) >= 3
+
+
+def summary():
+    return json.loads((paths.passages_dir("example", "m") / "summary.json").read_text())
+
+
+def test_the_summary_is_of_all_runs_and_agrees_with_the_server(home, server):
+    succeed(*entigraph(server, "--max_pairs", 3, "--max_triples", 0))
+    server.faults = [500, "torn", "bad_json", "no_choices", 429, "length"]
+    succeed(*entigraph(server, "--max_triples", 0))
+    found = summary()
+    assert found["prompt_tokens"] == server.tokens["prompt"]
+    assert found["completion_tokens"] == server.tokens["completion"]
+    assert (found["calls"], found["lost"], found["retries"]) == (17, 2, 4)
+    assert found["finish_reasons"] == {"length": 1, "stop": 15}
+    assert found["failed"] == 0
+    assert found["usd"] is None
+
+
+def test_what_was_cut_or_filtered_is_asked_again_only_on_request(home, server):
+    server.faults = [None, "length", "content_filter"]
+    out = succeed(*entigraph(server))
+    assert "2 replies of this run did not end by themselves" in out
+    asked = server.requests
+    succeed(*entigraph(server))
+    assert server.requests == asked
+    succeed(*entigraph(server, "--retry_failed"))
+    assert server.requests == asked + 2
+    assert summary()["finish_reasons"] == {"stop": CALLS}
+
+
+@pytest.mark.parametrize("flags", [["--budget_usd", 0.5], ["--max_tokens_total", 16_000]])
+def test_a_budget_is_never_passed_and_spread_evenly(home, server, tmp_path, flags):
+    """Kills and faults included; a larger budget goes on from there."""
+    prices = tmp_path / "prices.json"
+    prices.write_text('{"m": {"prompt": 10, "cached": 10, "completion": 30, "batch": 0.5}}')
+    options = ["--prices", prices, "--max_tokens", 50, *flags]
+
+    def spent():
+        tokens = server.tokens
+        if "--budget_usd" in flags:
+            return tokens["prompt"] * 1e-5 + tokens["completion"] * 3e-5
+        return tokens["prompt"] + tokens["completion"]
+
+    server.latency, server.fault_share = 0.05, 0.1
+    command = entigraph(server, *options, "--timeout", 1, articles="all")
+    for _ in range(3):
+        process = start_script(*command)
+        time.sleep(1.5)
+        process.kill()
+        process.communicate()
+    run_script(*command)
+    assert 0.5 * flags[1] < spent() <= flags[1]
+    server.fault_share = 0
+    done = run_script(*command)
+    assert "The budget is spent" in done.stdout, done.stderr
+    assert spent() <= flags[1]
+    counts = Counter()
+    for path in paths.passages_dir("example", "m").glob("*.jsonl"):
+        counts[path.stem] = path.read_text().count("\n")
+    assert len(counts) == 12 or max(counts.values()) <= 51
+    before = spent()
+    succeed(*entigraph(server, *options[:-1], flags[1] * 2, articles="all"))
+    assert before < spent() <= 2 * flags[1]
+
+
+def test_other_methods_write_to_folders_of_their_own(home, server):
+    for method, calls in (("rephrase", 3 * 2), ("qa", 2), ("strategies", 1 + 6 * 2)):
+        before = server.requests
+        succeed(*entigraph(server, "--method", method, "--samples", 2))
+        folder = paths.passages_dir("example", "m", method)
+        (journal,) = folder.glob("*.jsonl")
+        found = [json.loads(line) for line in journal.open()]
+        assert server.requests - before == len(found) == calls
+        assert len({record["id"] for record in found}) == calls
+
+
+def test_import_of_the_published_corpus(home, server, tmp_path):
+    source = tmp_path / "published"
+    source.mkdir()
+    (source / "An Orchestra of Fog Horns.json").write_text(
+        json.dumps([["A", "B", "C"], "A summary.", "First text.", "Second text.", "First text."])
+    )
+    (source / "A title: of / none.json".replace("/", "-")).write_text(json.dumps([["X"], "S."]))
+    command = ("data/entigraph.py", "--import_json", source, "--task", "example", "--model", "m")
+    for _ in range(2):  # the second time changes nothing
+        assert "2 documents, 4 records" in succeed(*command)
+    assert len(records()) == 4
+    succeed(*entigraph(server, articles="0"))  # goes on from the entities that were imported
+    assert sum(record["kind"] == "pair" for record in records()) == 3
+    (source / "bad.json").write_text('{"a": 1}')
+    assert "bad.json" in refused(*command)
+
+
+def test_openai_gets_its_own_names_and_a_cache_key(home, server):
+    """Through a proxy that stands for api.openai.com."""
+    command = entigraph(server, "--max_pairs", 1, "--max_triples", 0)
+    index = command.index("--base_url")
+    command = (*command[:index], "--base_url", "http://api.openai.com/v1", *command[index + 2 :])
+    proxy = server.url.removesuffix("/v1")
+    succeed(*command, OPENAI_API_KEY="sk-secret-123", http_proxy=proxy, no_proxy="")
+    assert len({body["prompt_cache_key"] for body in server.bodies}) == 1
+    assert all(body["max_completion_tokens"] == 4096 for body in server.bodies)
+    assert not any("max_tokens" in body for body in server.bodies)
+    server.bodies.clear()
+    succeed(*entigraph(server, "--max_pairs", 2, "--max_triples", 0))
+    assert all(body["max_tokens"] == 4096 for body in server.bodies)
+    assert not any("prompt_cache_key" in body for body in server.bodies)
+
+
+def test_two_processes_do_not_write_to_one_folder(home, server):
+    server.latency = 0.3
+    process = start_script(*entigraph(server))
+    while not server.requests and process.poll() is None:
+        time.sleep(0.01)
+    line = refused(*entigraph(server, articles="1"))
+    assert "another process" in line
+    process.communicate()
+
+
+def test_a_server_that_is_not_there(home, server, monkeypatch):
+    command = list(entigraph(server))
+    command[command.index("--base_url") + 1] = "localhost:1/v1"
+    assert "--base_url localhost:1/v1" in refused(*command)
+
+
+def test_insufficient_quota_stops_and_keeps_what_is_under_way(home, server):
+    server.latency, server.completion_tokens = 0.3, 10
+    server.faults = [None] * 4 + ["insufficient_quota"]
+    line = refused(*entigraph(server, "--concurrency", 4))
+    assert "quota" in line
+    assert len(records()) >= 4

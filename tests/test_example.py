@@ -7,11 +7,11 @@ from collections import Counter
 import numpy as np
 
 from tests.conftest import ROOT
-from utils import corpus, quality
+from utils import passages, quality
 
 DOCUMENTS = quality.load_task("example")
-FILES, PLACES = corpus.locate_passages([ROOT / "data/example/passages"], "")
-PASSAGES = list(corpus.read_passages(FILES, PLACES))
+FILES, PLACES = passages.locate_passages([ROOT / "data/example/passages"], "")
+PASSAGES = list(passages.read_passages(FILES, PLACES))
 QUESTIONS = [question for document in DOCUMENTS for question in document.questions]
 
 

@@ -36,6 +36,14 @@ def test_an_empty_folder_names_the_step(home):
         execute("nb_qa_eval.ipynb")
 
 
+def test_the_entity_graph_and_the_histograms(home):
+    folder = ROOT / "data/example/passages"
+    succeed("data/inspect_entigraph.py", "--task", "example", "--input", folder)
+    cells = execute("nb_entigraph.ipynb").cells
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+
+
 def test_notebooks_are_committed_without_outputs():
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         for cell in nbformat.read(path, as_version=4).cells:

@@ -108,7 +108,7 @@ def test_step_2_same_seed_same_bytes(home, tiny_model):
         "--input",
         ROOT / "data/example/passages",
     )
-    path = paths.entigraph_bin("example", paths.DEFAULT_GENERATOR)
+    path = paths.passages_bin("example", paths.DEFAULT_GENERATOR)
     succeed(*command)
     first = path.read_bytes()
     succeed(*command)

@@ -1,37 +1,77 @@
-"""What is asked of a document: the EntiGraph requests, their record ids, and the passages that came back."""
+"""What is asked of a document: the methods, their requests and record ids."""
 
 import functools
 import hashlib
 import itertools
 import json
-import random
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import comb
-from pathlib import Path
 
 import numpy as np
 
 from utils import paths
-from utils.io import UserError, iterate_jsonl, read_text
+from utils.io import read_text
 from utils.quality import Document
 
-METHOD = "entigraph"
-FINISHED = "stop"  # the finish_reason of a reply that ended by itself
-FEWEST_ENTITIES = 3  # fewer make no triple; an article of QuALITY has about 30
-LONGEST_NAME = 12  # words; what is longer is a sentence
+FEWEST_LISTED = 3  # fewer entities make no triple; an article of QuALITY has about 30
+LONGEST_NAME = 12  # words of an entity; what is longer is a sentence
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to rewrite a document: at first, perhaps, a call that lists something in it (its kind is
+    the name of the list in the reply); then passages of some kinds, each about so many of the things
+    listed. A kind is a file of prompts/; a new method is an entry here and its files there."""
+
+    list_kind: str | None
+    about: dict[str, int]
+
+
+METHODS = {
+    "entigraph": Method("entities", {"pair": 2, "triple": 3}),
+    "rephrase": Method(
+        None, {"rephrase_plain": 0, "rephrase_encyclopedia": 0, "rephrase_scholar": 0}
+    ),
+    "qa": Method(None, {"qa": 0}),
+    "strategies": Method("strategies", {"strategy": 1}),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is asked of every document. `most` has the largest number of passages of a kind about
+    different things (absent or None: all there are); each is asked for `samples` times. Of what a document lists, the
+    first `max_listed` are used."""
+
+    model: str
+    method: str = "entigraph"
+    most: dict[str, int | None] = field(default_factory=dict)
+    samples: int = 1
+    seed: int = 0
+    max_listed: int | None = None
+
+    @property
+    def list_kind(self) -> str | None:
+        return METHODS[self.method].list_kind
+
+    @property
+    def kinds(self) -> list[str]:
+        """Of passages, in the order in which they are asked for."""
+        return list(METHODS[self.method].about)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One call to make about a document: what it is, and the entities it is about."""
+    """One call to make about a document, and what of the document it is about."""
 
     document: Document
-    kind: str  # entities, pair or triple
+    kind: str
     entities: tuple[str, ...]
     model: str
+    method: str = "entigraph"
+    sample: int = 0
 
     @property
     def prompt(self) -> str:
@@ -40,11 +80,12 @@ class Request:
 
     @property
     def id(self) -> str:
-        """The same for the same document, entities, prompt, model and method."""
+        """The same for the same document, entities, prompt, model, method and sample."""
         document = self.document
-        content = hashlib.sha256(document.text.encode()).hexdigest()
-        key = [document.uid, content, self.entities, self._template(), self.model, METHOD]
-        return hashlib.sha256(json.dumps(key, ensure_ascii=False).encode()).hexdigest()[:24]
+        key = [document.uid, _sha256(document.text), self.entities, self._template(), self.model,
+               self.method]  # fmt: skip
+        key += [self.sample] if self.sample else []
+        return _sha256(json.dumps(key, ensure_ascii=False))[:24]
 
     def text(self) -> str:
         """The prompt to send. Made when it is sent: 1,000 prompts of a long article are 20 MB."""
@@ -56,13 +97,14 @@ class Request:
         return fill(self._template(), filling)
 
     def _template(self) -> str:
-        return _read_prompt(self.prompt)
+        """All prompts begin alike, up to the end of the document, and what differs from call to call
+        of a kind comes last: servers reuse the work on a prefix that they have seen."""
+        return _read_prompt("document.md") + _read_prompt(self.prompt)
 
 
-def passage_count(entities: int, max_pairs: int | None, max_triples: int | None) -> int:
-    """How many requests `passage_requests` gives, without making them."""
-    totals = ((comb(entities, 2), max_pairs), (comb(entities, 3), max_triples))
-    return sum(total if limit is None else min(total, limit) for total, limit in totals)
+@functools.lru_cache(maxsize=4096)
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @functools.cache
@@ -70,31 +112,46 @@ def _read_prompt(name: str) -> str:
     return read_text(paths.prompts_dir() / name, "it ships with the repository")
 
 
-def entity_request(document: Document, model: str) -> Request:
-    return Request(document, "entities", (), model)
+def list_request(document: Document, recipe: Recipe) -> Request:
+    """The call that lists what the passages of `document` will be about."""
+    return Request(document, recipe.list_kind, (), recipe.model, recipe.method)
+
+
+def passage_count(kind: str, listed: int, recipe: Recipe) -> int:
+    """How many requests `passage_requests` gives for a list of that length."""
+    total = comb(listed, METHODS[recipe.method].about[kind])
+    limit = recipe.most.get(kind)
+    return (total if limit is None else min(total, limit)) * recipe.samples
 
 
 def passage_requests(
-    document: Document,
-    entities: list[str],
-    model: str,
-    max_pairs: int | None,
-    max_triples: int | None,
-    seed: int,
-) -> list[Request]:
-    """Pairs, then triples; where a number is given, the first so many of a seeded order.
+    document: Document, kind: str, listed: list[str], recipe: Recipe
+) -> Iterator[Request]:
+    """Calls for the passages of a kind: for each choice of as many of the listed things as the kind
+    is about, in a seeded order, cut at the recipe's limit.
 
-    A larger number keeps what a smaller one gave: the order depends on the document and the seed
-    alone. Without a limit there are n(n-1)/2 pairs and n(n-1)(n-2)/6 triples.
+    A larger limit, or more samples, go on where smaller ones end: the order depends on the document,
+    the kind and the seed alone.
     """
-    requests = []
-    for kind, size, limit in (("pair", 2, max_pairs), ("triple", 3, max_triples)):
-        groups = list(itertools.combinations(entities, size))
-        if limit is not None and limit < len(groups):
-            random.Random(f"{seed}/{document.uid}/{kind}").shuffle(groups)
-            groups = groups[:limit]
-        requests += [Request(document, kind, group, model) for group in groups]
-    return requests
+    size = METHODS[recipe.method].about[kind]
+    order = np.random.default_rng(list(f"{recipe.seed}/{document.uid}/{kind}".encode()))
+    chosen = order.permutation(comb(len(listed), size))[: recipe.most.get(kind)].astype(np.int32)
+    for sample, number in itertools.product(range(recipe.samples), chosen):
+        group = tuple(listed[index] for index in combination(len(listed), size, int(number)))
+        yield Request(document, kind, group, recipe.model, recipe.method, sample)
+
+
+def combination(total: int, size: int, number: int) -> list[int]:
+    """The `number`-th of the C(total, size) choices, in the order of itertools.combinations: of 100
+    entities there are 161,700 triples, which need not be in memory."""
+    found, least = [], 0
+    for left in range(size - 1, -1, -1):
+        while number >= (block := comb(total - least - 1, left)):
+            number -= block
+            least += 1
+        found.append(least)
+        least += 1
+    return found
 
 
 def fill(template: str, filling: dict[str, str]) -> str:
@@ -103,89 +160,50 @@ def fill(template: str, filling: dict[str, str]) -> str:
     return re.sub(r"\{(\w+)\}", lambda match: filling.get(match[1], match[0]), template)
 
 
-def extraction_schema(max_entities: int | None) -> dict:
-    """The JSON schema of a reply to `entities.md`."""
-    names = {"type": "array", "items": {"type": "string"}, "minItems": FEWEST_ENTITIES}
-    if max_entities:
-        names["maxItems"] = max_entities
+def list_schema(kind: str, most: int | None) -> dict:
+    """The JSON schema of a reply to a call that lists."""
+    names = {"type": "array", "items": {"type": "string"}, "minItems": FEWEST_LISTED}
+    if most:
+        names["maxItems"] = most
     return {
         "type": "object",
-        "properties": {"entities": names, "summary": {"type": "string"}},
-        "required": ["entities", "summary"],
+        "properties": {kind: names, "summary": {"type": "string"}},
+        "required": [kind, "summary"],
         "additionalProperties": False,
     }
 
 
-def parse_entities(reply: str) -> tuple[str, list[str]]:
-    """Summary and entities out of a model's reply to `entities.md`.
+def parse_list(reply: str, kind: str = "entities") -> tuple[str, list[str]]:
+    """Summary and list out of a model's reply to a call that lists.
 
-    Takes the outermost {...}, so that a Markdown fence or a sentence before it does no harm.
-    Entities that differ in case or white space alone are one. Raises ValueError where there is no
-    such object or fewer than FEWEST_ENTITIES entities.
+    Takes the outermost {...}, so that a Markdown fence or a sentence before it does no harm. Raises
+    ValueError where there is no such object or the list is shorter than FEWEST_LISTED.
     """
     start, end = reply.find("{"), reply.rfind("}")
     value = json.loads(reply[start : end + 1]) if 0 <= start < end else None
-    if not isinstance(value, dict) or not isinstance(value.get("entities"), list):
-        raise ValueError("the reply is not a JSON object with a list of entities")
-    words = [name.split() for name in value["entities"] if isinstance(name, str)]
-    names = [" ".join(name) for name in words if 0 < len(name) <= LONGEST_NAME]
-    first_of = {name.lower(): name for name in reversed(names)}
-    entities = list(first_of.values())[::-1]
-    if len(entities) < FEWEST_ENTITIES:
-        raise ValueError(
-            f"the reply names {len(entities)} entities, {FEWEST_ENTITIES} are the least"
-        )
-    return str(value.get("summary", "")).strip(), entities
+    if not isinstance(value, dict) or not isinstance(value.get(kind), list):
+        raise ValueError(f"the reply is not a JSON object with a list of {kind}")
+    names = [" ".join(name.split()) for name in value[kind] if isinstance(name, str)]
+    if kind == "entities":
+        names = [name for name in names if len(name.split()) <= LONGEST_NAME]
+    listed = distinct(names)
+    if len(listed) < FEWEST_LISTED:
+        raise ValueError(f"the reply names {len(listed)} {kind}, {FEWEST_LISTED} are the least")
+    return str(value.get("summary", "")).strip(), listed
 
 
-def locate_passages(folders: list[Path], made_by: str) -> tuple[list[Path], np.ndarray]:
-    """Where the passages of some folders of journals lie: the corpus is every summary and every
-    text that ended well, one document each.
-
-    Returns the files and an (n, 2) int64 array of file number and byte offset, 16 bytes a passage,
-    in order of file, then of record id: the order in which concurrent calls happened to end leaves
-    no trace. Raises UserError where a folder holds no journal.
-    """
-    files: list[Path] = []
-    places: list[np.ndarray] = []
-    for folder in folders:
-        found = sorted(folder.glob("*.jsonl"))
-        if not found:
-            raise UserError(f"{folder}: holds no passages; {made_by}")
-        for path in found:
-            offsets = _passages_of(path)
-            places.append(np.array([(len(files), offset) for offset in offsets]).reshape(-1, 2))
-            files.append(path)
-    if not sum(map(len, places)):
-        raise UserError(f"{', '.join(map(str, folders))}: no passage in it ended well; {made_by}")
-    return files, np.concatenate(places).astype(np.int64)
-
-
-def read_passages(files: list[Path], places: np.ndarray) -> Iterator[str]:
-    """The passages at `places`, in that order, one in memory at a time."""
-    with ExitStack() as stack:
-        opened = [stack.enter_context(open(path, "rb")) for path in files]
-        for number, offset in places:
-            opened[number].seek(offset)
-            yield _passage(json.loads(opened[number].readline()))
-
-
-def _passages_of(path: Path) -> list[int]:
-    """Byte offsets of a journal's passages, by record id."""
-    return [
-        offset
-        for _, offset in sorted(
-            (str(record.get("id")), offset)
-            for offset, record in iterate_jsonl(path)
-            if _passage(record)
-        )
-    ]
-
-
-def _passage(record: dict) -> str:
-    if record.get("finish_reason") != FINISHED:
-        return ""
-    return record.get("summary") or record.get("text") or ""
+def distinct(names: list[str]) -> list[str]:
+    """The names without those that repeat an earlier one but for case, a leading article,
+    punctuation around them, or one being the plural of the other."""
+    found: dict[str, str] = {}
+    for name in names:
+        key = re.sub(r"^(the|an?) ", "", name.lower().strip(" .,;:!?'\"“”‘’*_`"))
+        singulars = {key, key.removesuffix("s"), key.removesuffix("es")}
+        singulars.add(key[:-3] + "y" if key.endswith("ies") else key)
+        plurals = {key + "s", key + "es", key[:-1] + "ies" if key.endswith("y") else key}
+        if key and not found.keys() & (singulars | plurals):
+            found[key] = name
+    return list(found.values())
 
 
 def article_text(document: Document) -> str:

@@ -145,19 +145,17 @@ class Journal:
     def __init__(self, path: Path, keep: Callable[[dict], bool] = lambda record: True):
         self.path = path
         self._open()
-        records, torn = self._read()
-        self.records = [record for record in records if keep(record)]
-        if torn or len(self.records) < len(records):
+        self.records: list[dict] = []
+        if not self._read(keep):
             with replacing(path) as file:
-                file.writelines(_json_line(record) for record in self.records)
+                for record in self.records:
+                    _write_record(file, record)
             self.close()
             self._open()
 
     def append(self, record: dict) -> None:
         with disk_errors_named(self.path):
-            line = _json_line(record)
-            while line:  # unbuffered: what write() took is with the operating system
-                line = line[self._file.write(line) :]
+            _write_record(self._file, record)
 
     def close(self) -> None:
         self._file.close()
@@ -183,18 +181,33 @@ class Journal:
             self._file.close()
             self._open()
 
-    def _read(self) -> tuple[list[dict], bool]:
-        self._file.seek(0)
-        content = self._file.read()
-        end = content.rfind(b"\n") + 1
-        try:
-            lines = content[:end].decode().split("\n")
-        except UnicodeDecodeError as error:
-            number = content[: error.start].count(b"\n") + 1
-            raise UserError(f"{self.path}, line {number}: not UTF-8; delete that line") from error
-        records = [_parse_object(line, self.path, n) for n, line in enumerate(lines, 1) if line]
-        return records, end < len(content)
+    def _read(self, keep: Callable[[dict], bool]) -> bool:
+        """Read the records that are kept; whether those are all there is in the file."""
+        count = 0
+        for record in read_journal(self.path):
+            count += 1
+            if keep(record):
+                self.records.append(record)
+        with open(self.path, "rb") as file:
+            lines = sum(1 for _ in file)
+        return len(self.records) == count == lines
 
 
-def _json_line(record: dict) -> bytes:
-    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+def read_journal(path: Path) -> Iterator[dict]:
+    """The records of a journal, one in memory at a time, but for a last line torn by a kill."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.endswith(b"\n") and line.strip():
+                yield _parse_object(line, path, number)
+
+
+def append_record(path: Path, record: dict) -> None:
+    """Add a line to a journal that is not open; the caller sees to it that nobody else writes."""
+    with disk_errors_named(path), open(path, "ab", buffering=0) as file:
+        _write_record(file, record)
+
+
+def _write_record(file: IO[bytes], record: dict) -> None:
+    line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    while line:  # unbuffered: what write() took is with the operating system
+        line = line[file.write(line) :]

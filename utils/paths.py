@@ -51,14 +51,23 @@ def quality_file(split: str) -> Path:
     return raw_dir() / f"QuALITY.v1.0.1.htmlstripped.{split}"
 
 
-def passages_dir(task: str, generator: str) -> Path:
+def corpus_file(task: str) -> Path:
+    """The articles of a corpus of one's own, in QuALITY's schema."""
+    return raw_dir() / f"{short_name(task)}.jsonl"
+
+
+def prices_file() -> Path:
+    return ROOT / "data" / "prices.json"
+
+
+def passages_dir(task: str, generator: str, method: str = "entigraph") -> Path:
     """Step 1's output: one JSONL file per article."""
-    return raw_dir() / f"{task}_entigraph_{short_name(generator)}"
+    return raw_dir() / f"{task}_{method}_{short_name(generator)}"
 
 
-def entigraph_bin(task: str, generator: str) -> Path:
+def passages_bin(task: str, generator: str, method: str = "entigraph") -> Path:
     """Step 2's output; like every .bin path here, `.idx` and `.json` lie beside it."""
-    return bins_dir() / f"{task}_all-entigraph{short_name(generator)}.bin"
+    return bins_dir() / f"{task}_all-{method}{short_name(generator)}.bin"
 
 
 def articles_bin(task: str) -> Path:

@@ -43,12 +43,18 @@ class Document:
 
 
 def task_files(task: str) -> list[Path]:
-    """The JSONL files of a task: QuALITY's train and dev, or the shipped example corpus."""
+    """The JSONL files of a task: QuALITY's train and dev, the shipped example corpus, or the file of
+    a corpus of one's own, in the same schema."""
     if task == "quality":
         return [paths.quality_file(split) for split in ("train", "dev")]
     if task == "example":
         return [paths.example_dir() / "articles.jsonl"]
-    raise UserError(f"--task {task}: unknown; there is quality and example")
+    own = paths.corpus_file(task)
+    if not own.is_file():
+        raise UserError(
+            f"--task {task}: there is quality, example, and your own if you write {own}"
+        )
+    return [own]
 
 
 def load_task(task: str) -> list[Document]:
@@ -71,12 +77,12 @@ def split_of(index: int, count: int) -> str:
 
 def _add_set(documents: dict[tuple[str, str], Document], line: dict, where: str) -> None:
     try:
-        key = (line["title"].strip(), line["author"].strip())
-        uid = _uid(*key)
-        document = Document(uid, *key, str(line["year"]), _clean(line["article"]))
+        key = (line["title"].strip(), line.get("author", "").strip())
+        uid = uid_of(*key)
+        document = Document(uid, *key, str(line.get("year", "")), _clean(line["article"]))
         document = documents.setdefault(key, document)
         known = {question.id for question in document.questions}
-        questions = [_question(item) for item in line["questions"] if "gold_label" in item]
+        questions = [_question(item) for item in line.get("questions", []) if "gold_label" in item]
     except KeyError as error:
         raise UserError(f"{where}: has no {error}; is this a QuALITY file?") from error
     document.questions += [question for question in questions if question.id not in known]
@@ -101,6 +107,7 @@ def _clean(text: str) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs).strip()
 
 
-def _uid(title: str, author: str) -> str:
+def uid_of(title: str, author: str = "") -> str:
+    """Safe as a file name, and different for documents of different titles or authors."""
     slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60]
     return f"{slug}-{hashlib.sha256(f'{title}|{author}'.encode()).hexdigest()[:8]}"

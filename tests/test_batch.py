@@ -1,0 +1,107 @@
+import json
+
+from benchmarks.fake_openai import ENTITIES
+from tests.conftest import refused, run_script, succeed
+from utils import paths
+from utils.ledger import Ledger
+
+CALLS = 1 + 15 + 4  # of one article, at most four triples
+assert len(ENTITIES) == 6
+
+
+def batch(server, action, *options, articles="0-1"):
+    return (
+        "data/entigraph.py", articles, "--task", "example", "--model", "m", "--max_triples", 4,
+        "--base_url", server.url, "--batch", action, *options,
+    )  # fmt: skip
+
+
+def records():
+    folder = paths.passages_dir("example", "m")
+    return [json.loads(line) for path in folder.glob("*.jsonl") for line in path.open()]
+
+
+def state():
+    return paths.passages_dir("example", "m") / "batches.state"
+
+
+def test_two_rounds_give_what_live_calls_give(home, server):
+    assert "2 calls submitted" in succeed(*batch(server, "submit"))
+    assert "0 calls submitted" in succeed(*batch(server, "submit"))  # they are under way
+    assert "2 of 2 done" in succeed(*batch(server, "status"))
+    assert "38 calls are to be submitted" in succeed(*batch(server, "collect"))
+    assert "38 calls submitted" in succeed(*batch(server, "submit"))
+    assert "0 calls are to be submitted" in succeed(*batch(server, "collect"))
+    assert "no batch is under way" in succeed(*batch(server, "status"))
+    by_batch = records()
+    assert len(by_batch) == len({record["id"] for record in by_batch}) == 2 * CALLS
+    summary = json.loads((state().parent / "summary.json").read_text())
+    assert summary["prompt_tokens"] == server.batch_tokens["prompt"]
+    assert summary["calls"] == 2 * CALLS
+    for path in state().parent.iterdir():
+        path.unlink()
+    succeed(*batch(server, "submit")[:-2])
+    assert {r["id"]: r.get("text") for r in records()} == {r["id"]: r.get("text") for r in by_batch}
+    assert "live calls and batches" not in (state().parent / "summary.json").read_text()
+
+
+def test_what_fails_in_a_batch_is_submitted_again_and_nothing_else(home, server):
+    succeed(*batch(server, "submit"))
+    succeed(*batch(server, "collect"))
+    succeed(*batch(server, "submit"))
+    server.faults = [500, None, 500, None, 500]
+    assert "3 calls are to be submitted: --batch submit" in succeed(*batch(server, "collect"))
+    assert "3 calls submitted" in succeed(*batch(server, "submit"))
+    succeed(*batch(server, "collect"))
+    assert len(records()) == 2 * CALLS
+    assert max(server.billed.values()) == 1
+
+
+def test_a_kill_between_submitting_and_noting_it(home, server):
+    """The batch is on the server and bears the token of the journal: it is found, not sent again."""
+    succeed(*batch(server, "submit"))
+    lines = state().read_text().splitlines(keepends=True)
+    assert len(lines) == 2
+    state().write_text(lines[0])
+    assert "2 were under way" in succeed(*batch(server, "submit"))
+    state().write_text(lines[0].replace('{"token": "', '{"token": "other-'))  # it never arrived
+    assert "2 calls submitted" in succeed(*batch(server, "submit"))
+
+
+def test_a_kill_while_collecting_counts_nothing_twice(home, server):
+    succeed(*batch(server, "submit"))
+    before = state().read_text()
+    succeed(*batch(server, "collect"))
+    state().write_text(before)  # killed before the batch was noted as collected
+    succeed(*batch(server, "collect"))
+    assert len(records()) == 2
+    ledger = Ledger(state().parent / "calls.ledger")
+    assert ledger.summary()["calls"] == 2
+    assert ledger.totals.batch.prompt == server.batch_tokens["prompt"]
+    ledger.close()
+
+
+def test_a_budget_counts_batches_under_way(home, server, tmp_path):
+    prices = tmp_path / "prices.json"
+    prices.write_text('{"m": {"prompt": 10, "cached": 10, "completion": 30, "batch": 0.5}}')
+    one_article = ["--prices", prices, "--budget_usd", 0.1]
+    assert "1 calls submitted" in succeed(*batch(server, "submit", *one_article))
+    assert "0 calls submitted" in succeed(*batch(server, "submit", *one_article))
+    assert "1 calls submitted" in succeed(
+        *batch(server, "submit", "--prices", prices, "--budget_usd", 0.2)
+    )
+
+
+def test_a_server_without_batches(home, server):
+    url = server.url.removesuffix("/v1") + "/nothing"
+    line = refused(
+        "data/entigraph.py", "0", "--task", "example", "--base_url", url, "--batch", "submit"
+    )
+    assert "the server refused" in line
+
+
+def test_the_key_is_in_no_file(home, server):
+    done = run_script(*batch(server, "submit"), OPENAI_API_KEY="sk-secret-123")
+    assert "sk-secret-123" not in done.stdout + done.stderr
+    assert server.keys == {"sk-secret-123"} or not server.keys
+    assert not [p for p in home.rglob("*") if p.is_file() and b"sk-secret-123" in p.read_bytes()]

@@ -1,0 +1,76 @@
+import json
+
+import pytest
+
+from tests.conftest import ROOT, refused, succeed
+from utils import inspection, paths
+from utils.inspection import words_of
+
+SOURCE = (
+    "The keeper of the northern light counted eleven ships before the storm took the jetty away."
+)
+GRAMS = set(inspection.ngrams(words_of(SOURCE), inspection.COPIED_N))
+
+
+def test_copies_loops_and_refusals():
+    assert inspection.copied_share(words_of(SOURCE), GRAMS) == 1
+    assert inspection.copied_share(words_of("Eleven ships were counted that night."), GRAMS) == 0
+    assert inspection.quality(words_of(SOURCE), SOURCE, GRAMS) == 0
+    loop = "and the light " * 50
+    assert inspection.quality(words_of(loop), loop, GRAMS) == pytest.approx(3 / 148)
+    own = "Before the weather broke, the man at the lamp had seen eleven vessels go by."
+    assert inspection.quality(words_of(own), own, GRAMS) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "refuses"),
+    [
+        ("I'm sorry, but I can't help with that.", True),
+        ("**I cannot** discuss this text.", True),
+        ("# As an AI language model, I …", True),
+        ("I can see why the keeper stayed.", False),
+        ("The keeper said: I'm sorry.", False),
+        ("", False),
+    ],
+)
+def test_refusals(text, refuses):
+    assert inspection.is_refusal(text) == refuses
+
+
+def test_duplicates():
+    found = inspection.Duplicates()
+    text = " ".join(f"word{n}" for n in range(200))
+    assert found.add("a", words_of(text)) == ""
+    assert found.add("b", words_of(text.upper() + " .")) == "exact"
+    assert found.add("c", words_of(text.replace("word7 ", "other "))) == "near"
+    assert found.add("d", words_of(" ".join(f"thing{n}" for n in range(200)))) == ""
+
+
+def test_strangers():
+    names = ["the northern light", "Captain Ahab", "eleven ships", "jetties", "UN"]
+    assert inspection.strangers(names, SOURCE) == ["Captain Ahab", "UN"]
+
+
+def test_the_example_corpus_and_min_quality(home, tiny_model):
+    folder = ROOT / "data/example/passages"
+    out = succeed("data/inspect_entigraph.py", "--task", "example", "--input", folder)
+    figures = json.loads(out.splitlines()[-1])
+    assert (figures["documents"], figures["passages"]) == (12, 144)
+    for name in ("truncated", "refusals", "exact_duplicates", "near_duplicates", "unknown_files"):
+        assert figures[name] == 0, name
+    assert figures["copied_8grams"] < 0.05
+    saved = json.loads((paths.out_dir() / "inspection-passages.json").read_text())
+    assert saved["figures"] == figures
+    assert len(saved["passages"]["words"]) == 144
+    assert saved["documents"][0]["pairs"]
+    tokenise = ("data/tokenize_entigraph.py", "--task", "example", "--tokenizer", tiny_model)
+    tokenise += ("--input", folder, "--min_quality")
+    out = succeed(*tokenise, 0.95)
+    kept = int(out.split(" of 144 passages")[0].split()[-1])
+    assert 0 < kept < 144
+    assert f"{kept} documents" in out
+    assert "no passage is left" in refused(*tokenise, 1.1)
+
+
+def test_an_empty_folder_names_the_step(home):
+    assert "data/entigraph.py" in refused("data/inspect_entigraph.py", "--task", "example")

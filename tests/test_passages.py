@@ -1,0 +1,78 @@
+import json
+
+import numpy as np
+import pytest
+
+from utils import passages
+from utils.io import UserError
+
+
+def test_passages_are_what_ended_well_in_an_order_of_their_own(tmp_path):
+    records = [
+        {"id": "3", "kind": "pair", "text": "three", "finish_reason": "stop"},
+        {
+            "id": "1",
+            "kind": "entities",
+            "summary": "one",
+            "entities": ["x"],
+            "finish_reason": "stop",
+        },
+        {"id": "2", "kind": "pair", "text": "cut", "finish_reason": "length"},
+        {"id": "4", "kind": "pair", "finish_reason": "error", "error": "500"},
+        {"id": "5", "kind": "pair", "text": "", "finish_reason": "stop"},
+    ]
+    for name, order in (("a", records), ("b", records[::-1])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "u.jsonl").write_text("".join(json.dumps(r) + "\n" for r in order))
+        files, places = passages.locate_passages([tmp_path / name], "")
+        assert list(passages.read_passages(files, places)) == ["one", "three"]
+        assert list(passages.read_passages(files, np.flip(places, 0))) == ["three", "one"]
+
+
+def test_an_empty_folder_names_the_step(tmp_path):
+    with pytest.raises(UserError, match="run it"):
+        passages.locate_passages([tmp_path], "run it")
+
+
+def test_a_corpus_without_one_good_passage_is_no_corpus(tmp_path):
+    (tmp_path / "u.jsonl").write_text('{"id": "1", "text": "cut", "finish_reason": "length"}\n')
+    with pytest.raises(UserError, match="no passage in it ended well"):
+        passages.locate_passages([tmp_path], "run it")
+
+
+RECORDS = [
+    {"id": "l", "kind": "entities", "entities": ["x", "y"], "summary": "s", "finish_reason": "stop",
+     "usage": {"prompt_tokens": 100, "completion_tokens": 10}},
+    {"id": "1", "kind": "pair", "text": "one", "finish_reason": "stop",
+     "usage": {"prompt_tokens": 120, "completion_tokens": 30}},
+    {"id": "2", "kind": "pair", "text": "cut", "finish_reason": "length",
+     "usage": {"prompt_tokens": 120, "completion_tokens": 50}},
+    {"id": "3", "kind": "pair", "finish_reason": "error", "error": "500"},
+]  # fmt: skip
+
+
+def journal(folder):
+    path = folder / "u.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in RECORDS) + '{"id": "torn')
+    return path
+
+
+def test_what_failed_goes_and_what_was_cut_stays_until_it_is_asked_for(tmp_path):
+    path = journal(tmp_path)
+    store = passages.Store(tmp_path, read_only=True)
+    store.open("u", "l")
+    assert "torn" in path.read_text()  # not even that is mended
+    assert store.done["u"] == {"l", "1", "2"}
+    store = passages.Store(tmp_path)
+    store.open("u", "l")
+    assert store.done["u"] == {"l", "1", "2"}
+    assert store.listed == {"u": ["x", "y"]}
+    assert store.usage["pair"] == {"prompt_tokens": 240, "completion_tokens": 80, "records": 2}
+    assert store.list_prompt_tokens == {"u": 100}
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["l", "1", "2"]
+    store = passages.Store(tmp_path, retry_failed=True)
+    store.open("u", "l")
+    assert store.done["u"] == {"l", "1"}
+    store.append("u", RECORDS[2])
+    assert store.reasons == {"stop": 2, "length": 1}
+    assert json.loads(path.read_text().splitlines()[-1]) == RECORDS[2]

@@ -1,0 +1,124 @@
+"""What comes over the wire from OpenAI-compatible servers, read with care: bodies and headers."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from utils.io import UserError
+from utils.prices import Usage
+
+REFUSED = {401, 403, 404}  # a wrong key, no access, no such model: the same for every call
+TRANSIENT = {408, 409, 425}  # and every 5xx
+FILTERED = {"content_filter", "content_policy_violation"}
+
+
+class CallFailed(Exception):
+    """One call did not succeed: refused as it is (400) or failed MAX_TRIES times."""
+
+
+class Stopped(Exception):
+    """The call was given up between two tries, because the client was told to stop."""
+
+
+class Filtered(Exception):
+    """400, because of what the prompt says."""
+
+
+class Limited(Exception):
+    """429: to be asked again, after `wait_s` and when the pace allows it."""
+
+    def __init__(self, message: str, wait_s: float):
+        super().__init__(message)
+        self.wait_s = wait_s
+
+
+class Transient(Exception):
+    """Worth another try, after `wait_s` where the server named a time."""
+
+    def __init__(self, message: str, wait_s: float | None):
+        super().__init__(message)
+        self.wait_s = wait_s
+
+
+@dataclass(frozen=True)
+class Reply:
+    text: str
+    finish_reason: str
+    usage: dict[str, int]  # prompt_tokens, completion_tokens; cached_tokens where there are any
+
+
+def reply_of(completion: dict) -> Reply:
+    """A chat completion, as JSON, with at least one choice."""
+    choice = completion["choices"][0]
+    usage = usage_of(completion.get("usage"))
+    counts = {"prompt_tokens": usage.prompt, "completion_tokens": usage.completion}
+    if usage.cached:
+        counts["cached_tokens"] = usage.cached
+    text = (choice.get("message") or {}).get("content") or ""
+    return Reply(text, choice.get("finish_reason") or "", counts)
+
+
+def parse_object(content: bytes) -> dict:
+    """A body that is a JSON object; ValueError for any other."""
+    value = json.loads(content)
+    if not isinstance(value, dict):
+        raise ValueError("the reply is not a JSON object")
+    return value
+
+
+def usage_of(usage: dict | None) -> Usage:
+    """A server's `usage` field; servers leave out what they do not count."""
+    usage = usage or {}
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+    return Usage(usage.get("prompt_tokens") or 0, cached or 0, usage.get("completion_tokens") or 0)
+
+
+def judge(status: int, headers, content: bytes, safe: Callable[[str], str]) -> Exception:
+    """What an HTTP error means for its call, or (UserError) for all; `safe` takes the key out of a
+    server's words."""
+    try:
+        error = parse_object(content).get("error")
+    except ValueError:
+        error = None
+    error = (
+        error if isinstance(error, dict) else {"message": error or content.decode(errors="replace")}
+    )
+    text, code = safe(str(error.get("message"))), error.get("code")
+    if status in REFUSED or code == "insufficient_quota":
+        return UserError(f"the server refuses every call ({status}): {text}")
+    wait_s = retry_after_s(headers)
+    if status == 429:
+        return Limited(text, wait_s or 0)
+    if status in TRANSIENT or status >= 500:
+        return Transient(f"{status}: {text}", wait_s)
+    return Filtered(text) if code in FILTERED else CallFailed(f"{status}: {text}")
+
+
+def retry_after_s(headers) -> float | None:
+    """Seconds to wait by a response's headers; None where they name no number."""
+    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        value = headers.get(name, "")
+        if re.fullmatch(r"\d+(\.\d*)?", value):
+            return float(value) * unit
+    return None
+
+
+def limit_wait_s(headers) -> float:
+    """Seconds until one more request is allowed, by the x-ratelimit headers; 0 without them.
+
+    OpenAI's `reset` is the time until all of `limit` is there again (`1s`, `6m0s`, `120ms`), so one
+    request comes back in its (limit - remaining)-th part.
+    """
+    wait = 0.0
+    for kind in ("requests", "tokens"):
+        fields = [
+            headers.get(f"x-ratelimit-{what}-{kind}") for what in ("remaining", "limit", "reset")
+        ]
+        if fields[0] != "0" or not (fields[1] or "").isdigit():
+            continue
+        parts = re.findall(r"([\d.]+)(ms|s|m|h|d)", fields[2] or "")
+        units = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+        full = sum(float(number) * units[unit] for number, unit in parts)
+        wait = max(wait, full / max(1, int(fields[1])))
+    return wait

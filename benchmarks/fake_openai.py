@@ -81,14 +81,23 @@ class FakeOpenAI:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._hang_up(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.close()
 
     async def listen(self, port: int) -> int:
         self._server = await asyncio.start_server(
             self._connection, "127.0.0.1", port, limit=1 << 28, backlog=2048
         )
         return self._server.sockets[0].getsockname()[1]
+
+    async def _hang_up(self) -> None:
+        self._server.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
 
     def count(self) -> dict:
         """What has been asked of it and what it has billed."""

@@ -131,7 +131,7 @@ def test_a_server_of_ones_own(home, server):
     golds = [q.gold for d in quality.load_task("example") for q in d.questions]
     assert metrics["accuracy"] == round(golds.count(1) / 84, 4)  # it always says B
     assert all(len(q["attempts"]) == 2 for d in result["documents"] for q in d["questions"])
-    assert sum(server.billed.values()) == 2 * 84
+    assert sum(server.billed.values()) == 2 * 84 + server.spoiled
     prompt = server.bodies[0]["prompt"]
     assert prompt.count("### Question") == 6
     assert prompt.endswith("### Thought and answer\n")

@@ -54,12 +54,14 @@ def recipe_arguments(group: argparse.ArgumentParser) -> None:
     add("--replay", default=paths.DEFAULT_REPLAY, help="name of the replay files (default %(default)s)")
     add("--block_size", type=int, default=2048, help="tokens per block (default 2048)")
     add("--subsample_ratio", type=Typed, default="1", help="share of the documents; smaller lie in larger (default 1)")
+    add("--mask_documents", action="store_true", help="keep attention inside a document (default: packed, as in the paper)")
     add("--seed", type=int, default=0, help="of the data's order (default 0)")
 
 
 def machine_arguments(group: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--save_steps", type=int, default=500, help="steps between checkpoints (default 500)")
+    add("--keep_checkpoints", type=int, default=2, help="the newest so many, until the run is finished (default 2)")
     add("--run_eval", action="store_true", help="held-out replay loss at every checkpoint, not only before and after")
     add("--eval_blocks", type=int, default=256, help="held-out replay blocks (default 256)")
     add("--precision", choices=["auto", "bf16", "fp32"], default="auto", help="of the arithmetic; weights are fp32 (default auto)")
@@ -70,7 +72,15 @@ def machine_arguments(group: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    for name in ("lr", "epochs", "bs", "block_size", "save_steps", "eval_blocks"):
+    for name in (
+        "lr",
+        "epochs",
+        "bs",
+        "block_size",
+        "save_steps",
+        "keep_checkpoints",
+        "eval_blocks",
+    ):
         if not 0 < getattr(args, name) < math.inf:
             raise UserError(f"--{name} {getattr(args, name)}: must be a number above 0")
     if args.bs != int(args.bs):
@@ -104,11 +114,11 @@ def main() -> None:
 
     from transformers.utils import logging
 
-    from utils import tokens, trainer
+    from utils import machine, tokens, trainer
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    settings = trainer.Settings(
+    settings = machine.Settings(
         lr=float(args.lr),  # Typed ends here: a checkpoint holds no class of ours
         bs=int(args.bs),
         wd=float(args.wd),
@@ -116,32 +126,35 @@ def main() -> None:
         seed=args.seed,
         block_size=args.block_size,
         save_steps=args.save_steps,
-        precision=trainer.choose_precision(args.precision),
+        keep_checkpoints=args.keep_checkpoints,
+        precision=machine.choose_precision(args.precision),
         micro_batch=args.micro_batch,
         gradient_checkpointing=args.gradient_checkpointing,
         run_eval=args.run_eval,
         report_to=args.report_to,
     )
-    trainer.choose_micro_batch(settings)  # what does not divide is said before a model is loaded
+    machine.choose_micro_batch(settings)  # what does not divide is said before a model is loaded
     tokenizer = tokens.load_tokenizer(args.model_name, "--model_name")
     blocks, held_out = make_datasets(args, files)
     record = describe(args, settings, files)
     if is_finished(folder, record):
-        if trainer.is_main_process():
+        if machine.is_main_process():
             trainer.tidy(folder)
             print(f"{folder}: finished already; delete the folder to train it again")
         return
     model = trainer.load_model(args.model_name)
+    memory = machine.check_memory(model, settings)
     fingerprint = tokens.fingerprint(tokenizer)
     for file in files.values():
         file.check_vocabulary(fingerprint, model.config.vocab_size, args.model_name)
-    if trainer.is_main_process():
+    if machine.is_main_process():
         print(
             f"{len(blocks):,} blocks of {args.block_size}, {blocks.plan.replay_share():.1%} replay, {settings.precision} -> {folder}"
         )
+        print(memory)
         write_json(folder / "run.json", record)
     result = trainer.train(model, tokenizer, blocks, held_out, settings, folder)
-    if trainer.is_main_process():
+    if machine.is_main_process():
         write_json(folder / "run.json", record | {"finished": True} | result)
         trainer.tidy(folder)
         print(
@@ -177,19 +190,22 @@ def open_files(args: argparse.Namespace) -> dict:
 def make_datasets(
     args: argparse.Namespace, files: dict
 ) -> tuple[cptdata.Blocks, cptdata.Blocks | None]:
-    ids = cptdata.subsample(files["train"], args.subsample_ratio, args.seed)
+    ids, ends = cptdata.subsample(files["train"], args.subsample_ratio, args.seed)
     synthetic = cptdata.cut_blocks(ids, args.block_size)
-    if not args.rr:
-        plan = cptdata.make_plan(len(synthetic), 0, args.epochs, 0, int(args.bs), args.seed)
-        return cptdata.Blocks(plan, synthetic, synthetic[:0]), None
-    replay, test = (
-        cptdata.cut_blocks(files[name].ids, args.block_size) for name in ("replay", "held_out")
-    )
+    replay, test = synthetic[:0], synthetic[:0]
+    all_ends, test_ends = (ends, ends), None
+    if args.rr:
+        replay, test = (
+            cptdata.cut_blocks(files[name].ids, args.block_size) for name in ("replay", "held_out")
+        )
+        all_ends, test_ends = (ends, files["replay"].ends), files["held_out"].ends
     plan = cptdata.make_plan(
         len(synthetic), len(replay), args.epochs, args.rr, int(args.bs), args.seed
     )
-    held_out = cptdata.held_out(test, args.eval_blocks) if len(test) else None
-    return cptdata.Blocks(plan, synthetic, replay), held_out
+    if not args.mask_documents:
+        all_ends = test_ends = None
+    held_out = cptdata.held_out(test, args.eval_blocks, test_ends) if len(test) else None
+    return cptdata.Blocks(plan, synthetic, replay, all_ends), held_out
 
 
 def describe(args: argparse.Namespace, settings, files: dict) -> dict:
@@ -240,7 +256,7 @@ def is_finished(folder: Path, record: dict) -> bool:
 
 def identity(record: dict) -> dict:
     """What of a run.json decides the result, by name; how often a run saves or looks does not."""
-    free = {"save_steps", "run_eval", "eval_blocks", "report_to", "micro_batch", "precision",
+    free = {"save_steps", "keep_checkpoints", "run_eval", "eval_blocks", "report_to", "micro_batch", "precision",
             "gradient_checkpointing"}  # fmt: skip
     arguments = {name: value for name, value in record["arguments"].items() if name not in free}
     data = {name: file["sha256"] for name, file in record["data"].items()}

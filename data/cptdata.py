@@ -17,6 +17,7 @@ from utils.corpus import METHODS
 from utils.io import UserError, run
 
 SYNTHETIC, REPLAY = 0, 1
+IGNORED = -100  # a label that counts for nothing, as torch and transformers have it
 SOURCES = ("synthetic", "replay")
 # Each random choice has a generator of its own: seed, purpose, and the epoch or round.
 DOCUMENTS, SYNTHETIC_ORDER, REPLAY_ORDER, MIX = range(4)
@@ -88,28 +89,40 @@ def cut_blocks(ids: np.ndarray, block_size: int) -> np.ndarray:
     return ids[: len(ids) // block_size * block_size].reshape(-1, block_size)
 
 
-def subsample(file: TokenFile, ratio: float, seed: int) -> np.ndarray:
-    """The ids of a share of the documents, whole and in file order.
+def subsample(file: TokenFile, ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of a share of the documents, whole and in file order, and the end offset of each.
 
     Nested: with the same seed the documents of 0.1 are among those of 0.2.
     """
     if not 0 < ratio <= 1:
         raise UserError(f"--subsample_ratio {ratio}: above 0, at most 1")
     if ratio == 1:
-        return file.ids
+        return file.ids, file.ends
     order = np.random.default_rng([seed, DOCUMENTS]).permutation(len(file.ends))
     chosen = np.zeros(len(order), bool)
     chosen[order[: max(1, round(ratio * len(order)))]] = True
     parts = [ids for ids, kept in zip(file.documents(), chosen, strict=True) if kept]
-    return np.concatenate([*parts, np.empty(0, file.ids.dtype)])
+    ends = np.cumsum([len(part) for part in parts])
+    return np.concatenate([*parts, np.empty(0, file.ids.dtype)]), ends
 
 
 class Blocks:
     """A map-style dataset of blocks in the order of a plan: item i is
-    {"input_ids": (block_size,), "labels": the same}; the model shifts the labels itself."""
+    {"input_ids": (block_size,), "labels": the same}; the model shifts the labels itself.
 
-    def __init__(self, plan: Plan, synthetic: np.ndarray, replay: np.ndarray):
-        self.plan, self.sources = plan, (synthetic, replay)
+    `ends` (of the synthetic and of the replay documents, in tokens) masks documents: the items have
+    "position_ids" (block_size,) that begin at 0 with every document, from which transformers keeps
+    attention inside it, and no label where a document begins, which nothing before it can tell.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        synthetic: np.ndarray,
+        replay: np.ndarray,
+        ends: tuple[np.ndarray, np.ndarray] | None = None,
+    ):
+        self.plan, self.sources, self.ends = plan, (synthetic, replay), ends
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -118,17 +131,34 @@ class Blocks:
         import torch
 
         ids = torch.from_numpy(self.ids(index).astype(np.int64))
-        return {"input_ids": ids, "labels": ids}
+        if self.ends is None:
+            return {"input_ids": ids, "labels": ids}
+        positions = torch.from_numpy(self.positions(index))
+        labels = ids.masked_fill(positions == 0, IGNORED)
+        return {"input_ids": ids, "labels": labels, "position_ids": positions}
 
     def ids(self, index: int) -> np.ndarray:
         return self.sources[self.plan.source[index]][self.plan.block[index]]
 
+    def positions(self, index: int) -> np.ndarray:
+        """(block_size,) int64: how far from the begin of its document (or of the block) a token is."""
+        size = self.sources[0].shape[1]
+        begin, ends = self.plan.block[index] * size, self.ends[self.plan.source[index]]
+        inside = ends[np.searchsorted(ends, begin, "right") : np.searchsorted(ends, begin + size)]
+        begins = np.zeros(size, np.int64)
+        begins[inside.astype(np.int64) - begin] = inside.astype(np.int64) - begin
+        return np.arange(size) - np.maximum.accumulate(begins)
 
-def held_out(blocks: np.ndarray, most: int) -> Blocks:
-    """The first `most` blocks in file order, to measure a loss on."""
+    def name(self, index: int) -> str:
+        """Which block it is, for people."""
+        return f"{SOURCES[self.plan.source[index]]} block {self.plan.block[index]}"
+
+
+def held_out(blocks: np.ndarray, most: int, ends: np.ndarray | None = None) -> Blocks:
+    """The first `most` blocks in file order, to measure a loss on; with `ends`, documents masked."""
     number = min(most, len(blocks))
     plan = Plan(np.full(number, REPLAY, np.uint8), np.arange(number))
-    return Blocks(plan, blocks[:0], blocks)
+    return Blocks(plan, blocks[:0], blocks, None if ends is None else (ends, ends))
 
 
 def open_training_file(task_name: str, generator: str) -> TokenFile:

@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from utils.bins import TokenFile, write_tokens
 from utils.io import UserError
@@ -26,7 +28,7 @@ def test_round_trip(path):
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".idx", ".json"])
-@pytest.mark.parametrize("damage", ["missing", "cut", "empty", "folder"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "empty", "folder", "loop"])
 def test_damage_is_named(path, suffix, damage):
     victim = path.with_suffix(suffix)
     content = victim.read_bytes()
@@ -37,8 +39,45 @@ def test_damage_is_named(path, suffix, damage):
         victim.write_bytes(b"")
     elif damage == "folder":
         victim.mkdir()
+    elif damage == "loop":
+        victim.symlink_to(victim)
     with pytest.raises(UserError, match="make it"):
         TokenFile(path, "make it")
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    suffix=st.sampled_from([".bin", ".idx", ".json"]),
+    change=st.sampled_from(["flip", "cut", "insert", "zeros", "swap"]),
+    at=st.floats(0, 1, exclude_max=True),
+    byte=st.integers(1, 255),
+)
+def test_no_damage_is_read_as_something_else(path, suffix, change, at, byte):
+    """Whatever is changed in one of the files: a UserError, or what was written is read."""
+    victim = path.with_suffix(suffix)
+    content = victim.read_bytes()
+    where = int(at * len(content))
+    damaged = {
+        "flip": content[:where] + bytes([content[where] ^ byte]) + content[where + 1 :],
+        "cut": content[:where],
+        "insert": content[:where] + bytes([byte]) * 8 + content[where:],
+        "zeros": content[:where] + bytes(len(content) - where),
+        "swap": content[8:] + content[:8],
+    }[change]
+    victim.write_bytes(damaged)
+    try:
+        file = TokenFile(path, "make it")
+        file.verify()
+        file.check_vocabulary("s", 103, "m")
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        assert np.array_equal(file.ids, np.concatenate(DOCUMENTS))
+        assert list(file.ends) == [5, 8, 8, 15]
+    finally:
+        victim.write_bytes(content)
 
 
 def test_other_content_of_the_same_length_is_refused(path):

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data.cptdata import REPLAY, SYNTHETIC, Blocks, cut_blocks, make_plan, subsample
+from data.cptdata import REPLAY, SYNTHETIC, Blocks, Plan, cut_blocks, make_plan, subsample
 from tests.conftest import succeed
 from utils.bins import TokenFile, write_tokens
 from utils.io import UserError
@@ -73,10 +73,12 @@ def test_subsamples_are_nested_and_whole(tmp_path):
     documents = [np.full(3, number) for number in range(50)]
     write_tokens(tmp_path / "a.bin", [documents], {})
     file = TokenFile(tmp_path / "a.bin", "")
-    kept = [set(subsample(file, ratio, seed=1)) for ratio in (0.1, 0.2, 0.6, 1)]
+    kept = [set(subsample(file, ratio, seed=1)[0]) for ratio in (0.1, 0.2, 0.6, 1)]
     assert [len(part) for part in kept] == [5, 10, 30, 50]
     assert kept[0] < kept[1] < kept[2] < kept[3]
-    assert len(subsample(file, 0.1, seed=1)) == 15
+    ids, ends = subsample(file, 0.1, seed=1)
+    assert len(ids) == 15
+    assert list(ends) == [3, 6, 9, 12, 15]
     with pytest.raises(UserError, match="--subsample_ratio"):
         subsample(file, 0, seed=1)
 
@@ -86,3 +88,51 @@ def test_looking_at_the_blocks(token_files, tiny_model):
                   "--block_size", 128, "--blocks", 2, SCP_HOME=str(token_files))  # fmt: skip
     assert "block 1: " in out
     assert "% replay" in out.splitlines()[-1]
+
+
+def masked_blocks(documents: list[int], size: int) -> Blocks:
+    """Blocks over documents of those lengths, token n being n + 2."""
+    ids = np.arange(sum(documents), dtype=np.int32) % 500 + 2
+    blocks, ends = cut_blocks(ids, size), np.cumsum(documents).astype(np.uint64)
+    plan = Plan(np.zeros(len(blocks), np.uint8), np.arange(len(blocks)))
+    return Blocks(plan, blocks, blocks[:0], (ends, ends))
+
+
+@settings(max_examples=100, deadline=None)
+@given(documents=st.lists(st.integers(1, 12), min_size=1, max_size=30), size=st.integers(1, 9))
+def test_positions_begin_with_every_document_and_block(documents, size):
+    dataset = masked_blocks(documents, size)
+    within = np.concatenate([np.arange(length) for length in documents])
+    for index in range(len(dataset)):
+        expected, begin = [], index * size
+        for at in range(begin, begin + size):
+            starts_here = at == begin or within[at] == 0
+            expected.append(0 if starts_here else expected[-1] + 1)
+        assert list(dataset.positions(index)) == expected
+
+
+def test_masked_documents_are_as_if_they_stood_alone(tiny_model):
+    """Logits of every document in a batch of packed blocks, and the gradient of the loss."""
+    import torch
+
+    from utils.trainer import load_model
+
+    model = load_model(str(tiny_model))
+    dataset = masked_blocks([10, 15, 7, 18, 14], 32)
+    items = [dataset[index] for index in range(2)]
+    batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}
+    packed = model(**batch)
+    packed.loss.backward()
+    gradient = model.lm_head.weight.grad.clone()
+    model.zero_grad()
+    losses, counted = [], 0
+    for row, begin, end in ((0, 0, 10), (0, 10, 25), (0, 25, 32), (1, 0, 18), (1, 18, 32)):
+        ids = batch["input_ids"][row : row + 1, begin:end]
+        alone = model(input_ids=ids, labels=ids)
+        assert torch.allclose(alone.logits, packed.logits[row : row + 1, begin:end], atol=1e-6)
+        losses.append(alone.loss * (end - begin - 1))
+        counted += end - begin - 1
+    loss = sum(losses) / counted
+    loss.backward()
+    assert loss.item() == pytest.approx(packed.loss.item(), abs=1e-6)
+    assert torch.allclose(model.lm_head.weight.grad, gradient, atol=1e-6)

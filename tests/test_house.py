@@ -25,7 +25,9 @@ MORE = {
     "wire": {"prices"},
     "client": {"prices", "ledger", "pace", "wire"},
     "batch": {"prices", "ledger", "client"},
-    "trainer": {"metrics"},
+    "trainer": {"metrics", "machine", "arithmetic"},
+    "machine": {"arithmetic"},
+    "metrics": {"arithmetic"},
     "generate": {"tokens"},
 }
 

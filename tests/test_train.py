@@ -9,9 +9,11 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import ROOT, make_tiny_model, refused, run_script, start_script, succeed
 from train import Typed, run_name
+from utils.io import UserError
 
 SEED_README = {
     "lr": Typed("5e-06"), "rr": Typed("0.1"), "epochs": Typed("2"), "bs": Typed("16"), "wd": Typed("0.01"),
@@ -73,7 +75,6 @@ def uninterrupted(token_files, tiny_model, tmp_path_factory) -> Path:
 
 
 def test_what_a_run_leaves(uninterrupted, tiny_model):
-    from safetensors.torch import load_file
     from transformers import AutoTokenizer
 
     folder = run_folder(uninterrupted)
@@ -195,29 +196,42 @@ def test_micro_batches_do_not_change_the_losses(uninterrupted, work, tiny_model)
     assert max(abs(a - b) for a, b in zip(losses(work), losses(uninterrupted), strict=True)) < 1e-4
 
 
-def test_two_processes_see_the_same_batches(uninterrupted, work, tiny_model):
-    """Two CPU ranks over gloo: the losses are those of one process."""
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        ROOT / "train.py",
-    ]
-    options = [str(part) for part in train(tiny_model)[1:]]
-    environment = os.environ | {"SCP_HOME": str(work), "OMP_NUM_THREADS": "1"}
+def two_ranks(command, home: Path) -> None:
+    """The same command on two CPU ranks over gloo."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*map(str, launcher), *options], env=environment, capture_output=True, text=True
+        [sys.executable, *launcher, str(ROOT / command[0]), *map(str, command[1:])],
+        env=os.environ | {"SCP_HOME": str(home), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_two_processes_see_the_same_batches(uninterrupted, work, tiny_model):
+    """Two CPU ranks over gloo: the losses are those of one process."""
+    two_ranks(train(tiny_model), work)
     assert max(abs(a - b) for a, b in zip(losses(work), losses(uninterrupted), strict=True)) < 1e-4
 
 
-def test_bf16_autocast_keeps_fp32_weights(work, tiny_model):
-    from safetensors.torch import load_file
+def test_losses_are_weighted_by_tokens_over_ranks_and_accumulation(work, tiny_model):
+    """Masked documents give blocks different numbers of labels. One rank with a micro-batch of 8, one
+    with 8 accumulations, and two with 4 each: the same losses."""
+    found = []
+    for ranks, micro_batch in ((1, 8), (1, 1), (2, 1)):
+        options = ("--mask_documents", "--subsample_ratio", "0.2", "--bs", 8)
+        command = train(tiny_model, *options, "--micro_batch", micro_batch)
+        if ranks == 1:
+            succeed(*command, SCP_HOME=str(work))
+        else:
+            two_ranks(command, work)
+        found.append(losses(work))
+        shutil.rmtree(work / "ckpts")
+    for other in found[1:]:
+        assert max(abs(a - b) for a, b in zip(found[0], other, strict=True)) < 1e-5
 
+
+def test_bf16_autocast_keeps_fp32_weights(work, tiny_model):
     succeed(
         *train(tiny_model, "--precision", "bf16", "--subsample_ratio", "0.2", "--run_eval"),
         SCP_HOME=str(work),
@@ -225,6 +239,76 @@ def test_bf16_autocast_keeps_fp32_weights(work, tiny_model):
     assert run_folder(work).name.startswith("scaling-subsample_ratio0.2-example-")
     weights = load_file(run_folder(work) / "model.safetensors")
     assert {str(tensor.dtype) for tensor in weights.values()} == {"torch.float32"}
+
+
+def damage(folder: Path, what: str) -> None:
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    content = weights.read_bytes()
+    if what == "cut":
+        weights.write_bytes(content[:-100])
+    elif what == "zeros":
+        weights.write_bytes(bytes(1000))
+    elif what == "endless header":
+        weights.write_bytes(b"\xff" * 8 + content[8:])
+    elif what == "loop":
+        weights.unlink()
+        weights.symlink_to(weights)
+    elif what == "folder":
+        weights.unlink()
+        weights.mkdir()
+    elif what == "config":
+        config.write_text("[1]")
+    elif what == "shape":
+        config.write_text(config.read_text().replace('"hidden_size": 32', '"hidden_size": 64'))
+    elif what == "a tensor less":
+        tensors = load_file(weights)
+        tensors.pop("model.norm.weight")
+        save_file(tensors, weights, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["cut", "zeros", "endless header", "loop", "folder", "config", "shape", "a tensor less"],
+)
+def test_damaged_checkpoints_are_refused_by_name(tiny_model, tmp_path, what):
+    from utils.trainer import load_model
+
+    shutil.copytree(tiny_model, tmp_path / "m")
+    damage(tmp_path / "m", what)
+    with pytest.raises(UserError, match="--model_name"):
+        load_model(str(tmp_path / "m"))
+
+
+def test_weights_that_are_trained_are_fp32(tiny_model):
+    import torch
+
+    from utils.trainer import check_masters, load_model
+
+    model = load_model(str(tiny_model))
+    model.model.norm.to(torch.bfloat16)
+    with pytest.raises(UserError, match=r"model\.norm\.weight.*bfloat16"):
+        check_masters(model)
+
+
+def test_a_loss_that_is_not_finite_names_step_and_blocks(work, tiny_model):
+    line = refused(*train(tiny_model, "--lr", "1e30"), SCP_HOME=str(work))
+    assert "the loss is nan" in line
+    assert "synthetic block" in line
+    assert "--lr" in line
+
+
+def test_keep_checkpoints(work, tiny_model):
+    """Of three checkpoints before the kill the newest one is there."""
+    command = train(tiny_model, "--save_steps", 5, "--keep_checkpoints", 1)
+    process = start_script(*command, SCP_HOME=str(work))
+    (work / "ckpts").mkdir()
+    while not list((work / "ckpts").glob("*/checkpoint-15/COMPLETE")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    complete = list((work / "ckpts").glob("*/checkpoint-*/COMPLETE"))
+    assert len(complete) <= 2  # the older one goes when the newer one is complete
 
 
 def test_the_raw_baseline_and_no_replay(work, tiny_model):

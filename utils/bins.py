@@ -3,7 +3,7 @@
 `NAME.bin`   token ids, int32 little-endian, documents one after the other
 `NAME.idx`   uint64 little-endian, the end offset (in tokens) of every document
 `NAME.json`  how it was made: tokenizer and its sha256, vocabulary size, bos/eos policy, counts,
-             seed, sources, sha256 of the .bin
+             seed, sources, sha256 of the .bin and of the .idx
 """
 
 import hashlib
@@ -28,7 +28,7 @@ def write_tokens(path: Path, batches: Iterable[list[np.ndarray]], made: dict) ->
     batch: memory does not grow with the number of tokens. `made` goes into the sidecar as it is.
     An error anywhere, a full disk included, leaves the files of an earlier run untouched.
     """
-    digest, tokens, documents = hashlib.sha256(), 0, 0
+    digest, idx_digest, tokens, documents = hashlib.sha256(), hashlib.sha256(), 0, 0
     with ExitStack() as stack:
         # Opened in the opposite order of the renames: the sidecar, opened first, is renamed last
         # and vouches for the other two by count and hash.
@@ -43,8 +43,10 @@ def write_tokens(path: Path, batches: Iterable[list[np.ndarray]], made: dict) ->
             bin_file.write(ids.tobytes())
             idx_file.write(ends.astype(OFFSET_TYPE).tobytes())
             digest.update(ids)
+            idx_digest.update(ends.astype(OFFSET_TYPE))
             tokens, documents = tokens + len(ids), documents + len(batch)
-        sidecar = made | {"documents": documents, "tokens": tokens, "sha256": digest.hexdigest()}
+        hashes = {"sha256": digest.hexdigest(), "idx_sha256": idx_digest.hexdigest()}
+        sidecar = made | {"documents": documents, "tokens": tokens} | hashes
         sidecar_file.write((json.dumps(sidecar, indent=2) + "\n").encode())
     return sidecar
 
@@ -83,9 +85,10 @@ class TokenFile:
         return value
 
     def verify(self) -> None:
-        """Read the whole .bin once and compare its sha256 with the sidecar's."""
-        if sha256_of(self.path) != self.meta.get("sha256"):
-            raise UserError(f"{self.path}: its sha256 is not the one in its .json; {self.made_by}")
+        """Read .bin and .idx once and compare their sha256 with the sidecar's."""
+        for path, name in ((self.path, "sha256"), (self.path.with_suffix(".idx"), "idx_sha256")):
+            if sha256_of(path) != self.meta.get(name):
+                raise UserError(f"{path}: its sha256 is not the one in its .json; {self.made_by}")
 
     def check_vocabulary(self, tokenizer_sha256: str, vocab_size: int, model: str) -> None:
         """Refuse a file whose ids mean something else to `model` (or nothing at all)."""

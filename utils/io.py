@@ -91,6 +91,8 @@ def read_text(path: Path, made_by: str) -> str:
         return path.read_bytes().decode()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise UserError(f"{path}: no such file; {made_by}") from error
+    except OSError as error:  # a loop of links, a folder that may not be read
+        raise UserError(f"{path}: {error.strerror}; {made_by}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason})") from error
 

@@ -2,12 +2,16 @@
 
 import json
 import math
+import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 from transformers import TrainerCallback
 
+from utils.arithmetic import mfu
 from utils.io import UserError, replacing
 
 
@@ -15,8 +19,15 @@ class Metrics(TrainerCallback):
     """One line a step in metrics.jsonl, and a progress bar: loss, rate, tokens/s. The held-out loss
     has lines of its own."""
 
-    def __init__(self, path: Path, tokens_per_step: int):
-        self.path, self.tokens_per_step = path, tokens_per_step
+    def __init__(
+        self,
+        path: Path,
+        tokens_per_step: int,
+        flops_per_token: float,
+        blocks_of: Callable[[int], list[str]],
+    ):
+        self.path, self.tokens_per_step, self.blocks_of = path, tokens_per_step, blocks_of
+        self.flops_per_token = flops_per_token
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self.first_step, self.begun = state.global_step, time.monotonic()
@@ -35,12 +46,16 @@ class Metrics(TrainerCallback):
             return
         speed = self.tokens_per_s(state)
         line = {name: logs.get(name) for name in ("loss", "learning_rate", "grad_norm")}
-        self._write(state, line | {"tokens_per_s": round(speed, 1)})
-        self.bar.set_postfix_str(f"loss {logs['loss']:.3f}, {speed:,.0f} tokens/s")
+        share = self._mfu(speed)
+        self._write(state, line | {"tokens_per_s": round(speed, 1), "mfu": share})
+        used = "" if share is None else f", MFU {share:.1%}"
+        self.bar.set_postfix_str(f"loss {logs['loss']:.3f}, {speed:,.0f} tokens/s{used}")
         self.bar.update(state.global_step - self.bar.n)
         if not math.isfinite(logs["loss"]):
+            self.bar.close()  # the message begins on a line of its own
             raise UserError(
-                f"step {state.global_step}: the loss is {logs['loss']}; try a lower --lr"
+                f"step {state.global_step}: the loss is {logs['loss']}, on "
+                f"{', '.join(self.blocks_of(state.global_step))}; try a lower --lr"
             )
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs) -> None:
@@ -53,6 +68,14 @@ class Metrics(TrainerCallback):
         """Over the time of this process, the steps of an earlier one not counted."""
         done = (state.global_step - self.first_step) * self.tokens_per_step
         return done / (time.monotonic() - self.begun)
+
+    def _mfu(self, tokens_per_s: float) -> float | None:
+        """Of the GPUs of the run; None on a CPU, whose peak nobody states."""
+        if not torch.cuda.is_available():
+            return None
+        ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        share = mfu(tokens_per_s, self.flops_per_token, torch.cuda.get_device_name(0), ranks)
+        return share and round(share, 4)
 
     def held_out_losses(self) -> list[float]:
         return [line["held_out_loss"] for line in self._lines() if "held_out_loss" in line]

@@ -6,10 +6,11 @@ Knows blocks of tokens and a folder to write to, nothing of tasks.
 import math
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
+from safetensors import SafetensorError
 from torch.utils.data import Dataset
 from transformers import (
     AutoModelForCausalLM,
@@ -19,70 +20,12 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from utils import paths
+from utils import arithmetic, paths
 from utils.io import UserError, first_line, replacing
+from utils.machine import Settings, choose_micro_batch, is_main_process, world_size
 from utils.metrics import Metrics
 
 COMPLETE = "COMPLETE"  # an empty file, written last: a checkpoint without it was cut by a kill
-MICRO_BATCH_TOKENS = 4096  # of one forward pass: Llama 3 8B's fp32 logits for it are 2.1 GB
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides the result of a run, besides data and model, and how it is run."""
-
-    lr: float
-    bs: int  # blocks per optimizer step, over all GPUs
-    wd: float
-    warmup: float  # share of the steps
-    seed: int
-    block_size: int
-    save_steps: int
-    precision: str  # bf16 or fp32
-    micro_batch: int | None = None  # blocks per forward pass and GPU
-    gradient_checkpointing: bool = False
-    run_eval: bool = False
-    report_to: str = "none"
-
-
-def world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_main_process() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def choose_precision(asked: str) -> str:
-    """bf16 autocast over fp32 weights where the chip multiplies bf16 fast, fp32 elsewhere.
-
-    On a CPU without AMX bf16 is the slower one: 140 against 210 tokens/s (SmolLM2-135M, 2 x 256,
-    Xeon with AVX512-BF16, two cores; LOG.md, 2026-11-22).
-    """
-    if asked != "auto":
-        return asked
-    fast = torch.cuda.is_available() or torch.cpu.get_capabilities().get("amx_bf16", False)
-    return "bf16" if fast else "fp32"
-
-
-def choose_micro_batch(settings: Settings) -> int:
-    """Blocks per forward pass: the largest divisor of the rank's share that MICRO_BATCH_TOKENS allow."""
-    if world_size() == 1 and torch.cuda.device_count() > 1:
-        raise UserError(
-            f"one process sees {torch.cuda.device_count()} GPUs; start it by scripts/train.sh, "
-            "or set CUDA_VISIBLE_DEVICES to one of them"
-        )
-    if settings.bs % world_size():
-        raise UserError(f"--bs {settings.bs} does not divide by {world_size()} processes")
-    share = settings.bs // world_size()
-    if settings.micro_batch and share % settings.micro_batch:
-        raise UserError(
-            f"--bs {settings.bs} does not divide by {world_size()} processes of --micro_batch {settings.micro_batch}"
-        )
-    most = max(1, MICRO_BATCH_TOKENS // settings.block_size)
-    return settings.micro_batch or max(
-        n for n in range(1, share + 1) if share % n == 0 and n <= most
-    )
 
 
 def load_model(name: str):
@@ -90,14 +33,36 @@ def load_model(name: str):
     move by less than half of its last bit, that is not at all."""
     found = paths.find_checkpoint(name)
     try:
-        model = AutoModelForCausalLM.from_pretrained(found, dtype=torch.float32)
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            found, dtype=torch.float32, output_loading_info=True
+        )
     except (OSError, ValueError) as error:
         raise UserError(
             f"--model_name {name}: not a checkpoint folder, and not to be had from the hub "
             f"({first_line(error)})"
         ) from error
+    except (SafetensorError, UnpicklingError, RuntimeError) as error:
+        raise UserError(
+            f"--model_name {name}: its weights are damaged or of another shape than its config says "
+            f"({first_line(error)}); make or download it again"
+        ) from error
+    if missing := loaded["missing_keys"]:
+        raise UserError(
+            f"--model_name {name}: {len(missing)} weights are missing, {sorted(missing)[0]} for one; "
+            "make or download it again"
+        )
     model.config.use_cache = False
+    check_masters(model)
     return model
+
+
+def check_masters(model) -> None:
+    """Raises UserError where a weight that is trained is not fp32."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            raise UserError(
+                f"{name}: loaded as {parameter.dtype}, and the weights that are trained must be fp32"
+            )
 
 
 def training_arguments(
@@ -127,7 +92,7 @@ def training_arguments(
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=settings.save_steps,
-        save_total_limit=2,
+        save_total_limit=settings.keep_checkpoints,
         eval_strategy="steps" if evaluated else "no",
         eval_steps=settings.save_steps,
         prediction_loss_only=True,
@@ -140,6 +105,10 @@ def training_arguments(
         seed=settings.seed,
         data_seed=settings.seed,
     )
+
+
+def flops_per_token(model, settings: Settings) -> float:
+    return arithmetic.flops_per_token(arithmetic.shape_of(model), settings.block_size)
 
 
 class CompleteCheckpoints(Trainer):
@@ -181,7 +150,12 @@ def train(
     steps = len(blocks) // settings.bs
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    metrics = Metrics(folder / "metrics.jsonl", settings.bs * settings.block_size)
+    metrics = Metrics(
+        folder / "metrics.jsonl",
+        settings.bs * settings.block_size,
+        flops_per_token(model, settings),
+        lambda step: [blocks.name(i) for i in range((step - 1) * settings.bs, step * settings.bs)],
+    )
     trainer = CompleteCheckpoints(
         model=model,
         args=training_arguments(

@@ -1,0 +1,52 @@
+import pytest
+
+from utils.arithmetic import GIB, Shape, flops_per_token, in_words, memory_bytes, mfu, shape_of
+
+# Llama 3 8B, by hand: 128,256 × 4,096 twice; 32 layers of 4,096 × (4,096 + 1,024 + 1,024 + 4,096)
+# + 3 × 4,096 × 14,336 + 2 × 4,096; a last norm of 4,096.
+LLAMA_3_8B = Shape(
+    parameters=8_030_261_248,
+    embedding=525_336_576,
+    layers=32,
+    hidden=4096,
+    intermediate=14336,
+    kv_width=1024,
+    vocabulary=128256,
+)
+
+
+def test_the_shape_by_hand():
+    layer = 4096 * (4096 + 1024 + 1024 + 4096) + 3 * 4096 * 14336 + 2 * 4096
+    assert 2 * 128256 * 4096 + 32 * layer + 4096 == LLAMA_3_8B.parameters
+
+
+def test_flops_of_llama_3_8b():
+    """48.2 GFLOP a token at 2,048, as spec and literature have it: 45.03 in weights, 3.22 in attention."""
+    assert flops_per_token(LLAMA_3_8B, 2048) / 1e9 == pytest.approx(45.03 + 3.22, abs=0.01)
+    assert mfu(10_000, 48.2e9, "NVIDIA H100 80GB HBM3", 1) == pytest.approx(0.487, abs=0.001)
+    assert mfu(10_000, 48.2e9, "some other chip", 1) is None
+
+
+def test_memory_of_llama_3_8b():
+    """16 bytes a parameter in plain fp32 Adam are 119.7 GiB; four ranks have a quarter each."""
+    parts = memory_bytes(LLAMA_3_8B, 2048, 1, 1, recompute=True, bf16=True)
+    held = sum(parts[name] for name in ("weights", "gradients", "optimizer"))
+    assert held / GIB == pytest.approx(119.7, abs=0.05)
+    quarter = memory_bytes(LLAMA_3_8B, 2048, 1, 4, recompute=True, bf16=True)
+    assert quarter["optimizer"] == parts["optimizer"] / 4
+    assert quarter["activations"] == parts["activations"]
+    # Logits: 2,048 × 128,256 × 10 bytes = 2.45 GiB; 32 inputs of 16 MiB and one layer.
+    assert 2.45 < parts["activations"] / GIB < 3.5
+    whole = memory_bytes(LLAMA_3_8B, 2048, 1, 1, recompute=False, bf16=True)
+    assert whole["activations"] > 4 * parts["activations"]
+    assert in_words(parts).startswith("needs about 12")
+
+
+def test_the_shape_is_read_off_a_model(tiny_model):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    shape = shape_of(model)
+    assert (shape.layers, shape.hidden, shape.intermediate, shape.kv_width) == (2, 32, 64, 16)
+    assert shape.embedding == shape.vocabulary * 32
+    assert shape.parameters == sum(p.numel() for p in model.parameters())

@@ -22,6 +22,21 @@ from dataclasses import dataclass, field
 ENTITIES = ["Ada", "Bell", "Clock", "Door", "Egg", "Fog"]
 # Each was seen of a real server or the proxy before it. Billed: all but the HTTP errors.
 FAULTS = ("burst", 500, "hang", "torn", "bad_json", "no_entities", "length")
+# Replies that are JSON and odd, each seen of some server or proxy.
+ODD = {
+    "null_choice": {"choices": [None]},
+    "text_message": {"choices": [{"message": "x"}]},
+    "list_content": {
+        "choices": [{"message": {"content": [{"text": "x"}]}, "finish_reason": "stop"}]
+    },
+    "an_error": {"choices": None, "error": {"message": "busy"}},
+    "no_usage": {"usage": None},
+    "odd_usage": {"usage": "n/a"},
+    "surrogate": {
+        "choices": [{"message": {"content": "half \ud83d of it"}, "finish_reason": "stop"}]
+    },
+    "no_reason": {"choices": [{"message": {"content": "Some text."}}]},
+}
 SPOILING = ("hang", "torn", "bad_json", "no_entities", "no_choices")
 BURST_S = 0.05  # how long a "burst" refuses every call
 CHARS_A_TOKEN = 4
@@ -31,7 +46,7 @@ CACHE_FROM, CACHE_STEP = 1024, 128  # tokens: the shortest prefix that is cached
 @dataclass
 class FakeOpenAI:
     """`faults` are used up first, one a call: a status code, or one of FAULTS, or `no_choices`,
-    `content_filter`, `insufficient_quota`; then a `fault_share` of the calls has one of FAULTS. Times are in s."""
+    `content_filter`, `insufficient_quota`, or one of ODD; then a `fault_share` of the calls has one of FAULTS. Times are in s."""
 
     latency: float = 0.0
     tokens_per_s: float = 0.0  # of the completion, on top of the latency; 0: at once
@@ -184,6 +199,8 @@ class FakeOpenAI:
         if fault == "torn":
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n" + b'{"id": "x", "choi')
             return False
+        if fault in ODD:
+            return _send(writer, 200, reply | ODD[fault])
         if fault == "bad_json":
             return _send(writer, 200, None, b"<html>busy</html>")
         return _send(writer, 200, reply, extra=self._limit_headers())

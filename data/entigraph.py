@@ -15,12 +15,14 @@ as it is there; the same command goes on where the last one stopped and pays for
 
 import argparse
 import asyncio
+import math
 import re
 from contextlib import closing
 from pathlib import Path
 
 from data.generation import Batched, Live, import_published, summarize
 from utils import corpus, paths, quality
+from utils.batch import under_way
 from utils.io import UserError, run
 from utils.ledger import Ledger
 from utils.passages import Store
@@ -42,13 +44,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--max_triples", type=count, default=1000, help="triples per article (default 1000; 40 entities have 9,880)")
     add("--samples", type=positive, default=1, help="passages of everything that is asked for (default 1)")
     add("--dry_run", action="store_true", help="print calls, tokens, dollars and time, and call nothing")
-    add("--budget_usd", type=float, help="stop before this is spent, earlier runs counted (default none)")
+    add("--budget_usd", type=above_zero, help="stop before this is spent, earlier runs counted (default none)")
     add("--max_tokens_total", type=positive, help="the same in tokens, of prompts and replies (default none)")
     add("--prices", type=Path, default=paths.prices_file(), help="dollars for a million tokens (default data/prices.json)")
     add("--concurrency", type=positive, default=16, help="calls under way at once (default 16)")
-    add("--requests_per_minute", type=float, help="your limit, if you know it (default: learnt from refusals)")
-    add("--tokens_per_minute", type=float, help="your limit, if you know it")
-    add("--timeout", type=float, default=600.0, help="seconds for one try of a call (default 600)")
+    add("--requests_per_minute", type=above_zero, help="your limit, if you know it (default: learnt from refusals)")
+    add("--tokens_per_minute", type=above_zero, help="your limit, if you know it")
+    add("--timeout", type=above_zero, default=600.0, help="seconds for one try of a call (default 600)")
     add("--batch", choices=["submit", "status", "collect"], help="through OpenAI's Batch API")
     add("--retry_failed", action="store_true", help="ask again also for replies that were cut or filtered, which were paid for")
     add("--import_json", type=Path, metavar="DIR", help="take over a corpus published as one JSON list a document")
@@ -78,6 +80,13 @@ def positive(text: str) -> int:
     return number
 
 
+def above_zero(text: str) -> float:
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return number
+
+
 def main() -> None:
     args = parse_arguments()
     documents = quality.load_task(args.task)
@@ -98,6 +107,10 @@ def main() -> None:
         if args.import_json:
             import_published(args.import_json, documents, recipe, store)
             return
+        if not args.batch and (calls := under_way(folder / "batches.state")):
+            raise UserError(
+                f"{calls} calls are under way in batches and would be paid for twice; first: --batch collect"
+            )
         open_all(store, chosen, recipe)
         way = (Batched if args.batch else Live)(args, chosen, recipe, store, ledger)
         try:

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import chain, islice
 from pathlib import Path
 
 from utils import corpus
@@ -21,11 +22,12 @@ from utils.passages import FAILED, FINISHED, Store
 from utils.prices import Usage
 from utils.progress import Progress
 from utils.quality import Document, uid_of
-from utils.schedule import Schedule, for_each
+from utils.schedule import ROUND, Schedule, for_each
+from utils.wire import FILTERED as CODES_OF_FILTERS
 from utils.wire import CallFailed, Reply, Stopped, reply_of, usage_of
 
 LIST_TRIES = 3  # a reply that lists nothing is paid for; three times, not for ever
-FILTERED = "content_filter"
+FILTERED = "content_filter"  # a finish_reason
 
 
 class Work:
@@ -141,8 +143,10 @@ class Live(Work):
         async with Progress("call", self._figures) as self.progress:
             for uid in self.documents:
                 self.progress.total += self.missing(uid) + bool(self.list_request(uid))
-            await for_each(range(args.concurrency), self._work, args.concurrency)
-        await self.client.close()
+            try:
+                await for_each(range(args.concurrency), self._work, args.concurrency)
+            finally:
+                await self.client.close()
         self._report()
 
     async def _work(self, _: int) -> None:
@@ -266,16 +270,20 @@ class Batched(Work):
     async def _collect(self) -> None:
         missing = {request.id: request for request in self._missing_requests()}
         async for batch, status, lines in self.batches.collect():
+            answered = {line["custom_id"]: line.get("response") or {} for line in lines}
+            strange = answered.keys() - missing.keys() - set().union(*self.store.done.values())
+            if strange:
+                raise UserError(
+                    f"{batch.id}: {len(strange)} of its replies are to other calls than these articles "
+                    "and options ask for; --batch collect with those of the submission"
+                )
             usage, replies = Usage(), 0
-            for line in lines:
-                response = line.get("response") or {}
+            for id, response in answered.items():
                 body = response.get("body") or {}
-                if response.get("status_code") != 200:
-                    continue  # free, and asked for again by the next submission
-                usage, replies = usage + usage_of(body.get("usage")), replies + 1
-                request = missing.get(line["custom_id"])  # None: recorded before a kill
-                if request and body.get("choices"):
-                    self.take(request, reply_of(body))
+                if response.get("status_code") == 200:
+                    usage, replies = usage + (usage_of(body.get("usage")) or Usage()), replies + 1
+                if id in missing:  # else recorded before a kill
+                    self._take_of_batch(missing[id], response.get("status_code"), body)
             self.batches.collected(batch, usage, replies)
             print(f"{batch.id}: {status}, {replies:,} replies to {len(batch.requests):,} calls")
         left = sum(1 for _ in self._missing_requests()) - len(self.batches.requests_under_way())
@@ -283,12 +291,29 @@ class Batched(Work):
             f"{max(0, left):,} calls are to be submitted" + (": --batch submit" if left > 0 else "")
         )
 
+    def _take_of_batch(self, request: Request, status: int | None, body: dict) -> None:
+        """Record what came; a call that was refused for a passing reason stays missing."""
+        error = body.get("error") or {}
+        if status == 200:
+            try:
+                reply = reply_of(body)
+            except ValueError:
+                return
+            if not self.take(request, reply):
+                self.record_failure(request, self.last_error, reply)
+        elif status and 400 <= status < 500 and status != 429:
+            filtered = Reply("", FILTERED, {}) if error.get("code") in CODES_OF_FILTERS else None
+            self.record_failure(request, f"{status}: {error.get('message')}", filtered)
+
     def _missing_requests(self) -> Iterator[Request]:
-        for uid in self.documents:
-            if request := self.list_request(uid):
-                yield request
-            for kind in range(len(self.recipe.kinds)):
-                yield from self.requests(uid, kind)
+        """In rounds over the documents, as live calls are made."""
+        yield from filter(None, map(self.list_request, self.documents))
+        for kind in range(len(self.recipe.kinds)):
+            streams = [self.requests(uid, kind) for uid in self.documents]
+            while streams:
+                rounds = [list(islice(stream, ROUND)) for stream in streams]
+                streams = [s for s, found in zip(streams, rounds, strict=True) if found]
+                yield from chain.from_iterable(rounds)
 
     def _body(self, request: Request) -> dict:
         settings = self.settings(request)
@@ -297,6 +322,10 @@ class Batched(Work):
 
 def summarize(store: Store, ledger: Ledger) -> None:
     """Write summary.json, over all runs, and say the most of it."""
+    store.read_only, store.retry_failed = True, False
+    for path in store.folder.glob("*.jsonl"):  # the documents that this run was not about
+        if path.stem not in store.done:
+            store.open(path.stem, None)
     figures = ledger.summary() | {
         "failed": store.reasons[FAILED],
         "documents": sum(map(bool, store.done.values())),
@@ -313,6 +342,8 @@ def import_published(folder: Path, documents: list[Document], recipe: Recipe, st
     """Take over passages published as JSON files, one a document: a list of the entities (a list),
     the summary, and the texts. A file named like a title of the task goes to that document, so that
     generation goes on from its entities; which entities a text was about is not known."""
+    if recipe.method != "entigraph":
+        raise UserError("--import_json: what was published is EntiGraph's; leave --method out")
     files = sorted(folder.glob("*.json"))
     if not files:
         raise UserError(f"--import_json {folder}: holds no .json file")
@@ -324,7 +355,8 @@ def import_published(folder: Path, documents: list[Document], recipe: Recipe, st
         document = titles.get(file.stem) or Document(uid_of(file.stem), file.stem, "", "", "")
         listing = corpus.list_request(document, recipe)
         store.open(document.uid, listing.id)
-        head = {"kind": "entities", "entities": value[0], "summary": value[1]}
+        entities = corpus.distinct([" ".join(name.split()) for name in value[0]])
+        head = {"kind": "entities", "entities": entities, "summary": value[1]}
         records = [head | {"id": listing.id}]
         for text in value[2:]:
             id = hashlib.sha256(f"{document.uid}\n{text}".encode()).hexdigest()[:24]

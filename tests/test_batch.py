@@ -45,6 +45,17 @@ def test_two_rounds_give_what_live_calls_give(home, server):
     assert "live calls and batches" not in (state().parent / "summary.json").read_text()
 
 
+def test_live_calls_wait_for_batches_and_batches_for_their_own_arguments(home, server):
+    succeed(*batch(server, "submit"))
+    assert "2 calls are under way in batches" in refused(*batch(server, "submit")[:-2])
+    assert "--batch collect with those of the submission" in refused(
+        *batch(server, "collect", articles="0")
+    )
+    assert "38 calls are to be submitted" in succeed(*batch(server, "collect"))
+    succeed(*batch(server, "submit")[:-2])
+    assert max(server.billed.values()) == 1
+
+
 def test_what_fails_in_a_batch_is_submitted_again_and_nothing_else(home, server):
     succeed(*batch(server, "submit"))
     succeed(*batch(server, "collect"))

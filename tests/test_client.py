@@ -5,6 +5,7 @@ import pytest
 from utils import client as wire
 from utils.io import UserError
 from utils.schedule import for_each
+from utils.wire import CallFailed, Stopped
 
 KEY = "sk-secret-123"
 
@@ -46,9 +47,48 @@ def test_passing_faults_are_retried(client, server, fault):
     assert client.retries == 2
 
 
+@pytest.mark.parametrize("odd", ["null_choice", "text_message", "list_content", "an_error"])
+def test_odd_replies_are_asked_for_again(client, server, odd):
+    server.faults = [odd]
+    assert run(client, client.chat("hello # Task\n- x", max_tokens=9)).text == "About x"
+    assert client.retries == 1
+
+
+@pytest.mark.parametrize("odd", ["no_usage", "odd_usage"])
+def test_what_a_server_does_not_count_is_the_most_it_can_be(client, server, odd):
+    server.faults = [odd]
+    reply = run(client, client.chat("hello # Task\n- x", max_tokens=9))
+    assert (reply.text, reply.usage) == ("About x", {})
+    assert client.ledger.tokens() == len("hello # Task\n- x") + wire.TEMPLATE_TOKENS + 9
+
+
+def test_half_a_character_and_no_reason_to_finish(client, server):
+    server.faults = ["surrogate", "no_reason"]
+
+    async def both():
+        return [await client.chat("hello", max_tokens=9) for _ in range(2)]
+
+    half, other = run(client, both())
+    assert half.text == "half ? of it"
+    assert (other.text, other.finish_reason) == ("Some text.", "stop")
+
+
+def test_stopping_frees_what_waits_for_its_turn(client, server):
+    async def main():
+        client.pace.pause(3600)
+        waiting = asyncio.create_task(client.chat("hello", max_tokens=9))
+        await asyncio.sleep(0.05)
+        client.stop()
+        with pytest.raises(Stopped):
+            await asyncio.wait_for(waiting, 1)
+
+    run(client, main())
+    assert server.requests == 0
+
+
 def test_retries_are_bounded(client, server):
     server.faults = [500] * 100
-    with pytest.raises(wire.CallFailed, match="500") as caught:
+    with pytest.raises(CallFailed, match="500") as caught:
         run(client, client.chat("hello", max_tokens=9))
     assert server.requests == wire.MAX_TRIES
     assert KEY not in str(caught.value)
@@ -65,7 +105,7 @@ def test_a_refusal_stops_at_once_and_shows_no_key(client, server, status):
 
 def test_a_bad_request_fails_alone(client, server):
     server.faults = [400]
-    with pytest.raises(wire.CallFailed, match="400"):
+    with pytest.raises(CallFailed, match="400"):
         run(client, client.chat("hello", max_tokens=9))
     assert server.requests == 1
 

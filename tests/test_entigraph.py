@@ -262,7 +262,9 @@ def test_import_of_the_published_corpus(home, server, tmp_path):
     source = tmp_path / "published"
     source.mkdir()
     (source / "An Orchestra of Fog Horns.json").write_text(
-        json.dumps([["A", "B", "C"], "A summary.", "First text.", "Second text.", "First text."])
+        json.dumps(
+            [["A", "B", " b", "C"], "A summary.", "First text.", "Second text.", "First text."]
+        )
     )
     (source / "A title: of / none.json".replace("/", "-")).write_text(json.dumps([["X"], "S."]))
     command = ("data/entigraph.py", "--import_json", source, "--task", "example", "--model", "m")
@@ -305,6 +307,16 @@ def test_a_server_that_is_not_there(home, server, monkeypatch):
     command = list(entigraph(server))
     command[command.index("--base_url") + 1] = "localhost:1/v1"
     assert "--base_url localhost:1/v1" in refused(*command)
+
+
+def test_ctrl_c_does_not_wait_for_calls_that_wait(home, server):
+    process = start_script(*entigraph(server, "--requests_per_minute", 6, articles="all"))
+    while not server.requests and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=5)
+    assert process.returncode == 130
+    assert "Traceback" not in err
 
 
 def test_insufficient_quota_stops_and_keeps_what_is_under_way(home, server):

@@ -23,7 +23,7 @@ MORE = {
     "plan": {"corpus", "quality", "prices", "passages"},
     "ledger": {"prices"},
     "wire": {"prices"},
-    "client": {"prices", "ledger", "pace", "wire"},
+    "client": {"prices", "ledger", "pace", "wire", "keys"},
     "batch": {"prices", "ledger", "client"},
     "trainer": {"metrics", "machine", "arithmetic"},
     "machine": {"arithmetic"},

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from utils.io import UserError
+from utils.io import Journal, UserError
 from utils.ledger import BudgetSpent, Ledger
 from utils.prices import Price, Usage, find_price
 
@@ -102,6 +102,37 @@ def test_after_a_kill_at_any_byte_nothing_paid_is_forgotten(tmp_path):
             assert again.summary() | {"seconds": 0} == figures | {"seconds": 0}
             again.close()
             path.unlink()
+
+
+def test_the_sum_is_there_before_the_lines_go(tmp_path, monkeypatch):
+    """Whatever fails while a ledger is opened, its file says what was spent."""
+
+    async def spend(path):
+        book = ledger(path)
+        book.answered(await book.admit("a", Usage(100, 0, 100)), Usage(60, 0, 20))
+        book.close()
+
+    asyncio.run(spend(tmp_path / "l"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", lambda *_: 1 / 0)
+        ledger(tmp_path / "l").close()
+    book = ledger(tmp_path / "l")
+    assert book.tokens() == 80
+    book.close()
+
+
+def test_a_full_disk_does_not_leave_a_call_in_flight(tmp_path, monkeypatch):
+    async def main():
+        book = ledger(tmp_path / "l", budget_usd=0.01)
+        call = await book.admit("a", Usage(100, 0, 100))
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "append", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                book.answered(call, Usage(60, 0, 20))
+        with pytest.raises(BudgetSpent):
+            await asyncio.wait_for(book.admit("b", Usage(1000, 0, 1000)), 1)
+
+    asyncio.run(main())
 
 
 def test_batches_count_once(tmp_path):

@@ -4,15 +4,15 @@ It knows requests and replies by their ids, nothing of what they are about. What
 journal, so that a kill at any moment neither forgets a batch nor submits it again.
 """
 
-import hashlib
 import json
+import secrets
 import tempfile
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from utils.client import TEMPLATE_TOKENS, Client
-from utils.io import Journal
+from utils.io import Journal, read_journal
 from utils.ledger import Ledger
 from utils.prices import Usage
 
@@ -30,6 +30,17 @@ class Batch:
     most: Usage
     id: str | None = None
     collected: bool = False
+
+
+def under_way(path: Path) -> int:
+    """Calls in batches that are not collected, by the journal alone."""
+    batches: dict[str, int] = {}
+    for line in read_journal(path) if path.exists() else []:
+        if "requests" in line:
+            batches[line["token"]] = len(line["requests"])
+        elif "collected" in line or not line["batch"]:
+            batches.pop(line["token"])
+    return sum(batches.values())
 
 
 class Batches:
@@ -99,7 +110,8 @@ class Batches:
             for file in filter(None, (state.output_file_id, state.error_file_id)):
                 content = await self._client.call(self._client.api.files.content(file))
                 lines += [json.loads(line) for line in content.text.split("\n") if line.strip()]
-            yield batch, state.status, lines
+            errors = [error.message for error in (state.errors and state.errors.data) or []]
+            yield batch, "; ".join([state.status, *filter(None, errors)]), lines
 
     def collected(self, batch: Batch, usage: Usage, calls: int) -> None:
         """Note what a batch was billed for, once, and that it is done with."""
@@ -123,12 +135,12 @@ class Batches:
             ids.append(id)
             most += more
             size += len(data)
-        return Batch(hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:24], ids, most)
+        return Batch(secrets.token_hex(12), ids, most)
 
     async def _create(self, batch: Batch, path: Path) -> None:
         self._note({"token": batch.token, "requests": batch.requests, "most": astuple(batch.most)})
         self._ledger.batch_reserved += batch.most
-        api = self._client.api
+        api = self._client.api.with_options(max_retries=0)  # a second try could make a second batch
         uploaded = await self._client.call(api.files.create(file=path, purpose="batch"))
         created = await self._client.call(
             api.batches.create(

@@ -8,13 +8,14 @@ import contextlib
 import functools
 import os
 import random
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from utils import paths
 from utils.io import UserError
-from utils.ledger import Ledger
+from utils.keys import find_key
+from utils.ledger import Call, Ledger
 from utils.pace import Pace
 from utils.prices import Usage
 from utils.wire import (
@@ -28,6 +29,7 @@ from utils.wire import (
     limit_wait_s,
     parse_object,
     reply_of,
+    texts_of,
     usage_of,
 )
 
@@ -37,21 +39,8 @@ FIRST_DELAY_S = 1.0  # doubled after every try, half to one and a half of it dra
 LONGEST_DELAY_S = 60.0
 TIMEOUT_S = 600.0  # 4,096 tokens at 10 tokens/s, with a margin
 TEMPLATE_TOKENS = 64  # more than any chat template puts around one message
+GAVE_UP = {408, 502, 504, 524}
 BYTES_A_TOKEN = 4.0  # of English; only to keep a limit of tokens a minute, until a call is answered
-
-
-def find_key(base_url: str | None) -> str:
-    """The API key: $OPENAI_API_KEY, else the key file. A local server needs none."""
-    key = os.environ.get("OPENAI_API_KEY", "").strip()
-    if not key and paths.key_file().is_file():
-        key = paths.key_file().read_text().strip()
-    if not key and base_url:
-        return "none"
-    if not key:
-        raise UserError(f"no API key: set OPENAI_API_KEY, or write the key into {paths.key_file()}")
-    if not key.isprintable() or not key.isascii() or " " in key:
-        raise UserError("the API key has white space or odd characters in it; set it again")
-    return key
 
 
 class Client:
@@ -111,7 +100,7 @@ class Client:
         request = self.request(prompt, max_tokens, cache_key, settings)
         most = Usage(len(prompt.encode()) + TEMPLATE_TOKENS, 0, max_tokens)
         try:
-            return reply_of(await self._retried("/chat/completions", id, most, request))
+            return await self._retried("/chat/completions", id, most, request, reply_of)
         except Filtered:
             return Reply("", "content_filter", {})
 
@@ -133,8 +122,7 @@ class Client:
         texts: list[str] = []
         while len(texts) < samples:
             request = {"model": self.model, "prompt": prompt, "n": samples - len(texts)} | settings
-            completion = await self._retried("/completions", "", Usage(), request)
-            texts += [choice.get("text") or "" for choice in completion["choices"]]
+            texts += await self._retried("/completions", "", Usage(), request, texts_of)
         return texts[:samples]
 
     async def call(self, request: Awaitable):
@@ -149,25 +137,28 @@ class Client:
     def stop(self) -> None:
         """No further tries: what is under way may end, what waits for another try gives up."""
         self._stopping.set()
+        self.pace.stop()
 
     async def close(self) -> None:
         await self._http.close()
         if "api" in self.__dict__:
             await self.api.close()
 
-    async def _retried(self, path: str, id: str, most: Usage, request: dict) -> dict:
-        """The server's answer, with at least one choice."""
+    async def _retried(
+        self, path: str, id: str, most: Usage, request: dict, read: Callable[[dict], Any]
+    ) -> Any:
+        """What `read` finds in the server's answer; it raises ValueError where there is nothing."""
         tries = 0
         while True:
             try:
-                return await self._once(path, id, most, request)
+                return read(await self._once(path, id, most, request))
             except Limited:
                 self.refused += 1
-            except Transient as error:
+            except (Transient, ValueError) as error:
                 tries += 1
                 if tries == MAX_TRIES:
-                    raise CallFailed(str(error)) from error
-                await self._wait(error.wait_s or self._delay(tries))
+                    raise CallFailed(self._safe(str(error))) from error
+                await self._wait(getattr(error, "wait_s", None) or self._delay(tries))
             self.retries += 1
             if self._stopping.is_set():
                 raise Stopped
@@ -188,10 +179,11 @@ class Client:
             async with self._http.post(url, json=request, trace_request_ctx=call) as response:
                 content = await response.read()
             if response.status >= 400:
-                self.ledger.refused(call)
+                self._refuse(call, response.status)
                 raise self._judge(response, content, begun)
             completion = parse_object(content)
-            usage = usage_of(completion.get("usage"))
+            # What a server does not count is taken as the most that it can be.
+            usage = usage_of(completion.get("usage")) or most
         except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
             self.ledger.failed(call)
             raise UserError(f"--base_url {self._url}: not the address of a server") from error
@@ -208,9 +200,11 @@ class Client:
         self.ledger.answered(call, usage)
         self._answers += 1
         self.pace.pause(limit_wait_s(response.headers))
-        if not completion.get("choices"):
-            raise Transient("the reply has no choices", None)
         return completion
+
+    def _refuse(self, call: Call, status: int) -> None:
+        """An error of the server's own is free; behind a proxy that gave up the reply may be made."""
+        (self.ledger.failed if status in GAVE_UP else self.ledger.refused)(call)
 
     def _judge(self, response, content: bytes, begun: float) -> Exception:
         error = judge(response.status, response.headers, content, self._safe)

@@ -133,7 +133,7 @@ def passage_requests(
     A larger limit, or more samples, go on where smaller ones end: the order depends on the document,
     the kind and the seed alone.
     """
-    size = METHODS[recipe.method].about[kind]
+    size, listed = METHODS[recipe.method].about[kind], list(dict.fromkeys(listed))
     order = np.random.default_rng(list(f"{recipe.seed}/{document.uid}/{kind}".encode()))
     chosen = order.permutation(comb(len(listed), size))[: recipe.most.get(kind)].astype(np.int32)
     for sample, number in itertools.product(range(recipe.samples), chosen):
@@ -189,7 +189,8 @@ def parse_list(reply: str, kind: str = "entities") -> tuple[str, list[str]]:
     listed = distinct(names)
     if len(listed) < FEWEST_LISTED:
         raise ValueError(f"the reply names {len(listed)} {kind}, {FEWEST_LISTED} are the least")
-    return str(value.get("summary", "")).strip(), listed
+    summary = value.get("summary")
+    return summary.strip() if isinstance(summary, str) else "", listed
 
 
 def distinct(names: list[str]) -> list[str]:

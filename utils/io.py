@@ -140,17 +140,23 @@ class Journal:
     into `records`, and compacts: a last line torn by a kill, and records that `keep` refuses, are
     dropped. Appending writes one line and hands it to the operating system, and keeps no copy.
 
-    Raises UserError for a line in the middle that is no JSON object (by file and line), and where
+    `sum_up` gives records that stand for those that were dropped; they are there as soon as these are
+    not. Raises UserError for a line in the middle that is no JSON object (by file and line), and where
     another process holds the lock.
     """
 
-    def __init__(self, path: Path, keep: Callable[[dict], bool] = lambda record: True):
+    def __init__(
+        self,
+        path: Path,
+        keep: Callable[[dict], bool] = lambda record: True,
+        sum_up: Callable[[], list[dict]] = list,
+    ):
         self.path = path
         self._open()
         self.records: list[dict] = []
         if not self._read(keep):
             with replacing(path) as file:
-                for record in self.records:
+                for record in [*self.records, *sum_up()]:
                     _write_record(file, record)
             self.close()
             self._open()

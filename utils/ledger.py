@@ -5,6 +5,8 @@ The file survives kill -9 at any moment. It knows tokens and prices, nothing of 
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,8 +68,8 @@ class Ledger:
         self._changed = asyncio.Event()
         self._journal = None
         if path:
-            self._journal = Journal(path, keep=self._replay)
-            self._carry_over()
+            self._journal = Journal(path, self._replay, self._sum)
+            self._lost = {id: most for id, most in self._lost.items() if most}
         self._begun = time.monotonic()
 
     def usd(self) -> float | None:
@@ -113,26 +115,26 @@ class Ledger:
         self._note({"id": call.id, "most": astuple(call.most)})
 
     def answered(self, call: Call, usage: Usage) -> None:
-        if not call.sent:
-            self.sent(call)
-        self._note({"id": call.id, "usage": astuple(usage)})
-        self._answer(call.id, usage)
-        self._close(call)
+        with self._closing(call):
+            if not call.sent:
+                self.sent(call)
+            self._note({"id": call.id, "usage": astuple(usage)})
+            self._answer(call.id, usage)
 
     def refused(self, call: Call) -> None:
         """An HTTP error: nothing is billed."""
-        if call.sent:
-            self._note({"id": call.id, "end": "refused"})
-        self.totals.retries += 1
-        self._close(call)
+        with self._closing(call):
+            self.totals.retries += 1
+            if call.sent:
+                self._note({"id": call.id, "end": "refused"})
 
     def failed(self, call: Call) -> None:
         """No whole answer: billed where it went out at all."""
-        if call.sent:
-            self._note({"id": call.id, "end": "lost"})
-            self._lost.setdefault(call.id, []).append(call.most)
-        self.totals.retries += 1
-        self._close(call)
+        with self._closing(call):
+            if call.sent:
+                self.totals.retries += 1
+                self._lost.setdefault(call.id, []).append(call.most)
+                self._note({"id": call.id, "end": "lost"})
 
     def fits_batch(self, most: Usage) -> bool:
         """Whether the budget has room for a batch of that size beside those that are under way."""
@@ -149,10 +151,15 @@ class Ledger:
         if self._journal:
             self._journal.close()
 
-    def _close(self, call: Call) -> None:
-        self._in_flight -= 1
-        self._reserved -= call.most
-        self._changed.set()
+    @contextmanager
+    def _closing(self, call: Call) -> Iterator[None]:
+        """Whatever happens (a full disk), the call is no longer in flight."""
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            self._reserved -= call.most
+            self._changed.set()
 
     def _add_batch(self, id: str, usage: Usage, calls: int) -> None:
         self.totals.batches.append(id)
@@ -193,7 +200,7 @@ class Ledger:
             self._journal.append(line | {"s": round(self._seconds(), 2)})
 
     def _replay(self, line: dict) -> bool:
-        """Take in a line of an earlier run. None is kept: `_carry_over` writes their sum."""
+        """Take in a line of an earlier run. None is kept: `_sum` stands for all of them."""
         if "totals" in line:
             saved = line["totals"]
             usages = {name: Usage(**saved[name]) for name in ("live", "batch")}
@@ -206,17 +213,19 @@ class Ledger:
         elif "batch" in line:
             self._add_batch(id, Usage(*line["batch"]), line["calls"])
         elif "usage" in line:
-            self._lost[id].pop()
+            self._forget_one(id)
             self._answer(id, Usage(*line["usage"]))
         else:
             self.totals.retries += 1
             if line["end"] == "refused":
-                self._lost[id].pop()
+                self._forget_one(id)
         self.totals.seconds = line["s"]
         return False
 
-    def _carry_over(self) -> None:
-        """Put the sum of all earlier runs in the place of their lines."""
+    def _forget_one(self, id: str) -> None:
+        if self._lost.get(id):
+            self._lost[id].pop()
+
+    def _sum(self) -> list[dict]:
         lost = {id: [astuple(u) for u in most] for id, most in self._lost.items() if most}
-        self._lost = {id: most for id, most in self._lost.items() if most}
-        self._journal.append({"totals": asdict(self.totals), "lost": lost})
+        return [{"totals": asdict(self.totals), "lost": lost}]

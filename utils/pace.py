@@ -16,6 +16,7 @@ BURST_S = 0.2  # refusals so close to the last cut belong to it
 RECOVERY_S = 5.0  # the rate doubles in it while it is below half of what has been kept up
 KEPT_UP = 20  # calls between two refusals, to call their rate kept up …
 FORGET = 0.95  # … which is forgotten by so much at every cut: limits change
+SLOWEST = 1 / 60  # calls/s: it goes on trying
 BELOW_LIMIT = 0.98  # of a limit that the user gives: clocks differ
 CUT = 0.9  # of the rate, after a refusal …
 CUT_SOON, SOON = 0.5, 2  # … and this where fewer calls than SOON got through since the last one
@@ -66,6 +67,7 @@ class Pace:
         self._paused_until = 0.0
         self._waiting: deque[tuple[asyncio.Future, float]] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        self._stopped = False
 
     async def start(self, tokens: float) -> float:
         """Wait until a call of about `tokens` may start; returns its start, for `refuse`. Calls start
@@ -78,7 +80,7 @@ class Pace:
     def _release(self) -> None:
         """Start all that may start now, at once: one after the other, each in a turn of the event
         loop of its own, 256 calls took a second to go out."""
-        while self._waiting and self.wait_s() <= 0:
+        while self._waiting and (self._stopped or self.wait_s() <= 0):
             started, tokens = self._waiting.popleft()
             if not started.cancelled():
                 started.set_result(self.begin(tokens))
@@ -86,6 +88,11 @@ class Pace:
             if self._timer:
                 self._timer.cancel()
             self._timer = asyncio.get_running_loop().call_later(self.wait_s(), self._release)
+
+    def stop(self) -> None:
+        """Let all that wait start at once, and all that come: their callers are to give up."""
+        self._stopped = True
+        self._release()
 
     def wait_s(self) -> float:
         """Seconds until the next call may start, as far as is known now; 0: now."""
@@ -137,6 +144,7 @@ class Pace:
         else:
             self._base_rate = CUT * max(1, self._admitted) / passed
             self._learnt = Spacing(self._base_rate)
+        self._base_rate = max(self._base_rate, SLOWEST)
         self._learnt.rate = self._base_rate
         self._learnt.free_at = now + 1 / self._base_rate
         self._cut_at, self._admitted = now, 0

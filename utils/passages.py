@@ -57,7 +57,8 @@ class Store:
 
     def _stays(self, record: dict) -> bool:
         reason = record.get("finish_reason")
-        return reason != FAILED and (reason == FINISHED or not self.retry_failed)
+        kept = reason == FINISHED or not self.retry_failed or bool(record.get("summary"))
+        return reason != FAILED and kept
 
     def _note(self, uid: str, record: dict, list_id: str | None) -> None:
         self.reasons[record.get("finish_reason", "")] += 1

@@ -25,7 +25,6 @@ class Progress:
 
     async def __aenter__(self) -> "Progress":
         self._begun = time.monotonic()
-        self._done_before = None
         show = self._bar if sys.stderr.isatty() else self._lines
         self._task = asyncio.create_task(show())
         return self

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from utils.io import UserError
 from utils.prices import Usage
 
-REFUSED = {401, 403, 404}  # a wrong key, no access, no such model: the same for every call
+REFUSED = {
+    401,
+    402,
+    403,
+    404,
+}  # a wrong key, no money, no access, no such model: the same for every call
 TRANSIENT = {408, 409, 425}  # and every 5xx
 FILTERED = {"content_filter", "content_policy_violation"}
 
@@ -49,14 +54,38 @@ class Reply:
 
 
 def reply_of(completion: dict) -> Reply:
-    """A chat completion, as JSON, with at least one choice."""
-    choice = completion["choices"][0]
+    """A chat completion, as JSON. ValueError for one that has no reply in it.
+
+    Servers that name no finish_reason have it `stop` where there is text.
+    """
+    choice = first_choice(completion)
+    message = choice.get("message")
+    content = message.get("content") if isinstance(message, dict) else message
+    if not isinstance(message, dict) or not isinstance(content, str | None):
+        raise ValueError("the reply has no message with text")
+    text = (
+        (content or "").encode("utf-8", "replace").decode()
+    )  # half of a surrogate pair, once seen
     usage = usage_of(completion.get("usage"))
-    counts = {"prompt_tokens": usage.prompt, "completion_tokens": usage.completion}
-    if usage.cached:
-        counts["cached_tokens"] = usage.cached
-    text = (choice.get("message") or {}).get("content") or ""
-    return Reply(text, choice.get("finish_reason") or "", counts)
+    counts = {}
+    if usage:
+        counts = {"prompt_tokens": usage.prompt, "completion_tokens": usage.completion}
+        counts |= {"cached_tokens": usage.cached} if usage.cached else {}
+    reason = choice.get("finish_reason")
+    return Reply(text, str(reason) if reason else ("stop" if text else "empty"), counts)
+
+
+def texts_of(completion: dict) -> list[str]:
+    """The choices of a /completions reply; ValueError where there are none."""
+    first_choice(completion)
+    return [str(c.get("text") or "") for c in completion["choices"] if isinstance(c, dict)]
+
+
+def first_choice(completion: dict) -> dict:
+    choices = completion.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise ValueError(f"the reply has no choices ({str(completion.get('error', ''))[:100]})")
+    return choices[0]
 
 
 def parse_object(content: bytes) -> dict:
@@ -67,11 +96,14 @@ def parse_object(content: bytes) -> dict:
     return value
 
 
-def usage_of(usage: dict | None) -> Usage:
-    """A server's `usage` field; servers leave out what they do not count."""
-    usage = usage or {}
-    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
-    return Usage(usage.get("prompt_tokens") or 0, cached or 0, usage.get("completion_tokens") or 0)
+def usage_of(usage: object) -> Usage | None:
+    """A server's `usage` field; None where it does not count prompt and completion."""
+    if not isinstance(usage, dict):
+        return None
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
+    counts = (usage.get("prompt_tokens"), cached or 0, usage.get("completion_tokens"))
+    return Usage(*counts) if all(isinstance(count, int) for count in counts) else None
 
 
 def judge(status: int, headers, content: bytes, safe: Callable[[str], str]) -> Exception:
@@ -84,7 +116,7 @@ def judge(status: int, headers, content: bytes, safe: Callable[[str], str]) -> E
     error = (
         error if isinstance(error, dict) else {"message": error or content.decode(errors="replace")}
     )
-    text, code = safe(str(error.get("message"))), error.get("code")
+    text, code = safe(str(error.get("message"))), str(error.get("code"))
     if status in REFUSED or code == "insufficient_quota":
         return UserError(f"the server refuses every call ({status}): {text}")
     wait_s = retry_after_s(headers)

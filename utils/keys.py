@@ -1,0 +1,20 @@
+"""The API key, which never reaches a log, a file or an error text."""
+
+import os
+
+from utils import paths
+from utils.io import UserError
+
+
+def find_key(base_url: str | None) -> str:
+    """The API key: $OPENAI_API_KEY, else the key file. A local server needs none."""
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not key and paths.key_file().is_file():
+        key = paths.key_file().read_text().strip()
+    if not key and base_url:
+        return "none"
+    if not key:
+        raise UserError(f"no API key: set OPENAI_API_KEY, or write the key into {paths.key_file()}")
+    if not key.isprintable() or not key.isascii() or " " in key:
+        raise UserError("the API key has white space or odd characters in it; set it again")
+    return key

@@ -25,10 +25,10 @@ MORE = {
     "wire": {"prices"},
     "client": {"prices", "ledger", "pace", "wire", "keys"},
     "batch": {"prices", "ledger", "client"},
-    "trainer": {"metrics", "machine", "arithmetic"},
+    "trainer": {"metrics", "machine", "arithmetic", "checkpoints"},
     "machine": {"arithmetic"},
     "metrics": {"arithmetic"},
-    "generate": {"tokens"},
+    "generate": {"tokens", "checkpoints"},
 }
 
 

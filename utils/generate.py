@@ -1,12 +1,8 @@
 """Who answers in process: a checkpoint through transformers, on a GPU or the CPU."""
 
-from pathlib import Path
-
 import torch
-from transformers import AutoModelForCausalLM
 
-from utils import paths
-from utils.io import UserError, first_line
+from utils.checkpoints import load_checkpoint
 from utils.tokens import load_tokenizer
 
 
@@ -14,26 +10,13 @@ class LocalModel:
     """A causal language model with its tokenizer: bf16 on a GPU, fp32 on the CPU."""
 
     def __init__(self, name: str):
-        found = paths.find_checkpoint(name)
-        if Path(found).is_dir() and not (Path(found) / "config.json").is_file():
-            raise UserError(
-                f"{found}: holds no model (config.json); a run that was stopped goes on by scripts/train.sh"
-            )
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
+        self.model = load_checkpoint(name, dtype, "--model_path").to(self.device).eval()
         self.tokenizer = load_tokenizer(name, "--model_path")
         self.tokenizer.padding_side = "left"
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
-        try:
-            self.model = (
-                AutoModelForCausalLM.from_pretrained(found, dtype=dtype).to(self.device).eval()
-            )
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"--model_path {name}: not a checkpoint folder, and not to be had from the hub "
-                f"({first_line(error)})"
-            ) from error
 
     @torch.inference_mode()
     def continuation_logprobs(

@@ -7,21 +7,19 @@ import math
 import os
 import shutil
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError
 from torch.utils.data import Dataset
 from transformers import (
-    AutoModelForCausalLM,
     Trainer,
     TrainingArguments,
     default_data_collator,
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from utils import arithmetic, paths
-from utils.io import UserError, first_line, replacing
+from utils import arithmetic
+from utils.checkpoints import load_checkpoint
+from utils.io import UserError, replacing
 from utils.machine import Settings, choose_micro_batch, is_main_process, world_size
 from utils.metrics import Metrics
 
@@ -31,26 +29,7 @@ COMPLETE = "COMPLETE"  # an empty file, written last: a checkpoint without it wa
 def load_model(name: str):
     """A causal language model with fp32 weights: at a rate of 5e-6 a bf16 weight near 0.02 would
     move by less than half of its last bit, that is not at all."""
-    found = paths.find_checkpoint(name)
-    try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(
-            found, dtype=torch.float32, output_loading_info=True
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--model_name {name}: not a checkpoint folder, and not to be had from the hub "
-            f"({first_line(error)})"
-        ) from error
-    except (SafetensorError, UnpicklingError, RuntimeError) as error:
-        raise UserError(
-            f"--model_name {name}: its weights are damaged or of another shape than its config says "
-            f"({first_line(error)}); make or download it again"
-        ) from error
-    if missing := loaded["missing_keys"]:
-        raise UserError(
-            f"--model_name {name}: {len(missing)} weights are missing, {sorted(missing)[0]} for one; "
-            "make or download it again"
-        )
+    model = load_checkpoint(name, torch.float32, "--model_name")
     model.config.use_cache = False
     check_masters(model)
     return model

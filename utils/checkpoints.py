@@ -1,0 +1,46 @@
+"""Loading a checkpoint: the one that was meant, whole, or an error that says what is wrong with it."""
+
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM
+
+from utils import paths
+from utils.io import UserError, first_line
+
+
+def load_checkpoint(name: str, dtype: torch.dtype, flag: str):
+    """A causal language model from a folder or the hub, on the CPU.
+
+    Raises UserError, which names the `flag` that the user typed, where there is none, and where its
+    weights are damaged, of another shape, or not all there (transformers fills missing ones with
+    random numbers).
+    """
+    found = paths.find_checkpoint(name)
+    if Path(found).is_dir() and not (Path(found) / "config.json").is_file():
+        raise UserError(
+            f"{flag} {found}: holds no model (config.json); a run that was stopped goes on by "
+            "scripts/train.sh"
+        )
+    try:
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            found, dtype=dtype, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{flag} {name}: not a checkpoint folder, and not to be had from the hub "
+            f"({first_line(error)})"
+        ) from error
+    except (SafetensorError, UnpicklingError, RuntimeError) as error:
+        raise UserError(
+            f"{flag} {name}: its weights are damaged or of another shape than its config says "
+            f"({first_line(error)}); make or download it again"
+        ) from error
+    if missing := loaded["missing_keys"]:
+        raise UserError(
+            f"{flag} {name}: {len(missing)} weights are missing, {sorted(missing)[0]} for one; "
+            "make or download it again"
+        )
+    return model

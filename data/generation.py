@@ -240,13 +240,14 @@ class Batched(Work):
 
     async def run(self) -> None:
         self.client = Client(self.args.model, self.args.base_url, ledger=self.ledger)
-        with closing(
-            Batches(self.store.folder / "batches.state", self.client, self.ledger)
-        ) as self.batches:
-            await self.batches.adopt()
-            actions = {"submit": self._submit, "status": self._status, "collect": self._collect}
-            await actions[self.args.batch]()
-        await self.client.close()
+        state = self.store.folder / "batches.state"
+        actions = {"submit": self._submit, "status": self._status, "collect": self._collect}
+        try:
+            with closing(Batches(state, self.client, self.ledger)) as self.batches:
+                await self.batches.adopt()
+                await actions[self.args.batch]()
+        finally:
+            await self.client.close()
 
     async def _submit(self) -> None:
         under_way = self.batches.requests_under_way()

@@ -68,7 +68,8 @@ class Client:
     @functools.cached_property
     def _http(self):
         """Connections, kept open, as many as calls. aiohttp, because at 256 calls a second the client
-        is what is waited for: 0.4 ms a call, 1.3 with httpx2, 2.0 through OpenAI's client."""
+        is what is waited for: 0.7 ms a call, 1.3 with httpx2, 1.9 through OpenAI's client
+        (LOG.md, 2026-11-22)."""
         import aiohttp  # 0.2 s to import: not for --help
 
         trace = aiohttp.TraceConfig()

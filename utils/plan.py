@@ -10,10 +10,8 @@ from utils.prices import Price, Usage
 from utils.quality import Document
 
 BYTES_A_TOKEN = 4.3  # English prose; taken from the replies' own counts once there are any
-LISTED_A_DOCUMENT = (
-    30  # entities of an article of 5,000 tokens, until the mean of those asked is known
-)
-# Tokens of a reply by kind, until there are replies: those of gpt-4-turbo are of this order.
+LISTED_A_DOCUMENT = 30  # entities: a guess, until the mean of the documents asked about is known
+# Tokens of a reply by kind: guesses, until there are replies.
 COMPLETION_TOKENS = {
     "entities": 500,
     "strategies": 400,
@@ -22,7 +20,7 @@ COMPLETION_TOKENS = {
     "strategy": 900,
 }
 LENGTH_OF_REPHRASED = 1.0  # of the document's
-TOKENS_A_SECOND = 30.0  # of one reply, at a busy server
+TOKENS_A_SECOND = 30.0  # of one reply: a guess
 CACHED_FROM = 1024  # tokens: OpenAI caches no shorter prefix
 
 

@@ -8,12 +8,8 @@ from dataclasses import dataclass
 from utils.io import UserError
 from utils.prices import Usage
 
-REFUSED = {
-    401,
-    402,
-    403,
-    404,
-}  # a wrong key, no money, no access, no such model: the same for every call
+# A wrong key, no money, no access, no such model: the same for every call.
+REFUSED = {401, 402, 403, 404}
 TRANSIENT = {408, 409, 425}  # and every 5xx
 FILTERED = {"content_filter", "content_policy_violation"}
 

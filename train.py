@@ -10,7 +10,7 @@ scripts/train.sh starts one process per GPU, and one on a machine without.
 import argparse
 import math
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from data import cptdata
@@ -55,6 +55,7 @@ def recipe_arguments(group: argparse.ArgumentParser) -> None:
     add("--block_size", type=int, default=2048, help="tokens per block (default 2048)")
     add("--subsample_ratio", type=Typed, default="1", help="share of the documents; smaller lie in larger (default 1)")
     add("--mask_documents", action="store_true", help="keep attention inside a document (default: packed, as in the paper)")
+    add("--lora_rank", type=int, default=0, help="train low-rank adapters alone (default 0: all weights)")
     add("--seed", type=int, default=0, help="of the data's order (default 0)")
 
 
@@ -66,7 +67,10 @@ def machine_arguments(group: argparse.ArgumentParser) -> None:
     add("--eval_blocks", type=int, default=256, help="held-out replay blocks (default 256)")
     add("--precision", choices=["auto", "bf16", "fp32"], default="auto", help="of the arithmetic; weights are fp32 (default auto)")
     add("--micro_batch", type=int, help="blocks per forward pass and GPU (default: what 4,096 tokens allow)")
-    add("--gradient_checkpointing", action="store_true", help="less memory, a third more arithmetic")
+    add("--gradient_checkpointing", nargs="?", const="all", default="auto", metavar="LAYERS", help="layers computed twice, a number or all: less memory, up to a third more arithmetic (default: on a GPU as few as fit)")
+    add("--optim_state_dtype", choices=["fp32", "bf16", "int8"], default="fp32", help="of AdamW's moments: 8, 4 or 2 bytes a parameter (default fp32)")
+    add("--compile", choices=["auto", "on", "off"], default="auto", help="torch.compile (default: where the run is long enough to gain)")
+    add("--sharding", choices=["auto", "none", "full", "hybrid"], default="auto", help="of the model: over all GPUs, or (hybrid) those of a node (default: over all)")
     add("--report_to", choices=["none", "wandb"], default="none")
 # fmt: on
 
@@ -87,8 +91,12 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--bs {args.bs}: a whole number of blocks")
     if args.micro_batch is not None and args.micro_batch < 1:
         raise UserError(f"--micro_batch {args.micro_batch}: must be above 0")
-    if args.seed < 0:
-        raise UserError(f"--seed {args.seed}: must not be below 0")
+    layers = args.gradient_checkpointing
+    if layers not in ("auto", "all") and not layers.isdecimal():
+        raise UserError(f"--gradient_checkpointing {layers}: a number of layers, or all")
+    for name in ("seed", "lora_rank"):
+        if getattr(args, name) < 0:
+            raise UserError(f"--{name} {getattr(args, name)}: must not be below 0")
     for name in ("wd", "warmup", "rr"):
         if not 0 <= getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: from 0 to below 1")
@@ -100,11 +108,11 @@ def run_name(args: argparse.Namespace) -> str:
         f"{args.task_name}-lr{args.lr}-rr{args.rr}-epochs{args.epochs}-bs{args.bs}"
         f"-wd{args.wd}-warmup{args.warmup}-{model}"
     )
-    return (
-        name
-        if args.subsample_ratio == 1
-        else f"scaling-subsample_ratio{args.subsample_ratio}-{name}"
-    )
+    if args.lora_rank:
+        name = f"{name}-lora{args.lora_rank}"
+    if args.subsample_ratio != 1:
+        name = f"scaling-subsample_ratio{args.subsample_ratio}-{name}"
+    return name
 
 
 def main() -> None:
@@ -118,21 +126,7 @@ def main() -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    settings = machine.Settings(
-        lr=float(args.lr),  # Typed ends here: a checkpoint holds no class of ours
-        bs=int(args.bs),
-        wd=float(args.wd),
-        warmup=float(args.warmup),
-        seed=args.seed,
-        block_size=args.block_size,
-        save_steps=args.save_steps,
-        keep_checkpoints=args.keep_checkpoints,
-        precision=machine.choose_precision(args.precision),
-        micro_batch=args.micro_batch,
-        gradient_checkpointing=args.gradient_checkpointing,
-        run_eval=args.run_eval,
-        report_to=args.report_to,
-    )
+    settings = choose_settings(args)
     machine.choose_micro_batch(settings)  # what does not divide is said before a model is loaded
     tokenizer = tokens.load_tokenizer(args.model_name, "--model_name")
     blocks, held_out = make_datasets(args, files)
@@ -142,8 +136,10 @@ def main() -> None:
             trainer.tidy(folder)
             print(f"{folder}: finished already; delete the folder to train it again")
         return
-    model = trainer.load_model(args.model_name)
-    memory = machine.check_memory(model, settings)
+    model = trainer.load_model(args.model_name, settings, args.mask_documents)
+    settings, memory = machine.fit_memory(model, settings, args.gradient_checkpointing)
+    flops = len(blocks) * args.block_size * trainer.flops_per_token(model, settings)
+    settings = replace(settings, compiled=machine.choose_compile(args.compile, flops))
     fingerprint = tokens.fingerprint(tokenizer)
     for file in files.values():
         file.check_vocabulary(fingerprint, model.config.vocab_size, args.model_name)
@@ -152,6 +148,7 @@ def main() -> None:
             f"{len(blocks):,} blocks of {args.block_size}, {blocks.plan.replay_share():.1%} replay, {settings.precision} -> {folder}"
         )
         print(memory)
+        record["settings"] = asdict(settings)
         write_json(folder / "run.json", record)
     result = trainer.train(model, tokenizer, blocks, held_out, settings, folder)
     if machine.is_main_process():
@@ -164,6 +161,28 @@ def main() -> None:
             print(
                 f"held-out replay: loss {result['held_out_loss_before']:.3f} before, {result['held_out_loss_after']:.3f} after"
             )
+
+
+def choose_settings(args: argparse.Namespace):
+    from utils import machine
+
+    return machine.Settings(
+        lr=float(args.lr),  # Typed ends here: a checkpoint holds no class of ours
+        bs=int(args.bs),
+        wd=float(args.wd),
+        warmup=float(args.warmup),
+        seed=args.seed,
+        block_size=args.block_size,
+        save_steps=args.save_steps,
+        keep_checkpoints=args.keep_checkpoints,
+        precision=machine.choose_precision(args.precision),
+        optim_state_dtype=args.optim_state_dtype,
+        micro_batch=args.micro_batch,
+        sharding=machine.choose_sharding(args.sharding, args.lora_rank),
+        lora_rank=args.lora_rank,
+        run_eval=args.run_eval,
+        report_to=args.report_to,
+    )
 
 
 def open_files(args: argparse.Namespace) -> dict:
@@ -257,7 +276,7 @@ def is_finished(folder: Path, record: dict) -> bool:
 def identity(record: dict) -> dict:
     """What of a run.json decides the result, by name; how often a run saves or looks does not."""
     free = {"save_steps", "keep_checkpoints", "run_eval", "eval_blocks", "report_to", "micro_batch", "precision",
-            "gradient_checkpointing"}  # fmt: skip
+            "gradient_checkpointing", "compile", "sharding"}  # fmt: skip
     arguments = {name: value for name, value in record["arguments"].items() if name not in free}
     data = {name: file["sha256"] for name, file in record["data"].items()}
     precision = {"precision": record["settings"]["precision"], "base": record["base"]}

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from utils.arithmetic import GIB, Shape, flops_per_token, in_words, memory_bytes, mfu, shape_of
@@ -6,6 +8,7 @@ from utils.arithmetic import GIB, Shape, flops_per_token, in_words, memory_bytes
 # + 3 × 4,096 × 14,336 + 2 × 4,096; a last norm of 4,096.
 LLAMA_3_8B = Shape(
     parameters=8_030_261_248,
+    trained=8_030_261_248,
     embedding=525_336_576,
     layers=32,
     hidden=4096,
@@ -29,17 +32,41 @@ def test_flops_of_llama_3_8b():
 
 def test_memory_of_llama_3_8b():
     """16 bytes a parameter in plain fp32 Adam are 119.7 GiB; four ranks have a quarter each."""
-    parts = memory_bytes(LLAMA_3_8B, 2048, 1, 1, recompute=True, bf16=True)
+    parts = memory_bytes(LLAMA_3_8B, 2048, 1, 1, recomputed=32, bf16=True)
     held = sum(parts[name] for name in ("weights", "gradients", "optimizer"))
     assert held / GIB == pytest.approx(119.7, abs=0.05)
-    quarter = memory_bytes(LLAMA_3_8B, 2048, 1, 4, recompute=True, bf16=True)
+    assert parts["bf16 copies"] / GIB == pytest.approx(119.7 / 8, abs=0.01)
+    quarter = memory_bytes(LLAMA_3_8B, 2048, 1, 4, recomputed=32, bf16=True)
     assert quarter["optimizer"] == parts["optimizer"] / 4
     assert quarter["activations"] == parts["activations"]
     # Logits: 2,048 × 128,256 × 10 bytes = 2.45 GiB; 32 inputs of 16 MiB and one layer.
     assert 2.45 < parts["activations"] / GIB < 3.5
-    whole = memory_bytes(LLAMA_3_8B, 2048, 1, 1, recompute=False, bf16=True)
+    whole = memory_bytes(LLAMA_3_8B, 2048, 1, 1, recomputed=0, bf16=True)
     assert whole["activations"] > 4 * parts["activations"]
-    assert in_words(parts).startswith("needs about 12")
+    half = memory_bytes(LLAMA_3_8B, 2048, 1, 1, recomputed=16, bf16=True)
+    assert parts["activations"] < half["activations"] < whole["activations"]
+    assert in_words(parts).startswith("needs about 137")
+
+
+def test_memory_of_smaller_moments_and_of_lora():
+    """bf16 moments: 12 bytes a parameter, 89.7 GiB. LoRA: bf16 weights that stay, 15 GiB."""
+    parts = memory_bytes(LLAMA_3_8B, 2048, 1, 1, recomputed=0, bf16=True, optimizer=4)
+    held = sum(parts[name] for name in ("weights", "gradients", "optimizer"))
+    assert held / GIB == pytest.approx(89.7, abs=0.05)
+    lora = replace(LLAMA_3_8B, trained=42_000_000)
+    parts = memory_bytes(lora, 2048, 1, 1, recomputed=0, bf16=True)
+    assert parts["weights"] / GIB == pytest.approx(15.0, abs=0.1)
+    assert parts["optimizer"] == 8 * 42_000_000
+
+
+def test_logits_in_chunks():
+    """256 tokens at a time of 128,256 words: 0.3 GiB, and 1.96 GiB of the output layer's gradient."""
+    whole, chunked = (
+        memory_bytes(LLAMA_3_8B, 2048, 4, 1, recomputed=32, bf16=True, logits_tokens=n)
+        for n in (None, 256)
+    )
+    saved = whole["activations"] - chunked["activations"]
+    assert saved / GIB == pytest.approx(4 * 2.4463 - 0.3058 - 1.957, abs=0.01)
 
 
 def test_the_shape_is_read_off_a_model(tiny_model):
@@ -49,4 +76,4 @@ def test_the_shape_is_read_off_a_model(tiny_model):
     shape = shape_of(model)
     assert (shape.layers, shape.hidden, shape.intermediate, shape.kv_width) == (2, 32, 64, 16)
     assert shape.embedding == shape.vocabulary * 32
-    assert shape.parameters == sum(p.numel() for p in model.parameters())
+    assert shape.trained == shape.parameters == sum(p.numel() for p in model.parameters())

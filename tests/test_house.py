@@ -25,8 +25,8 @@ MORE = {
     "wire": {"prices"},
     "client": {"prices", "ledger", "pace", "wire", "keys"},
     "batch": {"prices", "ledger", "client"},
-    "trainer": {"metrics", "machine", "arithmetic", "checkpoints"},
-    "machine": {"arithmetic"},
+    "trainer": {"metrics", "machine", "arithmetic", "checkpoints", "optim", "loss", "layers"},
+    "machine": {"arithmetic", "loss", "optim"},
     "metrics": {"arithmetic"},
     "generate": {"tokens", "checkpoints"},
 }

@@ -12,10 +12,11 @@ PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder: `parameters` are all, `embedding` those of the input embedding alone (0 where the
-    output layer shares them, which is a multiplication)."""
+    """A decoder: `parameters` are all, `trained` those that learn, `embedding` those of the input
+    embedding alone (0 where the output layer shares them, which is a multiplication)."""
 
     parameters: int
+    trained: int
     embedding: int
     layers: int
     hidden: int
@@ -32,7 +33,8 @@ def shape_of(model) -> Shape:
     embedding = model.get_input_embeddings().weight
     tied = model.get_output_embeddings().weight is embedding
     return Shape(
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=sum(p.numel() for p in model.parameters()),
+        trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         embedding=0 if tied else embedding.numel(),
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
@@ -61,12 +63,19 @@ def memory_bytes(
     block_size: int,
     micro_batch: int,
     ranks: int,
-    recompute: bool,
+    recomputed: int,
     bf16: bool,
+    optimizer: float = 8,
+    logits_tokens: int | None = None,
 ) -> dict[str, float]:
-    """Of one of `ranks` devices that share weights, gradients and optimizer: fp32 weights and
-    gradients and AdamW's two fp32 moments are 4, 4 and 8 bytes a parameter; activations are an
-    estimate of what the backward pass of a Llama layer keeps, with SDPA (no block × block matrix)."""
+    """Of one of `ranks` devices that share weights, gradients and optimizer.
+
+    A trained parameter has 4 bytes of fp32 weight, 4 of gradient and `optimizer` bytes of moments
+    (AdamW's two in fp32 are 8), and with `bf16` 2 for the copy that is multiplied; a frozen one its
+    weight alone. Activations are an estimate of what the backward pass of a Llama layer keeps, with
+    SDPA (no block × block matrix); `recomputed` layers keep their input alone. Logits of
+    `logits_tokens` (default: all) are there at once, with the gradient of the output layer.
+    """
     width = 2 if bf16 else 4
     tokens = micro_batch * block_size
     # Two norms in fp32; their outputs, queries, attention's output; keys and values; of the MLP gate,
@@ -75,16 +84,22 @@ def memory_bytes(
         2 * 4 * shape.hidden
         + width * (4 * shape.hidden + 2 * shape.kv_width + 4 * shape.intermediate)
     )
-    kept = shape.layers * layer
-    if recompute:  # a layer's input, and one layer at a time in full
-        kept = shape.layers * tokens * width * shape.hidden + layer
-    logits = tokens * shape.vocabulary * (width + 4 + 4)  # as computed, in fp32, and their gradient
-    return {
-        "weights": 4 * shape.parameters / ranks,
-        "gradients": 4 * shape.parameters / ranks,
-        "optimizer": 8 * shape.parameters / ranks,
-        "activations": kept + logits,
+    kept = (shape.layers - recomputed) * layer
+    if recomputed:  # inputs, and one layer at a time in full
+        kept += recomputed * tokens * width * shape.hidden + layer
+    # As computed, in fp32, and their gradient.
+    logits = min(tokens, logits_tokens or tokens) * shape.vocabulary * (width + 4 + 4)
+    if logits_tokens:
+        logits += 4 * shape.vocabulary * shape.hidden
+    frozen = shape.parameters - shape.trained
+    parts = {
+        "weights": (4 * shape.trained + width * frozen) / ranks,
+        "gradients": 4 * shape.trained / ranks,
+        "optimizer": optimizer * shape.trained / ranks,
     }
+    if bf16:
+        parts["bf16 copies"] = 2 * shape.trained / ranks
+    return parts | {"activations": kept + logits}
 
 
 def in_words(parts: dict[str, float]) -> str:

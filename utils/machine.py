@@ -1,14 +1,20 @@
 """How a training run fits the machine it is on: ranks, arithmetic, micro-batches, memory."""
 
 import os
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 
 import torch
 
 from utils import arithmetic
 from utils.io import UserError
+from utils.loss import PLAIN_HEADS, chunk_tokens
+from utils.optim import STATE_BYTES
 
-MICRO_BATCH_TOKENS = 4096  # of one forward pass: Llama 3 8B's fp32 logits for it are 2.1 GB
+MICRO_BATCH_TOKENS = 4096  # of one forward pass: Llama 3 8B keeps 24 GiB of activations for it
+# Below so many FLOPs of a run torch.compile costs more than it gains: 5 minutes at the 170 GFLOP/s of
+# two CPU cores, where it takes 12 to 40 s and saves a fifth; 8 minutes at 400 TFLOP/s.
+WORTH_COMPILING = {"cpu": 5e13, "cuda": 2e17}
 
 
 @dataclass(frozen=True)
@@ -24,8 +30,12 @@ class Settings:
     save_steps: int
     keep_checkpoints: int
     precision: str  # bf16 or fp32
+    optim_state_dtype: str = "fp32"  # a key of optim.STATE_BYTES
     micro_batch: int | None = None  # blocks per forward pass and GPU
-    gradient_checkpointing: bool = False
+    recomputed_layers: int = 0  # whose activations the backward pass computes again
+    compiled: bool = False
+    lora_rank: int = 0  # 0: all weights learn
+    sharding: str = "none"  # none (DDP), full (FSDP2) or hybrid (FSDP2 in a node, DDP between them)
     run_eval: bool = False
     report_to: str = "none"
 
@@ -38,6 +48,10 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def device_type() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def choose_precision(asked: str) -> str:
     """bf16 autocast over fp32 weights where the chip multiplies bf16 fast, fp32 elsewhere.
 
@@ -48,6 +62,33 @@ def choose_precision(asked: str) -> str:
         return asked
     fast = torch.cuda.is_available() or torch.cpu.get_capabilities().get("amx_bf16", False)
     return "bf16" if fast else "fp32"
+
+
+def choose_sharding(asked: str, lora_rank: int) -> str:
+    """Several GPUs share the model, within a node and over nodes; CPU ranks (the tests') and those
+    that train adapters, which need little, have a copy each. Raises UserError for what cannot be."""
+    if lora_rank and asked in ("full", "hybrid"):
+        raise UserError(f"--sharding {asked}: not with --lora_rank; give --sharding none")
+    if world_size() == 1 or lora_rank:
+        return "none"
+    if asked == "hybrid" and world_size() % int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
+        raise UserError("--sharding hybrid: every node must have as many processes as the first")
+    if asked == "auto":
+        return "full" if torch.cuda.is_available() else "none"
+    if asked != "none" and not torch.cuda.is_available():
+        raise UserError(
+            f"--sharding {asked}: accelerate shards on GPUs alone; give --sharding none"
+        )
+    return asked
+
+
+def choose_compile(asked: str, flops: float) -> bool:
+    """Whether to compile the layers, for a run of `flops` in all. It depends on nothing that changes
+    between a run and its resumption."""
+    if asked != "auto":
+        return asked == "on"
+    compiler = torch.cuda.is_available() or shutil.which("g++")
+    return bool(compiler) and flops / world_size() >= WORTH_COMPILING[device_type()]
 
 
 def choose_micro_batch(settings: Settings) -> int:
@@ -70,27 +111,69 @@ def choose_micro_batch(settings: Settings) -> int:
     )
 
 
-def check_memory(model, settings: Settings) -> str:
-    """What training needs, in words. Raises UserError where a GPU has less, naming what would fit."""
-    shape, bf16 = arithmetic.shape_of(model), settings.precision == "bf16"
-    micro_batch = choose_micro_batch(settings)
+def sharing_ranks(settings: Settings) -> int:
+    """Over how many ranks one copy of the model is spread."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return {"none": 1, "hybrid": local, "full": world_size()}[settings.sharding]
 
-    def need(micro: int, recompute: bool) -> dict[str, float]:
-        return arithmetic.memory_bytes(
-            shape, settings.block_size, micro, world_size(), recompute, bf16
-        )
 
-    parts = need(micro_batch, settings.gradient_checkpointing)
-    words = arithmetic.in_words(parts)
-    if not torch.cuda.is_available():
-        return words
-    there = torch.cuda.get_device_properties(0).total_memory
-    if sum(parts.values()) > there:
-        smaller = [
-            ("--gradient_checkpointing", need(micro_batch, True)),
-            ("--gradient_checkpointing --micro_batch 1", need(1, True)),
-        ]
-        fits = [flags for flags, parts in smaller if sum(parts.values()) <= there]
-        advice = f"it fits with {fits[0]}" if fits else "it fits on more GPUs alone"
-        raise UserError(f"training {words}; this GPU has {there / arithmetic.GIB:.0f}; {advice}")
-    return f"{words}; this GPU has {there / arithmetic.GIB:.0f}"
+def memory_parts(model, shape: arithmetic.Shape, settings: Settings) -> dict[str, float]:
+    plain = model.config.model_type in PLAIN_HEADS
+    return arithmetic.memory_bytes(
+        shape,
+        settings.block_size,
+        choose_micro_batch(settings),
+        sharing_ranks(settings),
+        settings.recomputed_layers,
+        settings.precision == "bf16",
+        STATE_BYTES[settings.optim_state_dtype],
+        chunk_tokens(shape.vocabulary, device_type()) if plain else None,
+    )
+
+
+def fit_memory(model, settings: Settings, recompute: str) -> tuple[Settings, str]:
+    """The settings with as many recomputed layers as `recompute` says (`all`, a number, or `auto`:
+    on a GPU the fewest that fit, on a CPU none), and what the run needs, in words.
+
+    Raises UserError where the GPU has less, naming the flags that would make it fit.
+    """
+    shape = arithmetic.shape_of(model)
+
+    def total(changed: Settings) -> float:
+        return sum(memory_parts(model, shape, changed).values())
+
+    gpu = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+    # 6% for CUDA's context, the allocator's gaps and what the estimate leaves out.
+    there = 0.94 * gpu if gpu else float("inf")
+    layers = {"all": shape.layers, "auto": 0}.get(recompute)
+    settings = replace(
+        settings,
+        recomputed_layers=min(shape.layers, int(recompute)) if layers is None else layers,
+    )
+    if recompute == "auto":
+        choices = [replace(settings, recomputed_layers=n) for n in range(shape.layers + 1)]
+        settings = next((choice for choice in choices if total(choice) <= there), settings)
+    words = arithmetic.in_words(memory_parts(model, shape, settings))
+    if total(settings) > there:
+        advice = flags_that_fit(settings, shape, lambda changed: total(changed) <= there)
+        raise UserError(f"training {words}; this GPU has {gpu / arithmetic.GIB:.0f}; {advice}")
+    if settings.recomputed_layers:
+        words += f" ({settings.recomputed_layers} of {shape.layers} layers computed twice)"
+    return settings, words + (f"; this GPU has {gpu / arithmetic.GIB:.0f}" if gpu else "")
+
+
+def flags_that_fit(settings: Settings, shape: arithmetic.Shape, fits) -> str:
+    """The first that would do, of flags in the order of what they cost."""
+    settings = replace(settings, recomputed_layers=shape.layers)
+    micro, bf16, int8 = (
+        ("--micro_batch 1", {"micro_batch": 1}),
+        ("--optim_state_dtype bf16", {"optim_state_dtype": "bf16"}),
+        ("--optim_state_dtype int8", {"optim_state_dtype": "int8"}),
+    )
+    for choice in ((), (micro,), (bf16,), (micro, bf16), (int8,), (micro, int8)):
+        changed = settings
+        for _, change in choice:
+            changed = replace(changed, **change)
+        if fits(changed):
+            return "it fits with " + " ".join(["--gradient_checkpointing", *(f for f, _ in choice)])
+    return "it fits with --lora_rank 16, or on more GPUs"

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from transformers import TrainerCallback
 from utils.arithmetic import mfu
 from utils.io import UserError, replacing
 
+RECENT_STEPS = 20  # over which speed is told: it follows a slower machine, and does not flicker
+
 
 class Metrics(TrainerCallback):
-    """One line a step in metrics.jsonl, and a progress bar: loss, rate, tokens/s. The held-out loss
+    """One line a step in metrics.jsonl, and a progress bar: loss, rate, tokens/s, MFU, seconds. The held-out loss
     has lines of its own."""
 
     def __init__(
@@ -31,6 +34,7 @@ class Metrics(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self.first_step, self.begun = state.global_step, time.monotonic()
+        self.ends = deque([self.begun], maxlen=RECENT_STEPS)
         if state.is_world_process_zero:
             self._drop_steps_after(state.global_step)
         self.bar = tqdm(
@@ -44,12 +48,13 @@ class Metrics(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if "loss" not in logs:
             return
-        speed = self.tokens_per_s(state)
-        line = {name: logs.get(name) for name in ("loss", "learning_rate", "grad_norm")}
-        share = self._mfu(speed)
-        self._write(state, line | {"tokens_per_s": round(speed, 1), "mfu": share})
-        used = "" if share is None else f", MFU {share:.1%}"
-        self.bar.set_postfix_str(f"loss {logs['loss']:.3f}, {speed:,.0f} tokens/s{used}")
+        names = ("loss", "learning_rate", "grad_norm", "tokens_per_s", "mfu")
+        line = {name: logs.get(name) for name in names}
+        self._write(state, line | {"seconds": round(self.ends[-1] - self.ends[-2], 4)})
+        used = "" if line["mfu"] is None else f", MFU {line['mfu']:.1%}"
+        self.bar.set_postfix_str(
+            f"loss {logs['loss']:.3f}, {logs['tokens_per_s']:,.0f} tokens/s{used}"
+        )
         self.bar.update(state.global_step - self.bar.n)
         if not math.isfinite(logs["loss"]):
             self.bar.close()  # the message begins on a line of its own
@@ -68,6 +73,14 @@ class Metrics(TrainerCallback):
         """Over the time of this process, the steps of an earlier one not counted."""
         done = (state.global_step - self.first_step) * self.tokens_per_step
         return done / (time.monotonic() - self.begun)
+
+    def speed(self, state) -> dict[str, float | None]:
+        """Tokens/s and MFU of the last steps; the first one, in which torch compiles, only where there
+        is no other."""
+        self.ends.append(time.monotonic())
+        ends = list(self.ends)[1:] if len(self.ends) > 2 else list(self.ends)
+        rate = (len(ends) - 1) * self.tokens_per_step / (ends[-1] - ends[0])
+        return {"tokens_per_s": round(rate, 1), "mfu": self._mfu(rate)}
 
     def _mfu(self, tokens_per_s: float) -> float | None:
         """Of the GPUs of the run; None on a CPU, whose peak nobody states."""

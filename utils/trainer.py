@@ -9,28 +9,39 @@ import shutil
 from pathlib import Path
 
 import torch
+from accelerate import ParallelismConfig
 from torch.utils.data import Dataset
-from transformers import (
-    Trainer,
-    TrainingArguments,
-    default_data_collator,
-)
+from transformers import Trainer, TrainingArguments, default_data_collator
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from utils import arithmetic
+from utils import arithmetic, optim
 from utils.checkpoints import load_checkpoint
 from utils.io import UserError, replacing
-from utils.machine import Settings, choose_micro_batch, is_main_process, world_size
+from utils.layers import add_lora, base_of, compile_layers, recompute
+from utils.loss import restore, use_chunked_loss
+from utils.machine import (
+    Settings,
+    choose_micro_batch,
+    is_main_process,
+    sharing_ranks,
+    world_size,
+)
 from utils.metrics import Metrics
 
 COMPLETE = "COMPLETE"  # an empty file, written last: a checkpoint without it was cut by a kill
 
 
-def load_model(name: str):
+def load_model(name: str, settings: Settings, mask_documents: bool = False):
     """A causal language model with fp32 weights: at a rate of 5e-6 a bf16 weight near 0.02 would
-    move by less than half of its last bit, that is not at all."""
+    move by less than half of its last bit, that is not at all. With LoRA the adapters are fp32."""
     model = load_checkpoint(name, torch.float32, "--model_name")
     model.config.use_cache = False
+    if mask_documents and torch.cuda.is_available():
+        model.set_attn_implementation(
+            "flex_attention"
+        )  # SDPA would want a dense block × block mask
+    if settings.lora_rank:
+        model = add_lora(model, settings.lora_rank, settings.seed, settings.precision == "bf16")
     check_masters(model)
     return model
 
@@ -49,7 +60,6 @@ def training_arguments(
 ) -> TrainingArguments:
     micro_batch = choose_micro_batch(settings)
     on_gpu = torch.cuda.is_available()
-    sharded = on_gpu and world_size() > 1
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=micro_batch,
@@ -62,11 +72,10 @@ def training_arguments(
         warmup_steps=math.ceil(settings.warmup * steps),
         weight_decay=settings.wd,
         max_grad_norm=1.0,
-        optim="adamw_torch_fused",
+        optim="adamw_torch_fused",  # its betas and epsilon; the class is `optim.choose`'s
         bf16=settings.precision == "bf16",
         use_cpu=not on_gpu,
-        fsdp=True if sharded else None,
-        fsdp_config={"version": 2, "state_dict_type": "FULL_STATE_DICT"} if sharded else None,
+        **sharding_arguments(settings),
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="steps",
@@ -86,12 +95,37 @@ def training_arguments(
     )
 
 
+def sharding_arguments(settings: Settings) -> dict:
+    """FSDP2 by transformers' layers; each rank writes its part of a checkpoint. Hybrid: the model is
+    spread over the GPUs of a node, and the nodes hold a copy each."""
+    if settings.sharding == "none":
+        return {}
+    # Recomputation is ours (`recompute`), not FSDP's; all ranks load, since all read one disk.
+    sharded = {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "SHARDED_STATE_DICT"}}
+    if settings.sharding == "full":
+        return sharded
+    local = sharing_ranks(settings)
+    mesh = ParallelismConfig(dp_replicate_size=world_size() // local, dp_shard_size=local)
+    return sharded | {"parallelism_config": mesh}
+
+
 def flops_per_token(model, settings: Settings) -> float:
     return arithmetic.flops_per_token(arithmetic.shape_of(model), settings.block_size)
 
 
 class CompleteCheckpoints(Trainer):
     """A Trainer whose checkpoints are complete or not there, whatever moment it is killed at."""
+
+    metrics: Metrics
+
+    def log(self, logs: dict, start_time: float | None = None) -> None:
+        """wandb is told the speed, too."""
+        speed = self.metrics.speed(self.state) if "loss" in logs else {}
+        super().log(logs | speed, start_time)
+
+    def evaluate(self, *arguments, **options) -> dict:
+        with torch.compiler.set_stance("force_eager"):  # not worth compiling without gradients
+            return super().evaluate(*arguments, **options)
 
     def _save_checkpoint(self, model, trial) -> None:
         super()._save_checkpoint(model, trial)
@@ -127,8 +161,10 @@ def train(
     loss on `held_out` before and after.
     """
     steps = len(blocks) // settings.bs
-    if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+    recompute(model, settings.recomputed_layers)
+    use_chunked_loss(base_of(model), settings.compiled)
+    if settings.compiled:
+        compile_layers(model)
     metrics = Metrics(
         folder / "metrics.jsonl",
         settings.bs * settings.block_size,
@@ -145,7 +181,9 @@ def train(
         processing_class=tokenizer,  # saved beside the weights
         data_collator=default_data_collator,  # blocks are of one length: nothing to pad
         callbacks=[metrics],
+        optimizer_cls_and_kwargs=optimizer(settings),
     )
+    trainer.metrics = metrics
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     resumed = last_checkpoint(folder)
@@ -161,7 +199,7 @@ def train(
     tokens_per_s = metrics.tokens_per_s(trainer.state)
     if held_out is not None:
         trainer.evaluate()
-    trainer.save_model()
+    save(trainer, folder)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     held_out_losses = metrics.held_out_losses()
     return {
@@ -172,6 +210,27 @@ def train(
         "held_out_loss_before": held_out_losses[0] if held_out_losses else None,
         "held_out_loss_after": held_out_losses[-1] if held_out_losses else None,
     }
+
+
+def optimizer(settings: Settings) -> tuple[type, dict]:
+    kind, options = optim.choose(settings.optim_state_dtype, settings.seed)
+    return kind, {"lr": settings.lr, "betas": (0.9, 0.999), "eps": 1e-8} | options
+
+
+def save(trainer: Trainer, folder: Path) -> None:
+    """Weights as one safetensors checkpoint, put together from all ranks', and the tokenizer. Adapters
+    are merged into the weights, so that whoever loads the folder need not know of them, and lie in
+    adapter/ by themselves."""
+    state = trainer.accelerator.get_state_dict(trainer.model)
+    if is_main_process():
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        restore(base_of(model))
+        if base_of(model) is not model:
+            model.save_pretrained(folder / "adapter")
+            model, state = model.float().merge_and_unload(), None
+        model.save_pretrained(folder, state_dict=state)
+        trainer.processing_class.save_pretrained(folder)
+    trainer.accelerator.wait_for_everyone()
 
 
 def tidy(folder: Path) -> None:

@@ -1,0 +1,38 @@
+"""train.py with FSDP2 on CPU ranks, which accelerate declines (it shards on GPUs alone): it is told
+that these are GPUs; everything after that is the code that runs on them. Prints, for every
+rank, which share of the parameters it holds."""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch.distributed
+import transformers.trainer
+from accelerate import Accelerator, DistributedType, PartialState
+
+import train
+from utils import machine, trainer
+from utils.io import run
+
+
+def sharding_accelerator(**options):
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    return Accelerator(**options)
+
+
+def save_and_tell(running, folder, save=trainer.save):
+    state = running.model.state_dict().values()  # after an evaluation the last layers lie whole
+    here = sum(tensor.to_local().numel() for tensor in state)
+    print(f"rank {os.environ['RANK']} holds {here} of {sum(tensor.numel() for tensor in state)}")
+    save(running, folder)
+
+
+if __name__ == "__main__":
+    transformers.trainer.Accelerator = sharding_accelerator
+    machine.choose_sharding = lambda asked, lora_rank: asked
+    trainer.save = save_and_tell
+    run(train.main)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

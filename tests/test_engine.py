@@ -1,0 +1,170 @@
+"""How a run is run (sharded, compiled, computed twice, with smaller moments, with adapters) and what
+that may change: nothing, or what is said here."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tests.conftest import ROOT, refused, run_script, succeed
+from tests.test_train import losses, run_folder, train
+
+SHORT = ("--subsample_ratio", "0.3")
+
+
+@pytest.fixture(scope="module")
+def plain(token_files, tiny_model, tmp_path_factory) -> Path:
+    """A short run with nothing special about it."""
+    home = tmp_path_factory.mktemp("plain")
+    shutil.copytree(token_files / "data", home / "data")
+    succeed(*train(tiny_model, *SHORT), SCP_HOME=str(home))
+    return home
+
+
+@pytest.fixture
+def work(token_files, tmp_path):
+    shutil.copytree(token_files / "data", tmp_path / "data")
+    return tmp_path
+
+
+def apart(a: Path, b: Path) -> float:
+    return max(abs(x - y) for x, y in zip(losses(a), losses(b), strict=True))
+
+
+def weights(home: Path) -> dict:
+    return load_file(run_folder(home) / "model.safetensors")
+
+
+def sharded(ranks: int, home: Path, *command) -> subprocess.Popen:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    script = ROOT / "tests/sharded_on_cpu.py"
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(script), *map(str, command[1:])],
+        env=os.environ | {"SCP_HOME": str(home), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_two_ranks_share_the_model_and_go_on_after_a_kill(plain, work, tiny_model):
+    """FSDP2: each rank holds a half; killed after a checkpoint, it ends where an unsharded run does,
+    and leaves one ordinary checkpoint."""
+    command = train(tiny_model, *SHORT, "--sharding", "full", "--save_steps", 5)
+    process = sharded(2, work, *command)
+    while not list((work / "ckpts").glob("*/checkpoint-5/COMPLETE")):
+        assert process.poll() is None, process.stdout.read()[-3000:]
+        time.sleep(0.01)
+    for rank in [*psutil.Process(process.pid).children(recursive=True), process]:
+        rank.kill()
+    process.communicate()
+    process = sharded(2, work, *command)
+    out, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, out[-3000:]
+    assert "going on from" in out
+    shares = re.findall(r"rank \d holds (\d+) of (\d+)", out)
+    assert len(shares) == 2
+    assert all(int(here) == int(all_) / 2 for here, all_ in shares)
+    assert apart(work, plain) < 1e-4
+    ours, theirs = weights(work), weights(plain)
+    assert ours.keys() == theirs.keys()
+    assert max((ours[name] - theirs[name]).abs().max() for name in ours) < 2e-3  # 2 steps' rates
+    assert not list(run_folder(work).glob("checkpoint-*"))
+    AutoModelForCausalLM.from_pretrained(run_folder(work))
+
+
+def test_hybrid_sharding_holds_a_copy_on_every_node(plain, work, tiny_model):
+    """Four ranks as two nodes of two: each holds a half, not a quarter."""
+    command = train(tiny_model, *SHORT, "--sharding", "hybrid")
+    nodes = []
+    for node in range(2):
+        launcher = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "2", "--node_rank", str(node),
+                    "--master_addr", "127.0.0.1", "--master_port", "29611"]  # fmt: skip
+        nodes.append(subprocess.Popen(
+            [sys.executable, *launcher, ROOT / "tests/sharded_on_cpu.py", *map(str, command[1:])],
+            env=os.environ | {"SCP_HOME": str(work), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))  # fmt: skip
+    out = "".join(node.communicate(timeout=200)[0] for node in nodes)
+    assert [node.returncode for node in nodes] == [0, 0], out[-3000:]
+    shares = re.findall(r"rank \d holds (\d+) of (\d+)", out)
+    assert len(shares) == 4
+    assert all(int(here) == int(all_) / 2 for here, all_ in shares)
+    assert apart(work, plain) < 1e-4
+
+
+def test_compiled_layers_give_the_same_losses(plain, work, tiny_model):
+    succeed(*train(tiny_model, *SHORT, "--compile", "on"), SCP_HOME=str(work))
+    assert apart(work, plain) < 1e-4
+    record = json.loads((run_folder(work) / "run.json").read_text())
+    assert record["settings"]["compiled"]
+
+
+@pytest.mark.parametrize("layers", [[], ["1"]])
+def test_layers_computed_twice_give_the_same_weights(plain, work, tiny_model, layers):
+    out = succeed(
+        *train(tiny_model, *SHORT, "--gradient_checkpointing", *layers), SCP_HOME=str(work)
+    )
+    assert f"({layers[0] if layers else 2} of 2 layers computed twice)" in out
+    assert losses(work) == losses(plain)
+    for name, tensor in weights(work).items():
+        assert torch.equal(tensor, weights(plain)[name])
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+def test_smaller_moments_learn_as_well(plain, work, tiny_model, dtype):
+    succeed(*train(tiny_model, *SHORT, "--optim_state_dtype", dtype), SCP_HOME=str(work))
+    assert losses(work) != losses(plain)
+    assert abs(losses(work)[-1] - losses(plain)[-1]) < 0.02
+
+
+def test_adapters_alone_learn_and_load_without_a_flag(plain, work, tiny_model):
+    """The folder is a plain checkpoint; adapter/ over the model it began from gives the same logits."""
+    from peft import PeftModel
+
+    begun = json.loads((run_folder(plain) / "run.json").read_text())["held_out_loss_before"]
+    succeed(*train(tiny_model, *SHORT, "--lora_rank", 4), SCP_HOME=str(work))
+    record = json.loads((run_folder(work) / "run.json").read_text())
+    assert run_folder(work).name.endswith("-tiny-lora4")
+    assert record["held_out_loss_before"] == pytest.approx(begun, abs=1e-5)
+    assert record["held_out_loss_after"] < record["held_out_loss_before"]
+    merged = AutoModelForCausalLM.from_pretrained(run_folder(work))
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    assert torch.equal(merged.model.embed_tokens.weight, base.model.embed_tokens.weight)
+    adapted = PeftModel.from_pretrained(base, run_folder(work) / "adapter")
+    ids = torch.arange(50)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, rtol=1e-4, atol=1e-5)
+    done = run_script("evaluation.py", "--task", "example", "--model_path", run_folder(work), "--protocol",
+                      "loglik", SCP_HOME=str(work))  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_wandb_offline_has_loss_and_speed(work, tiny_model):
+    succeed(*train(tiny_model, *SHORT, "--report_to", "wandb"), SCP_HOME=str(work), WANDB_MODE="offline",
+            WANDB_DIR=str(work))  # fmt: skip
+    (log,) = work.glob("wandb/offline-run-*/*.wandb")
+    content = log.read_bytes()
+    assert b"train/loss" in content
+    assert b"train/tokens_per_s" in content
+
+
+def test_what_cannot_be_is_refused(work, tiny_model):
+    def says(*options):
+        return refused(*train(tiny_model, *options), SCP_HOME=str(work))
+
+    assert "--gradient_checkpointing some" in says("--gradient_checkpointing", "some")
+    assert "--lora_rank -1" in says("--lora_rank", "-1")
+    assert "not with --lora_rank" in says("--lora_rank", 4, "--sharding", "full")
+    line = refused(*train(tiny_model, "--sharding", "full"), SCP_HOME=str(work), WORLD_SIZE="2", RANK="0",
+                   LOCAL_WORLD_SIZE="2")  # fmt: skip
+    assert "--sharding full" in line

@@ -1,0 +1,53 @@
+"""What is done to a model's layers before it learns: computed twice, compiled, or frozen beside adapters."""
+
+import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from utils.io import UserError
+
+
+def layers_of(model) -> list:
+    """The decoder's layers, from the first to the last."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def recompute(model, layers: int) -> None:
+    """Let the backward pass compute the first `layers` layers' activations again."""
+    if layers:
+        model.gradient_checkpointing_enable()
+        for layer in layers_of(model)[layers:]:
+            layer.gradient_checkpointing = False
+
+
+def compile_layers(model) -> None:
+    """torch.compile of the layers, one after the other: they are alike, so the first one's code serves
+    all, and it takes 12 s where the whole model takes two minutes. torch keeps the code between runs."""
+    for layer in layers_of(model):
+        layer.compile(dynamic=False)
+
+
+def add_lora(model, rank: int, seed: int, bf16: bool):
+    """Low-rank adapters (Hu et al., LoRA, 2021) beside every linear layer but the output layer; they
+    alone learn, in fp32. The rest is kept in bf16 where the arithmetic is."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise UserError(f"--lora_rank: run: pip install peft ({error})") from error
+    if bf16:
+        model.to(torch.bfloat16)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = get_peft_model(
+            model,
+            LoraConfig(
+                r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
+            ),
+            autocast_adapter_dtype=True,
+        )
+    model.enable_input_require_grads()  # else recomputed layers would have nothing that learns
+    return model
+
+
+def base_of(model):
+    """The model of transformers inside the adapters, or the model itself."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model

@@ -1,0 +1,121 @@
+"""Optimizers: AdamW as torch has it, with smaller moments, or with its epsilon where GPT-J's recipe has it."""
+
+import math
+
+import torch
+
+from utils.io import UserError
+
+STATE_BYTES = {"fp32": 8, "bf16": 4, "int8": 2.03}  # a parameter; int8 has a scale every 256 values
+
+
+def choose(state_dtype: str, seed: int) -> tuple[type, dict]:
+    """The optimizer class and its settings for `--optim_state_dtype`; betas and epsilon are torch's."""
+    if state_dtype == "fp32":
+        return torch.optim.AdamW, {"fused": True}
+    if state_dtype == "bf16":
+        return AdamW, {"state_dtype": torch.bfloat16, "seed": seed}
+    try:
+        from torchao.optim import AdamW8bit
+    except ImportError as error:
+        raise UserError(f"--optim_state_dtype int8: run: pip install torchao ({error})") from error
+    return AdamW8bit, {}
+
+
+class AdamW(torch.optim.Optimizer):
+    """AdamW (Loshchilov and Hutter, 2019): m ← β1·m + (1−β1)·g, v ← β2·v + (1−β2)·g²,
+    p ← p − lr·(u + weight_decay·p), where t counts from 1 and
+
+        u = m/(1−β1ᵗ) / (√(v/(1−β2ᵗ)) + eps)            by default, or
+        u = m/(√v + eps) · √(1−β2ᵗ)/(1−β1ᵗ)             with `early_eps`.
+
+    Moments in bf16 (`state_dtype`) take half the memory. They are rounded to either neighbour by
+    chance, in proportion to the nearness: rounded to the nearest, a v with β2 = 0.999 would stand
+    still, since a thousandth of it is less than half of bf16's last bit (1/512). `seed` and step
+    decide the chances, so that a resumed run draws the same ones.
+    """
+
+    def __init__(
+        self,
+        params,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        state_dtype: torch.dtype = torch.float32,
+        early_eps: bool = False,
+        seed: int = 0,
+    ):
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults)
+        self.state_dtype, self.early_eps, self.seed = state_dtype, early_eps, seed
+        self.register_load_state_dict_post_hook(AdamW._restore_dtype)
+
+    def _restore_dtype(self) -> None:
+        """torch loads moments in the dtype of their parameter; bf16 survives the way there and back."""
+        for state in self.state.values():
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = state[name].to(self.state_dtype)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = closure() if closure else None
+        generator = None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self._state(parameter)
+                state["step"] += 1
+                if generator is None:
+                    generator = self._generator(parameter, int(state["step"]))
+                self._update(parameter, state, group, generator)
+        return loss
+
+    def _state(self, parameter) -> dict:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = torch.zeros_like(parameter, dtype=self.state_dtype)
+        return state
+
+    def _generator(self, parameter, step: int) -> torch.Generator:
+        return torch.Generator(parameter.device).manual_seed(self.seed * 1_000_003 + step)
+
+    def _update(self, parameter, state: dict, group: dict, generator: torch.Generator) -> None:
+        beta1, beta2 = group["betas"]
+        lr, eps, step = group["lr"], group["eps"], state["step"].item()
+        weights, gradient = _local(parameter), _local(parameter.grad).float()
+        m = _local(state["exp_avg"]).float().lerp_(gradient, 1 - beta1)
+        v = (
+            _local(state["exp_avg_sq"])
+            .float()
+            .mul_(beta2)
+            .addcmul_(gradient, gradient, value=1 - beta2)
+        )
+        root = math.sqrt(1 - beta2**step)
+        # early_eps: √v + eps; else the same with eps·√(1−β2ᵗ), which is the first formula multiplied out
+        denominator = v.sqrt().add_(eps if self.early_eps else eps * root)
+        weights.mul_(1 - lr * group["weight_decay"])
+        weights.addcdiv_(m, denominator, value=-lr * root / (1 - beta1**step))
+        for name, moment in (("exp_avg", m), ("exp_avg_sq", v)):
+            _local(state[name]).copy_(self._rounded(moment, generator))
+
+    def _rounded(self, moment: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return moment if self.state_dtype == torch.float32 else to_bf16_by_chance(moment, generator)
+
+
+def to_bf16_by_chance(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """fp32 -> bf16, up or down with the chances that make the mean right: bf16 is fp32 without its
+    last 16 bits, so random ones are added to them and what does not carry over is cut."""
+    chance = torch.randint(
+        0, 1 << 16, x.shape, generator=generator, device=x.device, dtype=torch.int32
+    )
+    bits = x.contiguous().view(torch.int32).add(chance).bitwise_and_(-(1 << 16))
+    return bits.view(torch.float32).to(torch.bfloat16)
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a sharded (FSDP2) tensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

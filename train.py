@@ -122,7 +122,7 @@ def main() -> None:
 
     from transformers.utils import logging
 
-    from utils import machine, tokens, trainer
+    from utils import checkpoints, layers, machine, tokens, trainer
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -133,10 +133,14 @@ def main() -> None:
     record = describe(args, settings, files)
     if is_finished(folder, record):
         if machine.is_main_process():
-            trainer.tidy(folder)
+            checkpoints.tidy(folder)
             print(f"{folder}: finished already; delete the folder to train it again")
         return
-    model = trainer.load_model(args.model_name, settings, args.mask_documents)
+    model = trainer.load_model(args.model_name)
+    if args.mask_documents:
+        layers.keep_inside_documents(model)
+    if args.lora_rank:
+        model = layers.add_lora(model, args.lora_rank, args.seed, settings.precision == "bf16")
     settings, memory = machine.fit_memory(model, settings, args.gradient_checkpointing)
     flops = len(blocks) * args.block_size * trainer.flops_per_token(model, settings)
     settings = replace(settings, compiled=machine.choose_compile(args.compile, flops))
@@ -153,7 +157,7 @@ def main() -> None:
     result = trainer.train(model, tokenizer, blocks, held_out, settings, folder)
     if machine.is_main_process():
         write_json(folder / "run.json", record | {"finished": True} | result)
-        trainer.tidy(folder)
+        checkpoints.tidy(folder)
         print(
             f"{folder}: {result['tokens']:,} tokens at {result['tokens_per_s']:,} tokens/s, last loss {result['last_losses'][-1]:.3f}"
         )

@@ -8,6 +8,7 @@ Run it to look at them:
 
 import argparse
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -152,6 +153,109 @@ class Blocks:
     def name(self, index: int) -> str:
         """Which block it is, for people."""
         return f"{SOURCES[self.plan.source[index]]} block {self.plan.block[index]}"
+
+
+class Hdf5Rows:
+    """A map-style dataset of the rows of HDF5 files (gptj/create_hdf5.py writes them) in a given order:
+    item i is {"input_ids", "labels", "shift_labels"}, (length,) each; the labels are shifted already
+    and IGNORED where the mask is 0. Files are opened by the process that reads.
+
+    files: in the order of their rows; counts: rows of each; order: (items,) row numbers.
+    """
+
+    def __init__(self, files: list[Path], counts: list[int], order: np.ndarray):
+        self.files, self.begins, self.order = files, np.cumsum([0, *counts]), order
+        self.opened: dict[int, object] = {}
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"opened": {}}  # an open file cannot go to a worker
+
+    def __getitem__(self, index: int) -> dict:
+        import torch
+
+        ids, mask, labels = torch.from_numpy(self.row(index).astype(np.int64))
+        labels = labels.where(mask > 0, IGNORED)
+        return {"input_ids": ids, "labels": labels, "shift_labels": labels}
+
+    def row(self, index: int) -> np.ndarray:
+        """(3, length) int32: input ids, loss mask, labels."""
+        import h5py
+
+        file, row = self._place(index)
+        if file not in self.opened:
+            self.opened[file] = h5py.File(self.files[file], "r")["data"]
+        return self.opened[file][row]
+
+    def name(self, index: int) -> str:
+        file, row = self._place(index)
+        return f"{self.files[file].name} row {row}"
+
+    def _place(self, index: int) -> tuple[int, int]:
+        row = int(self.order[index])
+        file = int(np.searchsorted(self.begins, row, "right")) - 1
+        return file, row - int(self.begins[file])
+
+
+def order_of_rows(rows: int, bs: int, steps: int, drop_last: bool, seed: int | None) -> np.ndarray:
+    """The rows of `steps` batches of `bs`: epoch after epoch, each in an order of its own (`seed`
+    None: in file order). `drop_last` leaves out what is less than a batch at an epoch's end; else
+    the next epoch begins in the middle of a batch."""
+    kept = rows // bs * bs if drop_last else rows
+    if not kept or not steps:
+        return np.empty(0, np.int64)
+    epochs = -(-steps * bs // kept)
+    orders = [
+        np.arange(rows) if seed is None else np.random.default_rng([seed, epoch]).permutation(rows)
+        for epoch in range(epochs)
+    ]
+    return np.concatenate([order[:kept] for order in orders])[: steps * bs]
+
+
+def check_hdf5(files: list[Path], vocabulary: int, longest: int) -> tuple[list[int], int]:
+    """The rows of every file, and their length. Reads all of it once.
+
+    Raises UserError, which names the file, for what is no HDF5 file, cut, without `data` or
+    `n_examples`, of another shape, type or length than the first, or with ids outside the vocabulary.
+    """
+    import h5py
+
+    counts, length = [], None
+    made = "make it again: python gptj/create_hdf5.py --overwrite"
+    for path in files:
+        try:
+            with h5py.File(path, "r") as file:
+                data, said = file.get("data"), file.attrs.get("n_examples")
+                if not isinstance(data, h5py.Dataset):
+                    raise UserError(f"{path}: has no dataset `data`; {made}")
+                if said is None:
+                    raise UserError(f"{path}: has no attribute n_examples; {made}")
+                if data.dtype != np.int32 or data.ndim != 3 or data.shape[1] != 3:
+                    raise UserError(f"{path}: data is {data.dtype} {data.shape}, where int32 (n, 3, length) is wanted; {made}")  # fmt: skip
+                if len(data) != said:
+                    raise UserError(f"{path}: {len(data)} rows, and n_examples says {said}; {made}")
+                if length not in (None, data.shape[2]):
+                    raise UserError(f"{path}: rows of {data.shape[2]} tokens, and {files[0].name} has rows of {length}; {made}")  # fmt: skip
+                length = data.shape[2]
+                if length > longest:
+                    raise UserError(f"{path}: rows of {length} tokens, and model.max_position_embeddings is {longest}")  # fmt: skip
+                for begin in range(0, len(data), 4096):
+                    _check_rows(data[begin : begin + 4096], vocabulary, path)
+                counts.append(len(data))
+        except OSError as error:
+            raise UserError(f"{path}: damaged, or no HDF5 file; {made}") from error
+    return counts, length
+
+
+def _check_rows(rows: np.ndarray, vocabulary: int, path: Path) -> None:
+    ids = rows[:, ::2]
+    if ids.min() < 0 or ids.max() >= vocabulary:
+        wrong = ids.min() if ids.min() < 0 else ids.max()
+        raise UserError(f"{path}: token id {wrong}, and model.vocab_size is {vocabulary}")
+    if not np.isin(rows[:, 1], (0, 1)).all():
+        raise UserError(f"{path}: a loss mask that is neither 0 nor 1")
 
 
 def held_out(blocks: np.ndarray, most: int, ends: np.ndarray | None = None) -> Blocks:

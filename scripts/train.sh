@@ -22,8 +22,6 @@ if [ "$gpus" -gt 1 ]; then
     exec "$python" -m torch.distributed.run --standalone --nproc_per_node "$gpus" "$root/train.py" "$@"
 fi
 if [ "$gpus" -eq 0 ]; then
-    # On a CPU every step allocates and frees gigabytes. Kept by malloc, in huge pages, they make a step
-    # 1.36 times as fast (SmolLM2-135M; LOG.md, 2026-11-22).
-    export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000:glibc.malloc.top_pad=268435456}"
+    source "$root/scripts/cpu_env.sh"
 fi
 exec "$python" "$root/train.py" "$@"

@@ -136,3 +136,31 @@ def test_masked_documents_are_as_if_they_stood_alone(tiny_model):
     loss.backward()
     assert loss.item() == pytest.approx(packed.loss.item(), abs=1e-6)
     assert torch.allclose(model.lm_head.weight.grad, gradient, atol=1e-6)
+    model.set_attn_implementation("flex_attention")  # what GPUs train with; forward only on a CPU
+    with torch.no_grad():
+        assert torch.allclose(model(**batch).logits, packed.logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("ranks", "micro_batch"), [(1, 1), (1, 4), (2, 2), (4, 1), (4, 2)])
+def test_a_step_has_the_same_blocks_on_any_number_of_ranks_and_workers(ranks, micro_batch, workers):
+    """Through accelerate's loader, as the Trainer makes it: step by step what the plan says."""
+    from accelerate.data_loader import prepare_data_loader
+    from torch.utils.data import DataLoader
+
+    bs = 8
+    ids = np.arange(41 * 4, dtype=np.int32)
+    plan = make_plan(37, 4, 1, 0.2, bs, seed=1)
+    dataset = Blocks(plan, cut_blocks(ids, 4)[:37], cut_blocks(ids, 4)[37:])
+    share = bs // ranks
+    steps = [set() for _ in range(len(plan) // bs)]
+    for rank in range(ranks):
+        loader = prepare_data_loader(
+            DataLoader(dataset, batch_size=micro_batch, num_workers=workers),
+            num_processes=ranks, process_index=rank, put_on_device=False,
+        )  # fmt: skip
+        rows = np.concatenate([batch["input_ids"][:, 0].numpy() for batch in loader]).tolist()
+        for step, seen in enumerate(steps):
+            seen.update(rows[step * share : (step + 1) * share])
+    expected = [{int(dataset[i]["input_ids"][0]) for i in range(s * bs, s * bs + bs)} for s in range(len(steps))]  # fmt: skip
+    assert steps == expected

@@ -122,6 +122,8 @@ def test_layers_computed_twice_give_the_same_weights(plain, work, tiny_model, la
 
 @pytest.mark.parametrize("dtype", ["bf16", "int8"])
 def test_smaller_moments_learn_as_well(plain, work, tiny_model, dtype):
+    if dtype == "int8":
+        pytest.importorskip("torchao")
     succeed(*train(tiny_model, *SHORT, "--optim_state_dtype", dtype), SCP_HOME=str(work))
     assert losses(work) != losses(plain)
     assert abs(losses(work)[-1] - losses(plain)[-1]) < 0.02
@@ -132,7 +134,8 @@ def test_adapters_alone_learn_and_load_without_a_flag(plain, work, tiny_model):
     from peft import PeftModel
 
     begun = json.loads((run_folder(plain) / "run.json").read_text())["held_out_loss_before"]
-    succeed(*train(tiny_model, *SHORT, "--lora_rank", 4), SCP_HOME=str(work))
+    command = train(tiny_model, *SHORT, "--lora_rank", 4, "--gradient_checkpointing")
+    succeed(*command, SCP_HOME=str(work))
     record = json.loads((run_folder(work) / "run.json").read_text())
     assert run_folder(work).name.endswith("-tiny-lora4")
     assert record["held_out_loss_before"] == pytest.approx(begun, abs=1e-5)

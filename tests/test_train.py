@@ -241,14 +241,6 @@ def test_bf16_autocast_keeps_fp32_weights(work, tiny_model):
     assert {str(tensor.dtype) for tensor in weights.values()} == {"torch.float32"}
 
 
-def settings(**changes):
-    from utils.machine import Settings
-
-    common = {"lr": 1e-3, "bs": 4, "wd": 0.01, "warmup": 0.05, "seed": 0, "block_size": 128}
-    saved = {"save_steps": 20, "keep_checkpoints": 2, "precision": "fp32"}
-    return Settings(**common | saved | changes)
-
-
 def damage(folder: Path, what: str) -> None:
     weights, config = folder / "model.safetensors", folder / "config.json"
     content = weights.read_bytes()
@@ -284,7 +276,7 @@ def test_damaged_checkpoints_are_refused_by_name(tiny_model, tmp_path, what):
     shutil.copytree(tiny_model, tmp_path / "m")
     damage(tmp_path / "m", what)
     with pytest.raises(UserError, match="--model_name"):
-        load_model(str(tmp_path / "m"), settings())
+        load_model(str(tmp_path / "m"))
 
 
 def test_weights_that_are_trained_are_fp32(tiny_model):
@@ -292,7 +284,7 @@ def test_weights_that_are_trained_are_fp32(tiny_model):
 
     from utils.trainer import check_masters, load_model
 
-    model = load_model(str(tiny_model), settings())
+    model = load_model(str(tiny_model))
     model.model.norm.to(torch.bfloat16)
     with pytest.raises(UserError, match=r"model\.norm\.weight.*bfloat16"):
         check_masters(model)

@@ -1,5 +1,8 @@
-"""Loading a checkpoint: the one that was meant, whole, or an error that says what is wrong with it."""
+"""Checkpoints: loading the one that was meant, whole, or saying what is wrong with it; and those of a
+run that goes on."""
 
+import os
+import shutil
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -9,6 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from utils import paths
 from utils.io import UserError, first_line
+
+COMPLETE = "COMPLETE"  # an empty file, written last: a checkpoint without it was cut by a kill
 
 
 def load_checkpoint(name: str, dtype: torch.dtype, flag: str):
@@ -44,3 +49,22 @@ def load_checkpoint(name: str, dtype: torch.dtype, flag: str):
             "make or download it again"
         )
     return model
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint of a run; what a kill left half written is removed."""
+    complete = []
+    for path in folder.glob("checkpoint-*"):
+        if (path / COMPLETE).is_file():
+            complete.append(path)
+        elif os.environ.get("RANK", "0") == "0":
+            shutil.rmtree(path)
+    return max(complete, key=lambda path: int(path.name.partition("-")[2]), default=None)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what only a resume needs from a finished run: a checkpoint is three times the fp32
+    weights. To be called once nothing can make a resume necessary any more."""
+    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.json says the same
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)

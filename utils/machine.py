@@ -38,6 +38,9 @@ class Settings:
     sharding: str = "none"  # none (DDP), full (FSDP2) or hybrid (FSDP2 in a node, DDP between them)
     run_eval: bool = False
     report_to: str = "none"
+    max_grad_norm: float | None = 1.0
+    num_workers: int = 0  # processes that read blocks ahead
+    prefetch: int = 2  # batches a process reads ahead
 
 
 def world_size() -> int:

@@ -28,7 +28,9 @@ class Metrics(TrainerCallback):
         tokens_per_step: int,
         flops_per_token: float,
         blocks_of: Callable[[int], list[str]],
+        show: bool = True,
     ):
+        self.show = show  # a progress bar
         self.path, self.tokens_per_step, self.blocks_of = path, tokens_per_step, blocks_of
         self.flops_per_token = flops_per_token
 
@@ -42,7 +44,7 @@ class Metrics(TrainerCallback):
             initial=state.global_step,
             desc="training",
             unit="step",
-            disable=not state.is_world_process_zero,
+            disable=not (self.show and state.is_world_process_zero),
         )
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:

@@ -9,17 +9,20 @@ from utils.io import UserError
 STATE_BYTES = {"fp32": 8, "bf16": 4, "int8": 2.03}  # a parameter; int8 has a scale every 256 values
 
 
-def choose(state_dtype: str, seed: int) -> tuple[type, dict]:
+def choose(state_dtype: str, lr: float, seed: int) -> tuple[type, dict]:
     """The optimizer class and its settings for `--optim_state_dtype`; betas and epsilon are torch's."""
+    common = {"lr": lr, "betas": (0.9, 0.999), "eps": 1e-8}
     if state_dtype == "fp32":
-        return torch.optim.AdamW, {"fused": True}
+        return torch.optim.AdamW, common | {"fused": True}
     if state_dtype == "bf16":
-        return AdamW, {"state_dtype": torch.bfloat16, "seed": seed}
+        return AdamW, common | {"state_dtype": torch.bfloat16, "seed": seed}
     try:
         from torchao.optim import AdamW8bit
     except ImportError as error:
-        raise UserError(f"--optim_state_dtype int8: run: pip install torchao ({error})") from error
-    return AdamW8bit, {}
+        raise UserError(
+            f"--optim_state_dtype int8: run: pip install torchao==0.18.0 ({error})"
+        ) from error
+    return AdamW8bit, common
 
 
 class AdamW(torch.optim.Optimizer):
@@ -27,7 +30,9 @@ class AdamW(torch.optim.Optimizer):
     p ← p − lr·(u + weight_decay·p), where t counts from 1 and
 
         u = m/(1−β1ᵗ) / (√(v/(1−β2ᵗ)) + eps)            by default, or
-        u = m/(√v + eps) · √(1−β2ᵗ)/(1−β1ᵗ)             with `early_eps`.
+        u = m/(√v + eps) · √(1−β2ᵗ)/(1−β1ᵗ)             with `early_eps`,
+
+    and without `correct_bias` both βᵗ are taken as 0.
 
     Moments in bf16 (`state_dtype`) take half the memory. They are rounded to either neighbour by
     chance, in proportion to the nearness: rounded to the nearest, a v with β2 = 0.999 would stand
@@ -44,11 +49,13 @@ class AdamW(torch.optim.Optimizer):
         weight_decay: float = 0.01,
         state_dtype: torch.dtype = torch.float32,
         early_eps: bool = False,
+        correct_bias: bool = True,
         seed: int = 0,
     ):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults)
         self.state_dtype, self.early_eps, self.seed = state_dtype, early_eps, seed
+        self.correct_bias = correct_bias
         self.register_load_state_dict_post_hook(AdamW._restore_dtype)
 
     def _restore_dtype(self) -> None:
@@ -94,11 +101,12 @@ class AdamW(torch.optim.Optimizer):
             .mul_(beta2)
             .addcmul_(gradient, gradient, value=1 - beta2)
         )
-        root = math.sqrt(1 - beta2**step)
+        root = math.sqrt(1 - beta2**step) if self.correct_bias else 1
+        first = 1 - beta1**step if self.correct_bias else 1
         # early_eps: √v + eps; else the same with eps·√(1−β2ᵗ), which is the first formula multiplied out
         denominator = v.sqrt().add_(eps if self.early_eps else eps * root)
         weights.mul_(1 - lr * group["weight_decay"])
-        weights.addcdiv_(m, denominator, value=-lr * root / (1 - beta1**step))
+        weights.addcdiv_(m, denominator, value=-lr * root / first)
         for name, moment in (("exp_avg", m), ("exp_avg_sq", v)):
             _local(state[name]).copy_(self._rounded(moment, generator))
 

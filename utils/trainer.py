@@ -5,19 +5,20 @@ Knows blocks of tokens and a folder to write to, nothing of tasks.
 
 import math
 import os
-import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from accelerate import ParallelismConfig
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments, default_data_collator
+from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from utils import arithmetic, optim
-from utils.checkpoints import load_checkpoint
+from utils.checkpoints import COMPLETE, last_checkpoint, load_checkpoint
 from utils.io import UserError, replacing
-from utils.layers import add_lora, base_of, compile_layers, recompute
+from utils.layers import base_of, compile_layers, recompute
 from utils.loss import restore, use_chunked_loss
 from utils.machine import (
     Settings,
@@ -28,20 +29,12 @@ from utils.machine import (
 )
 from utils.metrics import Metrics
 
-COMPLETE = "COMPLETE"  # an empty file, written last: a checkpoint without it was cut by a kill
 
-
-def load_model(name: str, settings: Settings, mask_documents: bool = False):
+def load_model(name: str):
     """A causal language model with fp32 weights: at a rate of 5e-6 a bf16 weight near 0.02 would
-    move by less than half of its last bit, that is not at all. With LoRA the adapters are fp32."""
+    move by less than half of its last bit, that is not at all."""
     model = load_checkpoint(name, torch.float32, "--model_name")
     model.config.use_cache = False
-    if mask_documents and torch.cuda.is_available():
-        model.set_attn_implementation(
-            "flex_attention"
-        )  # SDPA would want a dense block × block mask
-    if settings.lora_rank:
-        model = add_lora(model, settings.lora_rank, settings.seed, settings.precision == "bf16")
     check_masters(model)
     return model
 
@@ -71,7 +64,7 @@ def training_arguments(
         lr_scheduler_type="cosine",
         warmup_steps=math.ceil(settings.warmup * steps),
         weight_decay=settings.wd,
-        max_grad_norm=1.0,
+        max_grad_norm=settings.max_grad_norm,
         optim="adamw_torch_fused",  # its betas and epsilon; the class is `optim.choose`'s
         bf16=settings.precision == "bf16",
         use_cpu=not on_gpu,
@@ -84,7 +77,9 @@ def training_arguments(
         eval_strategy="steps" if evaluated else "no",
         eval_steps=settings.save_steps,
         prediction_loss_only=True,
-        dataloader_num_workers=0,
+        dataloader_num_workers=settings.num_workers,
+        dataloader_prefetch_factor=settings.prefetch if settings.num_workers else None,
+        dataloader_persistent_workers=settings.num_workers > 0,
         dataloader_pin_memory=on_gpu,
         remove_unused_columns=False,
         report_to=settings.report_to,
@@ -117,6 +112,14 @@ class CompleteCheckpoints(Trainer):
     """A Trainer whose checkpoints are complete or not there, whatever moment it is killed at."""
 
     metrics: Metrics
+    rate: Callable[[int], float] | None = None  # step -> learning rate, in place of the cosine
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        if self.rate is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self.rate)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def log(self, logs: dict, start_time: float | None = None) -> None:
         """wandb is told the speed, too."""
@@ -140,36 +143,23 @@ class CompleteCheckpoints(Trainer):
                 pass
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a run; what a kill left half written is removed."""
-    complete = []
-    for path in folder.glob("checkpoint-*"):
-        if (path / COMPLETE).is_file():
-            complete.append(path)
-        elif is_main_process():
-            shutil.rmtree(path)
-    return max(complete, key=lambda path: int(path.name.partition("-")[2]), default=None)
-
-
-def train(
-    model, tokenizer, blocks: Dataset, held_out: Dataset | None, settings: Settings, folder: Path
-) -> dict:
-    """Train `model` on `blocks` in their order, one optimizer step every `settings.bs` of them.
-
-    Goes on from the newest checkpoint in `folder`; at the end weights (safetensors, fp32) and
-    tokenizer are in `folder` itself. Returns steps, tokens seen, tokens/s, the last losses, and the
-    loss on `held_out` before and after.
-    """
-    steps = len(blocks) // settings.bs
+def prepare(model, settings: Settings) -> None:
     recompute(model, settings.recomputed_layers)
     use_chunked_loss(base_of(model), settings.compiled)
     if settings.compiled:
         compile_layers(model)
+
+
+def make_trainer(
+    model, tokenizer, blocks, held_out, settings: Settings, folder: Path, optimizer, callbacks
+) -> CompleteCheckpoints:
+    steps = len(blocks) // settings.bs
     metrics = Metrics(
         folder / "metrics.jsonl",
         settings.bs * settings.block_size,
         flops_per_token(model, settings),
         lambda step: [blocks.name(i) for i in range((step - 1) * settings.bs, step * settings.bs)],
+        show=not callbacks,
     )
     trainer = CompleteCheckpoints(
         model=model,
@@ -180,12 +170,41 @@ def train(
         eval_dataset=held_out,
         processing_class=tokenizer,  # saved beside the weights
         data_collator=default_data_collator,  # blocks are of one length: nothing to pad
-        callbacks=[metrics],
-        optimizer_cls_and_kwargs=optimizer(settings),
+        callbacks=[metrics, *callbacks],
+        optimizer_cls_and_kwargs=optimizer
+        or optim.choose(settings.optim_state_dtype, settings.lr, settings.seed),
     )
     trainer.metrics = metrics
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
+    return trainer
+
+
+def train(
+    model,
+    tokenizer,
+    blocks: Dataset,
+    held_out: Dataset | None,
+    settings: Settings,
+    folder: Path,
+    rate: Callable[[int], float] | None = None,
+    optimizer: tuple[type, dict] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> dict:
+    """Train `model` on `blocks` in their order, one optimizer step every `settings.bs` of them.
+
+    Goes on from the newest checkpoint in `folder`; at the end weights (safetensors, fp32) and
+    tokenizer are in `folder` itself, where a tokenizer is given. `rate` gives the learning rate of a
+    step as a multiple of `settings.lr`, in place of warm-up and cosine; `optimizer` a class and its
+    settings. Returns steps, tokens seen, tokens/s, the last losses, and the loss on `held_out`
+    before and after.
+    """
+    prepare(model, settings)
+    trainer = make_trainer(
+        model, tokenizer, blocks, held_out, settings, folder, optimizer, callbacks
+    )
+    trainer.rate = rate
+    metrics = trainer.metrics
     resumed = last_checkpoint(folder)
     if resumed and is_main_process():
         print(f"going on from {resumed}")
@@ -199,22 +218,18 @@ def train(
     tokens_per_s = metrics.tokens_per_s(trainer.state)
     if held_out is not None:
         trainer.evaluate()
-    save(trainer, folder)
+    if tokenizer is not None:
+        save(trainer, folder)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     held_out_losses = metrics.held_out_losses()
     return {
-        "steps": steps,
+        "steps": len(blocks) // settings.bs,
         "tokens": len(blocks) * settings.block_size,
         "tokens_per_s": round(tokens_per_s, 1),
         "last_losses": losses[-10:],
         "held_out_loss_before": held_out_losses[0] if held_out_losses else None,
         "held_out_loss_after": held_out_losses[-1] if held_out_losses else None,
     }
-
-
-def optimizer(settings: Settings) -> tuple[type, dict]:
-    kind, options = optim.choose(settings.optim_state_dtype, settings.seed)
-    return kind, {"lr": settings.lr, "betas": (0.9, 0.999), "eps": 1e-8} | options
 
 
 def save(trainer: Trainer, folder: Path) -> None:
@@ -231,11 +246,3 @@ def save(trainer: Trainer, folder: Path) -> None:
         model.save_pretrained(folder, state_dict=state)
         trainer.processing_class.save_pretrained(folder)
     trainer.accelerator.wait_for_everyone()
-
-
-def tidy(folder: Path) -> None:
-    """Remove what only a resume needs from a finished run: a checkpoint is three times the fp32
-    weights. To be called once nothing can make a resume necessary any more."""
-    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.json says the same
-    for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)

@@ -1,0 +1,86 @@
+"""Train and evaluate a GPT-J by a configuration file, on a CPU or on GPUs.
+
+    python gptj/run.py CPU --mode train --params gptj/configs/params_gptj_tiny.yaml --model_dir runs/tiny
+    python gptj/run.py CPU --mode eval  --params gptj/configs/params_gptj_tiny.yaml --model_dir runs/tiny
+    python gptj/run.py GPU --mode train --params gptj/configs/params_gptj_6B_TRC2.yaml --model_dir runs/trc2 \\
+        --checkpoint_path converted/pytorch_model_to_cs-1.8.mdl --is_pretrained_checkpoint
+
+Writes checkpoint_<step>.mdl (weights, optimizer, schedule, place in the data), params_<mode>.yaml,
+metrics.jsonl and TensorBoard events into --model_dir, and goes on from the newest checkpoint there.
+Kill it when you like; the same command ends where it would have ended. Several GPUs: start it by
+`python -m torch.distributed.run --nproc_per_node N`.
+"""
+
+import argparse
+from pathlib import Path
+
+from gptj import params as yaml_params
+from utils.io import UserError, replacing, run
+
+
+# fmt: off
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("device", choices=["CPU", "GPU"])
+    add("-m", "--mode", required=True, choices=["train", "eval", "train_and_eval", "eval_all"])
+    add("-p", "--params", type=Path, required=True, help="the YAML file")
+    add("-o", "--model_dir", type=Path, default=Path("model_dir"), help="default %(default)s")
+    add("--checkpoint_path", type=Path, help=".mdl file or Hugging Face folder (default: the newest in --model_dir)")
+    add("--is_pretrained_checkpoint", action="store_true", help="take its weights alone, and begin at step 0")
+    add("--disable_strict_checkpoint_loading", action="store_true", help="weights that it lacks stay random")
+    add("--max_steps", type=int, help="train up to this step")
+    add("--num_steps", type=int, help="train so many steps more")
+    add("--num_epochs", type=int, help="train so many times over the data")
+    add("--eval_steps", type=int, help="batches to evaluate (default: all)")
+    add("--export_hf", type=Path, metavar="DIR", help="at the end write the weights as a Hugging Face folder")
+    add("--tokenizer", help="saved into --export_hf (default: the data's)")
+    args = parser.parse_args()
+    for name in ("max_steps", "num_steps", "num_epochs", "eval_steps"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: must be above 0")
+    return args
+# fmt: on
+
+
+def main() -> None:
+    args = parse_arguments()
+    params, ignored = yaml_params.load(args.params)
+    for name in ("max_steps", "num_steps", "num_epochs", "eval_steps"):
+        if getattr(args, name) is not None:
+            params["runconfig"][name] = getattr(args, name)
+
+    from gptj import session
+
+    session.quiet()
+    session.check_device(args.device)
+    if ignored:
+        session.say(f"without effect here: {', '.join(ignored)}")
+    trains, evaluates = args.mode in ("train", "train_and_eval"), args.mode != "train"
+    training = session.open_data(params, "train_input") if trains else None
+    validation = session.open_data(params, "eval_input") if evaluates else None
+    start = session.find_start(args, params, training)
+    model = session.build_model(params, start, strict=not args.disable_strict_checkpoint_loading)
+    save_params(args, params)
+    if trains:
+        model = session.train(args, params, model, start, training, validation)
+    elif args.mode == "eval":
+        session.evaluate(params, model, validation, start.step, args.model_dir)
+    else:
+        session.evaluate_all(args, params, validation)
+    if args.export_hf:
+        session.export(model, args.export_hf, args.tokenizer, training or validation)
+
+
+def save_params(args: argparse.Namespace, params: dict) -> None:
+    import os
+
+    import yaml
+
+    if os.environ.get("RANK", "0") == "0":
+        with replacing(args.model_dir / f"params_{args.mode}.yaml") as file:
+            file.write(yaml.safe_dump(params, sort_keys=False).encode())
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,338 @@
+"""What gptj/run.py does: data, model and checkpoint named in a YAML file, put on the shared trainer."""
+
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy, linear
+from torch.utils.data import DataLoader
+from transformers import GPTJConfig, GPTJForCausalLM, TrainerCallback, default_data_collator
+from transformers.utils import logging
+
+from data import cptdata
+from gptj import formats
+from gptj.checkpointing import SingleFiles, check_data, checkpoints, unpack
+from gptj.params import learning_rate
+from utils import machine, trainer
+from utils.io import UserError, read_json
+from utils.optim import AdamW
+
+
+def quiet() -> None:
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def say(*words) -> None:
+    if machine.is_main_process():
+        print(*words, flush=True)
+
+
+def check_device(device: str) -> None:
+    if device == "GPU" and not torch.cuda.is_available():
+        raise UserError("GPU: torch sees none here; give CPU")
+    if device == "CPU" and torch.cuda.is_available():
+        raise UserError("CPU: this machine has GPUs; hide them with CUDA_VISIBLE_DEVICES= to use the CPU")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Data:
+    """The checked files of one input section."""
+
+    section: dict
+    files: list[Path]
+    counts: list[int]
+    length: int
+
+    @property
+    def rows(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        bs = self.section["batch_size"]
+        return self.rows // bs if self.section["drop_last"] else -(-self.rows // bs)
+
+    def seed(self) -> int | None:
+        return (self.section["shuffle_seed"] or 0) if self.section["shuffle"] else None
+
+    def identity(self) -> dict:
+        """What decides which rows a step sees."""
+        named = [
+            f"{path.name}:{count}" for path, count in zip(self.files, self.counts, strict=True)
+        ]
+        return {
+            "train_input.data_dir": named,
+            "train_input.batch_size": self.section["batch_size"],
+            "train_input.shuffle": self.section["shuffle"],
+            "train_input.shuffle_seed": self.seed(),
+            "train_input.drop_last": self.section["drop_last"],
+        }
+
+
+def open_data(params: dict, name: str) -> Data:
+    if name not in params:
+        raise UserError(f"{name}: this section is missing")
+    section, model = params[name], params["model"]
+    folders = section["data_dir"] if isinstance(section["data_dir"], list) else [section["data_dir"]]  # fmt: skip
+    files = []
+    for folder in map(Path, folders):
+        found = sorted(folder.glob("*.h5"))
+        if not found:
+            raise UserError(f"{name}.data_dir: {folder}: no .h5 files in it; run: python gptj/create_hdf5.py")  # fmt: skip
+        files += found
+    if section["vocab_size"] not in (None, model["vocab_size"]):
+        raise UserError(f"{name}.vocab_size: {section['vocab_size']}, and model.vocab_size is {model['vocab_size']}")  # fmt: skip
+    counts, length = cptdata.check_hdf5(files, model["vocab_size"], model["max_position_embeddings"])  # fmt: skip
+    if section["max_sequence_length"] not in (None, length):
+        raise UserError(f"{name}.max_sequence_length: {section['max_sequence_length']}, and the rows of {files[0]} have {length} tokens")  # fmt: skip
+    data = Data(section, files, counts, length)
+    if name == "train_input" and not data.steps_per_epoch:
+        raise UserError(f"{name}.batch_size: {section['batch_size']}, and there are {data.rows} rows")  # fmt: skip
+    return data
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run begins from: weights (Hugging Face names; None: random ones) and the step. `resumed`
+    is a checkpoint's whole content, where the optimizer goes on, too."""
+
+    step: int = 0
+    weights: dict | None = None
+    resumed: dict | None = None
+    path: Path | None = None
+
+
+def find_start(args, params: dict, training: Data | None) -> Start:
+    there = checkpoints(args.model_dir)
+    path = args.checkpoint_path
+    if path is None and there and params["runconfig"]["autoload_last_checkpoint"]:
+        path = list(there.values())[-1]
+    if args.mode == "eval_all" or path is None:
+        if args.is_pretrained_checkpoint:
+            raise UserError("--is_pretrained_checkpoint: needs --checkpoint_path")
+        if args.mode == "eval":
+            raise UserError(f"--model_dir {args.model_dir}: holds no checkpoint; give --checkpoint_path")  # fmt: skip
+        if args.mode == "eval_all" and not there:
+            raise UserError(f"--model_dir {args.model_dir}: holds no checkpoint; run: --mode train")
+        return Start()
+    if path.is_dir():
+        return Start(weights=without_made(formats.load_hf(path)), path=path)
+    loaded = formats.load_mdl(path)
+    weights = formats.to_hf(loaded["model"], str(path))
+    if args.is_pretrained_checkpoint or "optimizer" not in loaded:
+        return Start(weights=weights, path=path)
+    step = int(loaded["global_step"])
+    if training is None:
+        return Start(step, weights, path=path)
+    if "trainer" not in loaded:
+        raise UserError(f"{path}: its optimizer is of another program; give --is_pretrained_checkpoint to begin from its weights")  # fmt: skip
+    check_data(loaded, training.identity(), path)
+    return Start(step, weights, loaded, path)
+
+
+def without_made(state: dict) -> dict:
+    return {name: tensor for name, tensor in state.items() if not formats.MADE_BY_CODE.fullmatch(name)}  # fmt: skip
+
+
+def build_model(params: dict, start: Start, strict: bool):
+    """A GPT-J with fp32 weights; random ones where there is no checkpoint."""
+    config = GPTJConfig(**formats.config_to_hf(params["model"]), use_cache=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(params["runconfig"]["seed"])
+        model = GPTJForCausalLM(config).float()
+    if start.weights is None:
+        return model
+    try:
+        weights = {name: tensor.float() for name, tensor in start.weights.items()}
+        differing = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise UserError(f"{start.path}: of another shape than `model` says ({' '.join(str(error).split())[:200]})") from error  # fmt: skip
+    wrong = differing.missing_keys + differing.unexpected_keys
+    if wrong and strict:
+        raise UserError(f"{start.path}: {len(wrong)} weights missing or too many, {wrong[0]} for one; --disable_strict_checkpoint_loading takes what fits")  # fmt: skip
+    say(f"weights from {start.path}, step {start.step}")
+    return model
+
+
+def target_step(params: dict, start: int, data: Data) -> int:
+    """The step to train up to. Raises UserError where the run is there already."""
+    config = params["runconfig"]
+    if config["num_steps"]:
+        return start + config["num_steps"]
+    per_epoch = min(config["steps_per_epoch"] or data.steps_per_epoch, data.steps_per_epoch)
+    last = config["max_steps"] or (config["num_epochs"] and config["num_epochs"] * per_epoch)
+    if not last:
+        raise UserError("runconfig.max_steps: missing; or give --max_steps, --num_steps or --num_epochs")  # fmt: skip
+    if start >= last:
+        raise UserError(f"the checkpoint is at step {start}, and max_steps is {last}: nothing to train; give a larger --max_steps, or --num_steps")  # fmt: skip
+    return last
+
+
+def settings_of(params: dict, data: Data, last: int) -> machine.Settings:
+    config, optimizer = params["runconfig"], params["optimizer"]
+    return machine.Settings(
+        lr=1.0,  # times the schedule
+        bs=data.section["batch_size"],
+        wd=optimizer["weight_decay"],
+        warmup=0.0,
+        seed=config["seed"],
+        block_size=data.length,
+        save_steps=config["checkpoint_steps"] or last,
+        keep_checkpoints=1,
+        precision="bf16" if params["model"]["mixed_precision"] else "fp32",
+        sharding=machine.choose_sharding("none", 0),
+        report_to="tensorboard",
+        max_grad_norm=optimizer["max_gradient_norm"],
+        num_workers=data.section["num_workers"],
+        prefetch=data.section["prefetch_factor"],
+    )
+
+
+def train(args, params: dict, model, start: Start, data: Data, validation: Data | None):
+    """Train up to the target step; returns the model."""
+    optimizer, folder = params["optimizer"], args.model_dir
+    last = target_step(params, start.step, data)
+    settings = settings_of(params, data, last)
+    order = cptdata.order_of_rows(data.rows, settings.bs, last, data.section["drop_last"], data.seed())  # fmt: skip
+    rows = cptdata.Hdf5Rows(data.files, data.counts, order)
+    if start.resumed and machine.is_main_process():
+        unpack(start.resumed, folder / f"checkpoint-{start.step}")
+    start.weights and start.weights.clear()
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "train")
+    callbacks = [
+        SingleFiles(folder, data.identity(), params["runconfig"]["keep_checkpoint_max"]),
+        Console(args.device, params["runconfig"]["log_steps"], settings.bs),
+    ]
+    if validation:
+        callbacks.append(Evaluation(params, validation, folder))
+    adamw = {
+        "lr": settings.lr,
+        "betas": (optimizer["beta1"], optimizer["beta2"]),
+        "eps": optimizer["eps"],
+        "early_eps": True,
+        "correct_bias": optimizer["correct_bias"],
+    }
+    rate = learning_rate(optimizer["learning_rate"])
+    trainer.train(model, None, rows, None, settings, folder, rate, (AdamW, adamw), callbacks)
+    return model
+
+
+class Console(TrainerCallback):
+    """`| Train Device=CPU, Step=50, Loss=3.14159, Rate=…`"""
+
+    def __init__(self, device: str, every: int, bs: int):
+        self.device, self.every, self.bs = device, every, bs
+
+    def on_train_begin(self, args, state, control, **unused) -> None:
+        self.first, self.begun = state.global_step, time.monotonic()
+        self.told, self.told_at = self.first, self.begun
+
+    def on_log(self, args, state, control, logs=None, **unused) -> None:
+        step = state.global_step
+        if "loss" not in logs or (step % self.every and step != state.max_steps):
+            return
+        now = time.monotonic()
+        recent = (step - self.told) * self.bs / (now - self.told_at)
+        overall = (step - self.first) * self.bs / (now - self.begun)
+        self.told, self.told_at = step, now
+        say(f"| Train Device={self.device}, Step={step}, Loss={logs['loss']:.5f}, Rate={recent:.2f} samples/sec, GlobalRate={overall:.2f} samples/sec")  # fmt: skip
+
+
+class Evaluation(TrainerCallback):
+    """Evaluates every runconfig.eval_frequency steps, and at the end."""
+
+    def __init__(self, params: dict, data: Data, folder: Path):
+        self.params, self.data, self.folder = params, data, folder
+
+    def on_step_end(self, args, state, control, model=None, **unused) -> None:
+        every = self.params["runconfig"]["eval_frequency"]
+        if every and state.global_step % every == 0 and state.global_step < state.max_steps:
+            evaluate(self.params, model, self.data, state.global_step, self.folder)
+
+    def on_train_end(self, args, state, control, model=None, **unused) -> None:
+        evaluate(self.params, model, self.data, state.global_step, self.folder)
+
+
+def evaluate(params: dict, model, data: Data, step: int, folder: Path) -> dict:
+    """The mean over batches of Σ(ce·mask)/Σmask; the perplexity, exp of the same over all tokens at
+    once; and the share of counted labels that are the likeliest. Printed, and written as TensorBoard
+    events."""
+    bs, most = data.section["batch_size"], params["runconfig"]["eval_steps"]
+    rows = cptdata.Hdf5Rows(data.files, data.counts, np.arange(data.rows))
+    loader = DataLoader(rows, bs, collate_fn=default_data_collator, num_workers=data.section["num_workers"])  # fmt: skip
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+    losses = []
+    total = torch.zeros((), device=device)  # in fp32, as the release's
+    right = counted = torch.zeros((), dtype=torch.int64, device=device)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=params["model"]["mixed_precision"]):  # fmt: skip
+        for number, batch in enumerate(loader):
+            if number == most:
+                break
+            ids, labels = batch["input_ids"].to(device), batch["labels"].to(device).flatten()
+            hidden = model.transformer(input_ids=ids).last_hidden_state.flatten(0, 1)
+            # Not the model's own output layer, which hands hidden states on while it is trained.
+            logits = linear(hidden, model.lm_head.weight, model.lm_head.bias).float()
+            tokens = (labels != cptdata.IGNORED).sum()
+            if not tokens:
+                continue
+            nll = cross_entropy(
+                logits, labels, ignore_index=cptdata.IGNORED, reduction="none"
+            ).sum()
+            losses.append((nll / tokens).item())
+            total, counted = total + nll, counted + tokens
+            right += (logits.argmax(-1) == labels).sum()
+    model.train(was_training)
+    if not losses:
+        raise UserError("eval_input: no label is counted by the mask")
+    found = {
+        "loss": float(np.mean(losses)),
+        "eval/lm_perplexity": math.exp((total / counted).item()),
+        "eval/accuracy": (right / counted).item(),
+    }
+    report(found, step, folder)
+    return found
+
+
+def report(found: dict, step: int, folder: Path) -> None:
+    if not machine.is_main_process():
+        return
+    from tensorboardX import SummaryWriter
+
+    say(f"| Eval Step={step}, Avg Eval Loss={found['loss']}")
+    say(f"Metric: eval/lm_perplexity = {found['eval/lm_perplexity']}")
+    say(f"Metric: eval/accuracy = {found['eval/accuracy']}")
+    with SummaryWriter(str(folder / "eval")) as writer:
+        for name, value in found.items():
+            writer.add_scalar(name, value, step)
+
+
+def evaluate_all(args, params: dict, data: Data) -> None:
+    for step, path in checkpoints(args.model_dir).items():
+        weights = formats.to_hf(formats.load_mdl(path)["model"], str(path))
+        model = build_model(params, Start(step, weights, path=path), strict=not args.disable_strict_checkpoint_loading)  # fmt: skip
+        evaluate(params, model, data, step, args.model_dir)
+
+
+def export(model, folder: Path, tokenizer: str | None, data: Data) -> None:
+    """A folder that evaluation.py and transformers take: weights, configuration, tokenizer."""
+    if not machine.is_main_process():
+        return
+    manifest = data.files[0].parent / "data_params.json"
+    if tokenizer is None and manifest.is_file():
+        tokenizer = read_json(manifest, "give --tokenizer")["settings"].get("tokenizer")
+    model.save_pretrained(folder)
+    if tokenizer and tokenizer != "None":
+        from utils.tokens import load_tokenizer
+
+        load_tokenizer(tokenizer).save_pretrained(folder)
+    else:
+        say(f"{folder}: without a tokenizer; give --tokenizer NAME_OR_FOLDER")
+    say(f"{folder}: a Hugging Face checkpoint")

@@ -1,0 +1,412 @@
+"""gptj/run.py, its YAML file and the converter: the published figures, resumption, and bad input."""
+
+import copy
+import json
+import os
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GPTJConfig, GPTJForCausalLM
+
+from data import cptdata
+from gptj import convert_checkpoint, formats
+from gptj import params as yaml_params
+from gptj import run as script
+from tests.conftest import ROOT, SHARED, refused, start_script
+from utils.io import UserError
+
+ORACLE = SHARED / "gptj_oracle"
+TINY = {"vocab_size": 60, "hidden_size": 16, "num_heads": 2, "num_hidden_layers": 2, "filter_size": 32,
+        "max_position_embeddings": 24, "rotary_dim": 4, "nonlinearity": "gelu", "mixed_precision": False}  # fmt: skip
+RATES = [
+    {"scheduler": "Linear", "initial_learning_rate": 0.0, "end_learning_rate": 0.01, "total_iters": 4},
+    {"scheduler": "CosineDecay", "initial_learning_rate": 0.01, "end_learning_rate": 0.001, "total_iters": 6},
+    {"scheduler": "Constant", "learning_rate": 0.001},
+]  # fmt: skip
+
+
+def write_rows(folder: Path, rows: np.ndarray, name="examples_0_0.h5") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with h5py.File(folder / name, "w") as file:
+        file.attrs["n_examples"] = len(rows)
+        file.create_dataset("data", data=rows.astype(np.int32), compression="gzip")
+
+
+def random_rows(number: int, length: int = 24) -> np.ndarray:
+    ids = np.random.default_rng(0).integers(0, 60, (number, length + 1))
+    mask = np.ones((number, length), int)
+    mask[::3, -7:] = 0
+    return np.stack([ids[:, :-1], mask, ids[:, 1:]], 1)
+
+
+@pytest.fixture
+def params(tmp_path) -> dict:
+    write_rows(tmp_path / "h5", random_rows(13), "examples_0_0.h5")
+    write_rows(tmp_path / "h5", random_rows(8), "examples_1_0.h5")
+    data = {
+        "data_processor": "GptHDF5DataProcessor",
+        "data_dir": str(tmp_path / "h5"),
+        "batch_size": 4,
+    }
+    return {
+        "train_input": data | {"shuffle": True, "shuffle_seed": 7},
+        "eval_input": data | {},
+        "model": dict(TINY),
+        "optimizer": {"optimizer_type": "adamw", "eps": 1e-6, "weight_decay": 0.1, "max_gradient_norm": 1.0,
+                      "learning_rate": copy.deepcopy(RATES)},
+        "runconfig": {"max_steps": 12, "log_steps": 1, "checkpoint_steps": 6, "seed": 1},
+    }  # fmt: skip
+
+
+def run_gptj(folder: Path, params: dict, *options, monkeypatch) -> None:
+    """gptj/run.py in this process: its start takes four times as long as what is tested."""
+    (folder / "p.yaml").write_text(yaml.safe_dump(params))
+    command = [
+        "run.py",
+        "CPU",
+        "--params",
+        folder / "p.yaml",
+        "--model_dir",
+        folder / "m",
+        *options,
+    ]
+    monkeypatch.setattr(sys, "argv", [str(part) for part in command])
+    script.main()
+
+
+@pytest.fixture
+def go(tmp_path, monkeypatch):
+    return lambda params, *options: run_gptj(tmp_path, params, *options, monkeypatch=monkeypatch)
+
+
+def losses(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "m/metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+@pytest.mark.skipif(not ORACLE.exists(), reason="no shared data")
+def test_the_published_figures(tmp_path, go, capsys):
+    expected = json.loads((ORACLE / "expected.json").read_text())
+    params = yaml.safe_load((ORACLE / "params.yaml").read_text())
+    for name in ("train_input", "eval_input"):
+        params[name]["data_dir"] = str(ORACLE / "hdf5")
+    start = (
+        "--checkpoint_path",
+        ORACLE / "cs-1.8/pytorch_model_to_cs-1.8.mdl",
+        "--is_pretrained_checkpoint",
+    )
+    go(params, "--mode", "eval", *start)
+    out = capsys.readouterr().out
+    assert f"Avg Eval Loss={expected['eval_loss']}" in out
+    assert f"eval/lm_perplexity = {expected['eval_lm_perplexity']}" in out
+    assert f"eval/accuracy = {expected['eval_accuracy']}" in out
+    go(params, "--mode", "train", *start)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| Train")]
+    printed = [float(line.split("Loss=")[1].split(",")[0]) for line in lines]
+    assert printed == expected["train_loss"]
+
+
+@pytest.mark.skipif(not ORACLE.exists(), reason="no shared data")
+@pytest.mark.parametrize("source", ["pytorch_model.bin", "model.safetensors", "."])
+def test_conversion_is_the_published_one(tmp_path, monkeypatch, source):
+    def convert(*options):
+        monkeypatch.setattr(sys, "argv", ["x", "convert", *map(str, options), "--model", "gptj", "--output-dir",
+                                          str(tmp_path), "--check"])  # fmt: skip
+        convert_checkpoint.main()
+
+    convert(
+        ORACLE / "hf" / source,
+        "--src-fmt",
+        "hf",
+        "--tgt-fmt",
+        "cs-1.8",
+        "--config",
+        ORACLE / "hf/config.json",
+    )
+    (made,) = tmp_path.glob("*_to_cs-1.8.mdl")
+    ours, theirs = (torch.load(path, weights_only=True)["model"] for path in
+                    (made, ORACLE / "cs-1.8/pytorch_model_to_cs-1.8.mdl"))  # fmt: skip
+    assert ours.keys() == theirs.keys()
+    assert len(ours) == 27
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert yaml.safe_load((tmp_path / "config_to_cs-1.8.yaml").read_text()) == yaml.safe_load(
+        (ORACLE / "cs-1.8/config_to_cs-1.8.yaml").read_text()
+    )
+    convert(
+        made,
+        "--src-fmt",
+        "cs-1.8",
+        "--tgt-fmt",
+        "hf",
+        "--config",
+        ORACLE / "cs-1.8/config_to_cs-1.8.yaml",
+    )
+    (back,) = tmp_path.glob("*_to_hf.bin")
+    ours, theirs = torch.load(back, weights_only=True), load_file(ORACLE / "hf/model.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert len(ours) == 25
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    config = json.loads((tmp_path / "config_to_cs-1.8_to_hf.json").read_text())
+    model, about = GPTJForCausalLM.from_pretrained(None, config=GPTJConfig(**config), state_dict=ours,
+                                                   output_loading_info=True)  # fmt: skip
+    assert not about["missing_keys"]
+    assert not about["unexpected_keys"]
+
+
+def test_shards_and_old_buffers_and_twins(tmp_path):
+    state = {
+        f"transformer.h.{n}.ln_1.{kind}": torch.randn(4)
+        for n in (0, 11)
+        for kind in ("weight", "bias")
+    }
+    state |= {"transformer.ln_f.weight": torch.randn(4), "lm_head.bias": torch.randn(3)}
+    halves = list(state.items())[:3], list(state.items())[3:]
+    for number, half in enumerate(halves):
+        save_file(dict(half), tmp_path / f"part-{number}.safetensors")
+    index = {
+        "weight_map": {
+            name: f"part-{n}.safetensors" for n, half in enumerate(halves) for name, _ in half
+        }
+    }
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    loaded = formats.load_hf(tmp_path)
+    assert loaded.keys() == state.keys()
+    old = loaded | {
+        "transformer.h.0.attn.bias": torch.ones(1),
+        "transformer.h.0.attn.masked_bias": torch.ones(1),
+    }
+    cs = formats.to_cs(old)
+    assert len(cs) == len(state) + 1
+    assert "transformer_decoder.layers.11.norm1.bias" in cs
+    back = formats.to_hf({f"model.{name}": tensor for name, tensor in cs.items()})
+    assert all(torch.equal(back[name], state[name]) for name in state)
+    assert back.keys() == state.keys()
+    cs["transformer_decoder.norm.weight"] = torch.zeros(4)
+    with pytest.raises(UserError, match="differ"):
+        formats.to_hf(cs)
+    with pytest.raises(UserError, match=r"transformer\.h\.0\.wrong\.weight"):
+        formats.to_cs({"transformer.h.0.wrong.weight": torch.ones(1)})
+    index["weight_map"]["lm_head.bias"] = "../elsewhere.safetensors"
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="outside"):
+        formats.load_hf(tmp_path)
+
+
+def test_six_and_six_steps_are_twelve(tmp_path, params, go, capsys):
+    go(params, "--mode", "train")
+    whole, final = losses(tmp_path), torch.load(tmp_path / "m/checkpoint_12.mdl", weights_only=True)
+    assert len(whole) == 12
+    assert sorted(p.name for p in (tmp_path / "m").glob("checkpoint*")) == [
+        "checkpoint_12.mdl",
+        "checkpoint_6.mdl",
+    ]
+    with pytest.raises(UserError, match="at step 12, and max_steps is 12"):
+        go(params, "--mode", "train")
+    for path in (tmp_path / "m").glob("checkpoint*"):
+        path.unlink()
+    go(params, "--mode", "train", "--max_steps", 6)
+    go(params, "--mode", "train", "--num_steps", 6)
+    assert losses(tmp_path) == whole
+    again = torch.load(tmp_path / "m/checkpoint_12.mdl", weights_only=True)
+    assert all(torch.equal(final["model"][name], again["model"][name]) for name in final["model"])
+    assert again["global_step"] == 12
+    params["train_input"]["shuffle_seed"] = 8
+    with pytest.raises(UserError, match="other train_input.shuffle_seed"):
+        go(params, "--mode", "train", "--max_steps", 14)
+
+
+def test_killed_and_resumed(tmp_path, params, go):
+    go(params, "--mode", "train")
+    whole = losses(tmp_path)
+    for path in (tmp_path / "m").iterdir():
+        if path.is_file():
+            path.unlink()
+    command = (
+        "gptj/run.py",
+        "CPU",
+        "--mode",
+        "train",
+        "--params",
+        tmp_path / "p.yaml",
+        "--model_dir",
+        tmp_path / "m",
+    )
+    process = start_script(*command)
+    while not (tmp_path / "m/checkpoint_6.mdl").exists():
+        assert process.poll() is None, process.stderr.read()
+    process.kill()
+    process.communicate()
+    (tmp_path / "m/checkpoint_12.mdl").unlink(missing_ok=True)
+    go(params, "--mode", "train")
+    assert losses(tmp_path) == whole
+
+
+def test_bin_and_hdf5_give_the_same_losses(tmp_path):
+    """The same blocks: of the HDF5 rows the last label, which lies outside the block, is masked."""
+    from utils import machine, trainer
+
+    ids = np.random.default_rng(0).integers(0, 60, 24 * 16).astype(np.int32)
+    blocks = cptdata.cut_blocks(ids, 24)
+    rows = np.stack([blocks, np.ones_like(blocks), np.roll(blocks, -1, 1)], 1)
+    rows[:, 1, -1] = 0
+    write_rows(tmp_path / "h5", rows)
+    plan = cptdata.make_plan(16, 0, 2, 0, 4, seed=3)
+    datasets = {
+        "bin": cptdata.Blocks(plan, blocks, blocks[:0]),
+        "hdf5": cptdata.Hdf5Rows([tmp_path / "h5/examples_0_0.h5"], [16], plan.block),
+    }
+    found = {}
+    for name, dataset in datasets.items():
+        settings = machine.Settings(lr=1e-2, bs=4, wd=0.1, warmup=0.1, seed=0, block_size=24, save_steps=99,
+                                    keep_checkpoints=1, precision="fp32")  # fmt: skip
+        torch.manual_seed(0)
+        config = GPTJConfig(
+            **formats.config_to_hf(yaml_params.checked(TINY, yaml_params.MODEL, "model"))
+        )
+        model = GPTJForCausalLM(config)
+        model.config.use_cache = False
+        trainer.train(model, None, dataset, None, settings, tmp_path / name)
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        found[name] = [json.loads(line)["loss"] for line in lines]
+    assert len(found["bin"]) == 8
+    assert max(abs(a - b) for a, b in zip(*found.values(), strict=True)) < 1e-6
+
+
+def test_eval_modes_spellings_and_export(tmp_path, params, go, capsys):
+    params["optimizer"]["weight_decay_rate"] = params["optimizer"].pop("weight_decay")
+    for entry in params["optimizer"]["learning_rate"][:2]:
+        entry["steps"] = entry.pop("total_iters")
+    params["runconfig"] |= {
+        "checkpoint_steps": 2,
+        "max_checkpoints": 3,
+        "eval_frequency": 6,
+        "num_csx": 1,
+    }
+    go(params, "--mode", "train_and_eval")
+    out = capsys.readouterr().out
+    assert "without effect here: runconfig.num_csx" in out
+    assert [line.split()[2] for line in out.splitlines() if "Eval Step" in line] == [
+        "Step=6,",
+        "Step=12,",
+    ]
+    names = sorted(path.name for path in (tmp_path / "m").glob("*.mdl"))
+    assert names == ["checkpoint_10.mdl", "checkpoint_12.mdl", "checkpoint_8.mdl"]
+    assert list((tmp_path / "m/train").rglob("events*"))
+    assert list((tmp_path / "m/eval").rglob("events*"))
+    go(params, "--mode", "eval_all")
+    steps = [
+        line.split()[2] for line in capsys.readouterr().out.splitlines() if "Eval Step" in line
+    ]
+    assert steps == ["Step=8,", "Step=10,", "Step=12,"]
+    go(params, "--mode", "eval", "--eval_steps", 1, "--export_hf", tmp_path / "hf")
+    weights = torch.load(tmp_path / "m/checkpoint_12.mdl", weights_only=True)["model"]
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").state_dict()
+    back = formats.to_hf(weights)
+    assert all(torch.equal(exported[name], back[name]) for name in back)
+    capsys.readouterr()
+    go(params, "--mode", "eval", "--eval_steps", 1, "--checkpoint_path", tmp_path / "hf")
+    assert "Eval Step=0" in capsys.readouterr().out
+
+
+def test_learning_rates():
+    rate = yaml_params.learning_rate(RATES)
+    assert [rate(step) for step in (0, 2, 4)] == [0, 0.005, 0.01]
+    assert rate(7) == pytest.approx(0.001 + 0.009 / 2)
+    assert rate(10) == rate(1000) == 0.001
+    spec = yaml_params.load(ROOT / "gptj/configs/params_gptj_6B_TRC2.yaml")[0]["optimizer"]
+    rate = yaml_params.learning_rate(spec["learning_rate"])
+    assert rate(250) == pytest.approx(3e-6)
+    assert rate(25_500) == pytest.approx(3.6e-6)
+
+
+def changed(params: dict, path: str, value) -> dict:
+    params = copy.deepcopy(params)
+    *sections, last = path.split(".")
+    inner = params
+    for name in sections:
+        inner = inner[int(name) if isinstance(inner, list) else name]
+    inner[int(last) if isinstance(inner, list) else last] = value
+    return params
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("optimizer.wieght_decay", 0.1, "optimizer.wieght_decay: unknown; did you mean weight_decay?"),
+        ("model.hiden_size", 16, "model.hiden_size: unknown; did you mean hidden_size?"),
+        ("train_input.batchsize", 4, "train_input.batchsize: unknown; did you mean batch_size?"),
+        ("eval_input.shufle", True, "eval_input.shufle: unknown; did you mean shuffle?"),
+        ("runconfig.max_step", 4, "runconfig.max_step: unknown; did you mean max_steps?"),
+        ("runconfigs", {}, "runconfigs: unknown section; did you mean runconfig?"),
+        ("optimizer.learning_rate.0.scheduler", "Linnear", "learning_rate[0].scheduler: 'Linnear' is unknown"),
+        ("optimizer.learning_rate.0.end", 1, "learning_rate[0].end: unknown"),
+        ("optimizer.weight_decay_rate", 0.1, "given twice"),
+        ("train_input.batch_size", "four", "train_input.batch_size: 'four'"),
+        ("train_input.batch_size", True, "train_input.batch_size: True"),
+        ("train_input.batch_size", 400, "train_input.batch_size: 400, and there are 21 rows"),
+        ("model.hidden_size", 15, "model.num_heads: 2 does not divide"),
+        ("model.rotary_dim", 12, "model.rotary_dim: 12"),
+        ("model.use_ffn_bias", False, "model.use_ffn_bias: False, where true is wanted"),
+        ("model.vocab_size", 50, "token id 59, and model.vocab_size is 50"),
+        ("model.max_position_embeddings", 20, "model.max_position_embeddings is 20"),
+        ("optimizer.eps", "tiny", "optimizer.eps: 'tiny'"),
+        ("optimizer.optimizer_type", "sgd", "optimizer.optimizer_type: 'sgd', where adamw"),
+        ("runconfig.check_loss_values", False, "runconfig.check_loss_values"),
+        ("runconfig.max_steps", None, "runconfig.max_steps: missing"),
+        ("train_input.data_dir", "/nowhere", "train_input.data_dir: /nowhere: no .h5 files"),
+        ("train_input.max_sequence_length", 30, "train_input.max_sequence_length: 30"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_in_the_file_is_named(params, go, path, value, said):
+    with pytest.raises(UserError) as caught:
+        go(changed(params, path, value), "--mode", "train")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+class Payload:
+    def __reduce__(self):
+        return os.system, ("touch /tmp/gptj_payload_ran",)
+
+
+def test_bad_checkpoints(tmp_path, params, go):
+    def says(path, *options):
+        with pytest.raises(UserError) as caught:
+            go(params, "--mode", "train", "--checkpoint_path", path, *options)
+        return str(caught.value)
+
+    assert "not there" in says(tmp_path / "none.mdl")
+    bad = tmp_path / "bad.mdl"
+    Path("/tmp/gptj_payload_ran").unlink(missing_ok=True)
+    torch.save({"model": Payload()}, bad)
+    assert "refused, it holds more than tensors" in says(bad)
+    assert not Path("/tmp/gptj_payload_ran").exists()
+    torch.save({"lm_head.weight": torch.ones(3)}, bad)  # a Hugging Face .bin under the name
+    assert "has no `model` in it" in says(bad)
+    go(params, "--mode", "train", "--max_steps", 2)
+    whole = (tmp_path / "m/checkpoint_2.mdl").read_bytes()
+    (tmp_path / "cut.mdl").write_bytes(whole[:-500])
+    assert "damaged" in says(tmp_path / "cut.mdl")
+    loaded = torch.load(tmp_path / "m/checkpoint_2.mdl", weights_only=True)
+    loaded["model"].pop("model.lm_head.bias")
+    torch.save(loaded, bad)
+    assert "lm_head.bias for one" in says(bad)
+    go(params, "--mode", "train", "--max_steps", 3, "--checkpoint_path", bad, "--is_pretrained_checkpoint",
+       "--disable_strict_checkpoint_loading")  # fmt: skip
+    wide = changed(params, "model.filter_size", 64)
+    with pytest.raises(UserError, match="of another shape"):
+        go(wide, "--mode", "train", "--max_steps", 9)
+
+
+def test_as_a_command(tmp_path, params):
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump(changed(params, "optimizer.wieght_decay", 1)))
+    line = refused("gptj/run.py", "CPU", "--mode", "train", "--params", tmp_path / "p.yaml")
+    assert "did you mean weight_decay?" in line
+    assert "no YAML" in refused("gptj/run.py", "CPU", "-m", "train", "-p", ORACLE / "hf/model.safetensors"
+                                if ORACLE.exists() else __file__)  # fmt: skip

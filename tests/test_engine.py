@@ -109,12 +109,9 @@ def test_compiled_layers_give_the_same_losses(plain, work, tiny_model):
     assert record["settings"]["compiled"]
 
 
-@pytest.mark.parametrize("layers", [[], ["1"]])
-def test_layers_computed_twice_give_the_same_weights(plain, work, tiny_model, layers):
-    out = succeed(
-        *train(tiny_model, *SHORT, "--gradient_checkpointing", *layers), SCP_HOME=str(work)
-    )
-    assert f"({layers[0] if layers else 2} of 2 layers computed twice)" in out
+def test_layers_computed_twice_give_the_same_weights(plain, work, tiny_model):
+    out = succeed(*train(tiny_model, *SHORT, "--gradient_checkpointing", 1), SCP_HOME=str(work))
+    assert "(1 of 2 layers computed twice)" in out
     assert losses(work) == losses(plain)
     for name, tensor in weights(work).items():
         assert torch.equal(tensor, weights(plain)[name])

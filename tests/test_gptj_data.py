@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+from unittest import mock
 
 import h5py
 import numpy as np
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.cptdata import Hdf5Rows, check_hdf5, order_of_rows
+from gptj import create_hdf5
 from gptj.trc2 import clean_file
 from tests.conftest import ROOT, SHARED, refused, start_script, succeed
 from utils.io import UserError
@@ -111,8 +114,20 @@ def test_split_by_article(tmp_path):
     assert split(tmp_path, content, *options[:-1], 4) != [training, validation]
 
 
+def create(*options) -> None:
+    """gptj/create_hdf5.py in this process."""
+    with mock.patch.object(sys, "argv", ["create_hdf5.py", *map(str, options)]):
+        create_hdf5.main()
+
+
+def declined(*options) -> str:
+    with pytest.raises(UserError) as caught:
+        create(*options)
+    return str(caught.value)
+
+
 def hdf5(out, tokenizer, *options) -> dict:
-    succeed("gptj/create_hdf5.py", "--output_dir", out, "--tokenizer", tokenizer, "--max_seq_length", 32, *options)  # fmt: skip
+    create("--output_dir", out, "--tokenizer", tokenizer, "--max_seq_length", 32, *options)
     return json.loads((out / "data_params.json").read_text())
 
 
@@ -185,9 +200,10 @@ def test_killed_and_resumed_is_the_same(texts, tiny_model, tmp_path):
     process.communicate()
     (tmp_path / "cut/data_params.json").unlink(missing_ok=True)
     assert "--overwrite" in refused(*command)
+    options = command[1:]
     if (tmp_path / "cut/.settings.json").exists():
-        assert "other settings" in refused(*command, "--resume_from_checkpoint", "--pad_id", 3)
-    succeed(*command, "--resume_from_checkpoint")
+        assert "other settings" in declined(*options, "--resume_from_checkpoint", "--pad_id", 3)
+    create(*options, "--resume_from_checkpoint")
     names = sorted(path.name for path in (tmp_path / "whole").glob("*.h5"))
     assert sorted(path.name for path in (tmp_path / "cut").glob("*.h5")) == names
     assert np.array_equal(rows_of(tmp_path / "cut"), rows_of(tmp_path / "whole"))
@@ -200,7 +216,7 @@ def test_csv_and_its_faults(tiny_model, tmp_path):
 
     def says(content, *options):
         table.write_bytes(content)
-        return refused("gptj/create_hdf5.py", "--csv", table, "--output_dir", tmp_path / "no", "--tokenizer", tiny_model, *options)  # fmt: skip
+        return declined("--csv", table, "--output_dir", tmp_path / "no", "--tokenizer", tiny_model, *options)  # fmt: skip
 
     assert "row 2 has 3 columns" in says(b"date,text\n1,a\n2,b,c\n")
     assert "row 2" in says(b'date,text\n1,a\n2,"never closed\n3,b\n')

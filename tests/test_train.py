@@ -18,6 +18,7 @@ from utils.io import UserError
 SEED_README = {
     "lr": Typed("5e-06"), "rr": Typed("0.1"), "epochs": Typed("2"), "bs": Typed("16"), "wd": Typed("0.01"),
     "warmup": Typed("0.05"), "task_name": "quality", "model_name": "meta-llama/Meta-Llama-3-8B", "subsample_ratio": Typed("1"),
+    "lora_rank": 0,
 }  # fmt: skip
 
 

@@ -48,14 +48,13 @@ def add_lora(model, rank: int, seed: int, bf16: bool):
         model.to(torch.bfloat16)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = get_peft_model(
+        return get_peft_model(
             model,
             LoraConfig(
                 r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
             ),
             autocast_adapter_dtype=True,
         )
-    return model
 
 
 def base_of(model):

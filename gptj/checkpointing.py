@@ -45,6 +45,12 @@ def pack(folder: Path, target: Path, data: dict) -> None:
         torch.save(content, file)
 
 
+def save_weights(model, target: Path) -> None:
+    """The weights alone, as the converter writes them."""
+    with replacing(target) as file:
+        torch.save({"model": formats.to_cs(model.state_dict())}, file)
+
+
 def unpack(loaded: dict, folder: Path) -> None:
     """The other way: a folder that the Trainer goes on from."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -2,12 +2,14 @@
 
 import math
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch.nn.functional import cross_entropy, linear
 from torch.utils.data import DataLoader
 from transformers import GPTJConfig, GPTJForCausalLM, TrainerCallback, default_data_collator
@@ -15,7 +17,7 @@ from transformers.utils import logging
 
 from data import cptdata
 from gptj import formats
-from gptj.checkpointing import SingleFiles, check_data, checkpoints, unpack
+from gptj.checkpointing import SingleFiles, check_data, checkpoints, save_weights, unpack
 from gptj.params import learning_rate
 from utils import machine, trainer
 from utils.io import UserError, read_json
@@ -190,6 +192,7 @@ def settings_of(params: dict, data: Data, last: int) -> machine.Settings:
         max_grad_norm=optimizer["max_gradient_norm"],
         num_workers=data.section["num_workers"],
         prefetch=data.section["prefetch_factor"],
+        keep_workers=data.section["persistent_workers"],
     )
 
 
@@ -197,12 +200,19 @@ def train(args, params: dict, model, start: Start, data: Data, validation: Data 
     """Train up to the target step; returns the model."""
     optimizer, folder = params["optimizer"], args.model_dir
     last = target_step(params, start.step, data)
-    settings = settings_of(params, data, last)
+    settings, memory = machine.fit_memory(model, settings_of(params, data, last), "auto", flags=False)  # fmt: skip
+    say(f"training {memory}")
     order = cptdata.order_of_rows(data.rows, settings.bs, last, data.section["drop_last"], data.seed())  # fmt: skip
     rows = cptdata.Hdf5Rows(data.files, data.counts, order)
-    if start.resumed and machine.is_main_process():
-        unpack(start.resumed, folder / f"checkpoint-{start.step}")
+    with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
+        if machine.is_main_process():
+            for left in folder.glob("checkpoint-*"):  # by a run that was killed while it wrote one
+                shutil.rmtree(left)
+            if start.resumed:
+                unpack(start.resumed, folder / f"checkpoint-{start.step}")
     start.weights and start.weights.clear()
+    if params["runconfig"]["save_initial_checkpoint"] and start.step == 0:
+        save_weights(model, folder / "checkpoint_0.mdl")
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "train")
     callbacks = [
         SingleFiles(folder, data.identity(), params["runconfig"]["keep_checkpoint_max"]),
@@ -263,7 +273,15 @@ def evaluate(params: dict, model, data: Data, step: int, folder: Path) -> dict:
     once; and the share of counted labels that are the likeliest. Printed, and written as TensorBoard
     events."""
     bs, most = data.section["batch_size"], params["runconfig"]["eval_steps"]
-    rows = cptdata.Hdf5Rows(data.files, data.counts, np.arange(data.rows))
+    order = cptdata.order_of_rows(data.rows, bs, data.steps_per_epoch, data.section["drop_last"], data.seed())  # fmt: skip
+    order = order[: data.rows]
+    if not len(order):
+        raise UserError(f"eval_input.batch_size: {bs}, and there are {data.rows} rows; give drop_last: false")  # fmt: skip
+    if len(order) < data.rows:
+        say(
+            f"{data.rows - len(order)} rows, less than a batch, are left out (eval_input.drop_last)"
+        )
+    rows = cptdata.Hdf5Rows(data.files, data.counts, order)
     loader = DataLoader(rows, bs, collate_fn=default_data_collator, num_workers=data.section["num_workers"])  # fmt: skip
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -312,6 +313,42 @@ def test_eval_modes_spellings_and_export(tmp_path, params, go, capsys):
     capsys.readouterr()
     go(params, "--mode", "eval", "--eval_steps", 1, "--checkpoint_path", tmp_path / "hf")
     assert "Eval Step=0" in capsys.readouterr().out
+
+
+def test_initial_checkpoint_and_rows_left_out(tmp_path, params, go, capsys):
+    params["runconfig"]["save_initial_checkpoint"] = True
+    go(params, "--mode", "train", "--max_steps", 1)
+    assert sorted(p.name for p in (tmp_path / "m").glob("*.mdl")) == [
+        "checkpoint_0.mdl",
+        "checkpoint_1.mdl",
+    ]
+    go(params, "--mode", "eval", "--checkpoint_path", tmp_path / "m/checkpoint_0.mdl")
+    assert "1 rows, less than a batch, are left out" in capsys.readouterr().out
+
+
+def test_two_ranks_go_on_like_one(tmp_path, params, go):
+    """Over gloo, 3 + 3 steps; losses within rounding."""
+    go(params, "--mode", "train", "--max_steps", 6)
+    alone = losses(tmp_path)
+    (tmp_path / "m/checkpoint_6.mdl").unlink()
+    (tmp_path / "m/metrics.jsonl").unlink()
+    for last in (3, 6):
+        done = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+             ROOT / "gptj/run.py", "CPU", "-m", "train", "-p", tmp_path / "p.yaml", "-o", tmp_path / "m",
+             "--max_steps", str(last)],
+            capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert max(abs(a - b) for a, b in zip(losses(tmp_path), alone, strict=True)) < 1e-5
+
+
+def test_workers_read_the_same(tmp_path, params, go):
+    go(params, "--mode", "train", "--max_steps", 3)
+    alone = losses(tmp_path)
+    (tmp_path / "m/checkpoint_3.mdl").unlink()
+    params["train_input"] |= {"num_workers": 2, "prefetch_factor": 3}
+    go(params, "--mode", "train", "--max_steps", 3)
+    assert losses(tmp_path) == alone
 
 
 def test_learning_rates():

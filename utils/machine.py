@@ -41,6 +41,7 @@ class Settings:
     max_grad_norm: float | None = 1.0
     num_workers: int = 0  # processes that read blocks ahead
     prefetch: int = 2  # batches a process reads ahead
+    keep_workers: bool = True  # from one epoch to the next
 
 
 def world_size() -> int:
@@ -134,11 +135,14 @@ def memory_parts(model, shape: arithmetic.Shape, settings: Settings) -> dict[str
     )
 
 
-def fit_memory(model, settings: Settings, recompute: str) -> tuple[Settings, str]:
+def fit_memory(
+    model, settings: Settings, recompute: str, flags: bool = True
+) -> tuple[Settings, str]:
     """The settings with as many recomputed layers as `recompute` says (`all`, a number, or `auto`:
     on a GPU the fewest that fit, on a CPU none), and what the run needs, in words.
 
-    Raises UserError where the GPU has less, naming the flags that would make it fit.
+    Raises UserError where the GPU has less, naming (where the caller has them) the `flags` that
+    would make it fit.
     """
     shape = arithmetic.shape_of(model)
 
@@ -158,7 +162,9 @@ def fit_memory(model, settings: Settings, recompute: str) -> tuple[Settings, str
         settings = next((choice for choice in choices if total(choice) <= there), settings)
     words = arithmetic.in_words(memory_parts(model, shape, settings))
     if total(settings) > there:
-        advice = flags_that_fit(settings, shape, lambda changed: total(changed) <= there)
+        advice = "take a larger one"
+        if flags:
+            advice = flags_that_fit(settings, shape, lambda changed: total(changed) <= there)
         raise UserError(f"training {words}; this GPU has {gpu / arithmetic.GIB:.0f}; {advice}")
     if settings.recomputed_layers:
         words += f" ({settings.recomputed_layers} of {shape.layers} layers computed twice)"

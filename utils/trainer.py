@@ -79,7 +79,7 @@ def training_arguments(
         prediction_loss_only=True,
         dataloader_num_workers=settings.num_workers,
         dataloader_prefetch_factor=settings.prefetch if settings.num_workers else None,
-        dataloader_persistent_workers=settings.num_workers > 0,
+        dataloader_persistent_workers=settings.keep_workers and settings.num_workers > 0,
         dataloader_pin_memory=on_gpu,
         remove_unused_columns=False,
         report_to=settings.report_to,

@@ -1,7 +1,8 @@
 """Our training step against a plain Trainer with the seed README's settings: tokens/s, losses, memory.
 
     python scripts/example_model.py          # SmolLM2-135M, whose weights and tokenizer are trained
-    python benchmarks/bench_train.py         # on a CPU: five rounds, about 15 minutes
+    python benchmarks/bench_train.py         # on a CPU: five rounds, 15 to 20 minutes
+    python benchmarks/bench_train.py --precision fp32     # what train.py takes on a CPU without AMX
     python benchmarks/bench_train.py --shape llama-3-8b --bs 4 --block_size 2048 --rounds 1    # on a GPU
 
 Both sides see the same weights, blocks, batch, steps and rate, in the same precision; each round
@@ -37,7 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--steps", type=int, default=10, help="of a round, the warm-up included (default 10)")
     add("--warm_up", type=int, default=3, help="steps that are not counted (default 3)")
     add("--rounds", type=int, default=5, help="default 5")
-    add("--precision", choices=["auto", "bf16", "fp32"], default="auto", help="of both sides (default: what train.py takes here)")
+    add("--precision", choices=["auto", "bf16", "fp32"], default="bf16", help="of both sides (default bf16, the seed README's; auto: what train.py takes here)")
     add("--optim_state_dtype", default="fp32", help="of ours (default fp32)")
     add("--worker", choices=["ours", "plain"], help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -46,9 +46,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     params, ignored = yaml_params.load(args.params)
-    for name in ("max_steps", "num_steps", "num_epochs", "eval_steps"):
-        if getattr(args, name) is not None:
-            params["runconfig"][name] = getattr(args, name)
+    override(params["runconfig"], args)
 
     from gptj import session
 
@@ -59,17 +57,27 @@ def main() -> None:
     trains, evaluates = args.mode in ("train", "train_and_eval"), args.mode != "train"
     training = session.open_data(params, "train_input") if trains else None
     validation = session.open_data(params, "eval_input") if evaluates else None
-    start = session.find_start(args, params, training)
-    model = session.build_model(params, start, strict=not args.disable_strict_checkpoint_loading)
     save_params(args, params)
-    if trains:
-        model = session.train(args, params, model, start, training, validation)
-    elif args.mode == "eval":
-        session.evaluate(params, model, validation, start.step, args.model_dir)
+    if args.mode == "eval_all":
+        model = session.evaluate_all(args, params, validation)
     else:
-        session.evaluate_all(args, params, validation)
+        start = session.find_start(args, params, training)
+        model = session.build_model(params, start, not args.disable_strict_checkpoint_loading)
+        if trains:
+            session.train(args, params, model, start, training, validation)
+        else:
+            session.evaluate(params, model, validation, start.step, args.model_dir)
     if args.export_hf:
         session.export(model, args.export_hf, args.tokenizer, training or validation)
+
+
+def override(runconfig: dict, args: argparse.Namespace) -> None:
+    """What is typed wins; a length that is typed, over every length in the file."""
+    lengths = {name: getattr(args, name) for name in ("max_steps", "num_steps", "num_epochs")}
+    if any(lengths.values()):
+        runconfig |= lengths
+    if args.eval_steps:
+        runconfig["eval_steps"] = args.eval_steps
 
 
 def save_params(args: argparse.Namespace, params: dict) -> None:

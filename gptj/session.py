@@ -114,13 +114,11 @@ def find_start(args, params: dict, training: Data | None) -> Start:
     path = args.checkpoint_path
     if path is None and there and params["runconfig"]["autoload_last_checkpoint"]:
         path = list(there.values())[-1]
-    if args.mode == "eval_all" or path is None:
+    if path is None:
         if args.is_pretrained_checkpoint:
             raise UserError("--is_pretrained_checkpoint: needs --checkpoint_path")
         if args.mode == "eval":
             raise UserError(f"--model_dir {args.model_dir}: holds no checkpoint; give --checkpoint_path")  # fmt: skip
-        if args.mode == "eval_all" and not there:
-            raise UserError(f"--model_dir {args.model_dir}: holds no checkpoint; run: --mode train")
         return Start()
     if path.is_dir():
         return Start(weights=without_made(formats.load_hf(path)), path=path)
@@ -196,8 +194,8 @@ def settings_of(params: dict, data: Data, last: int) -> machine.Settings:
     )
 
 
-def train(args, params: dict, model, start: Start, data: Data, validation: Data | None):
-    """Train up to the target step; returns the model."""
+def train(args, params: dict, model, start: Start, data: Data, validation: Data | None) -> None:
+    """Train up to the target step."""
     optimizer, folder = params["optimizer"], args.model_dir
     last = target_step(params, start.step, data)
     settings, memory = machine.fit_memory(model, settings_of(params, data, last), "auto", flags=False)  # fmt: skip
@@ -210,7 +208,8 @@ def train(args, params: dict, model, start: Start, data: Data, validation: Data 
                 shutil.rmtree(left)
             if start.resumed:
                 unpack(start.resumed, folder / f"checkpoint-{start.step}")
-    start.weights and start.weights.clear()
+    if start.weights:
+        start.weights.clear()  # the model has them
     if params["runconfig"]["save_initial_checkpoint"] and start.step == 0:
         save_weights(model, folder / "checkpoint_0.mdl")
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "train")
@@ -229,7 +228,6 @@ def train(args, params: dict, model, start: Start, data: Data, validation: Data 
     }
     rate = learning_rate(optimizer["learning_rate"])
     trainer.train(model, None, rows, None, settings, folder, rate, (AdamW, adamw), callbacks)
-    return model
 
 
 class Console(TrainerCallback):
@@ -332,11 +330,17 @@ def report(found: dict, step: int, folder: Path) -> None:
             writer.add_scalar(name, value, step)
 
 
-def evaluate_all(args, params: dict, data: Data) -> None:
+def evaluate_all(args, params: dict, data: Data):
+    """Every checkpoint of the folder, in order of steps; returns the last one's model."""
+    model = None
     for step, path in checkpoints(args.model_dir).items():
         weights = formats.to_hf(formats.load_mdl(path)["model"], str(path))
-        model = build_model(params, Start(step, weights, path=path), strict=not args.disable_strict_checkpoint_loading)  # fmt: skip
+        start = Start(step, weights, path=path)
+        model = build_model(params, start, not args.disable_strict_checkpoint_loading)
         evaluate(params, model, data, step, args.model_dir)
+    if model is None:
+        raise UserError(f"--model_dir {args.model_dir}: holds no checkpoint; run: --mode train")
+    return model
 
 
 def export(model, folder: Path, tokenizer: str | None, data: Data) -> None:

@@ -305,7 +305,7 @@ def test_eval_modes_spellings_and_export(tmp_path, params, go, capsys):
         line.split()[2] for line in capsys.readouterr().out.splitlines() if "Eval Step" in line
     ]
     assert steps == ["Step=8,", "Step=10,", "Step=12,"]
-    go(params, "--mode", "eval", "--eval_steps", 1, "--export_hf", tmp_path / "hf")
+    go(params, "--mode", "eval_all", "--eval_steps", 1, "--export_hf", tmp_path / "hf")
     weights = torch.load(tmp_path / "m/checkpoint_12.mdl", weights_only=True)["model"]
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").state_dict()
     back = formats.to_hf(weights)

@@ -72,3 +72,22 @@ def test_scripts_parse():
     for path in sorted((ROOT / "scripts").glob("*.sh")):
         assert shell("-n", path).returncode == 0
         assert os.access(path, os.X_OK), path
+
+
+def test_slurm_starts_one_torchrun_a_node(tmp_path):
+    """With stand-ins for Slurm's two commands: what srun would be told to run."""
+    (tmp_path / "srun").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho node7\necho node8\n")
+    for name in ("srun", "scontrol"):
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        ["bash", ROOT / "scripts/train_slurm.sh", "--lr", "5e-06", "--sharding", "hybrid"],
+        capture_output=True, text=True,
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(ROOT),
+                          "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "5",
+                          "SLURM_GPUS_ON_NODE": "4"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "--nnodes 2 --nproc_per_node 4" in done.stdout
+    assert "--rdzv_endpoint node7:29500" in done.stdout
+    assert done.stdout.rstrip().endswith("train.py --lr 5e-06 --sharding hybrid")

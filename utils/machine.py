@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import sysconfig
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -91,8 +93,9 @@ def choose_compile(asked: str, flops: float) -> bool:
     between a run and its resumption."""
     if asked != "auto":
         return asked == "on"
-    compiler = torch.cuda.is_available() or shutil.which("g++")
-    return bool(compiler) and flops / world_size() >= WORTH_COMPILING[device_type()]
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"  # what torch builds includes it
+    able = torch.cuda.is_available() or (shutil.which("g++") and header.is_file())
+    return bool(able) and flops / world_size() >= WORTH_COMPILING[device_type()]
 
 
 def choose_micro_batch(settings: Settings) -> int:

@@ -14,10 +14,9 @@ from utils.checkpoints import COMPLETE
 from utils.io import UserError, replacing
 
 NAME = re.compile(r"checkpoint_(\d+)\.mdl")
-KEPT_AS_BYTES = (
-    "trainer_state.json",
-    "rng_state.pth",
-)  # files of the Trainer that nobody else reads
+KEPT_AS_BYTES = re.compile(
+    r"trainer_state\.json|rng_state(_\d+)?\.pth"
+)  # what only the Trainer reads
 
 
 def checkpoints(folder: Path) -> dict[int, Path]:
@@ -26,19 +25,23 @@ def checkpoints(folder: Path) -> dict[int, Path]:
     return dict(sorted((int(match[1]), path) for match, path in found.items() if match))
 
 
+def load(path: Path) -> dict:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def pack(folder: Path, target: Path, data: dict) -> None:
     """A complete checkpoint folder of the Trainer -> one file. `data` says what the run reads."""
     state = formats.to_cs(formats.load_hf(folder))
     content = {
         "model": {f"model.{name}": tensor for name, tensor in state.items()},
-        "optimizer": torch.load(folder / "optimizer.pt", weights_only=True),
-        "lr_scheduler": torch.load(folder / "scheduler.pt", weights_only=True),
+        "optimizer": load(folder / "optimizer.pt"),
+        "lr_scheduler": load(folder / "scheduler.pt"),
         "global_step": json.loads((folder / "trainer_state.json").read_text())["global_step"],
         "data": json.dumps(data),
         "trainer": {
-            name: torch.frombuffer(bytearray((folder / name).read_bytes()), dtype=torch.uint8)
-            for name in KEPT_AS_BYTES
-            if (folder / name).is_file()
+            path.name: torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+            for path in sorted(folder.iterdir())
+            if KEPT_AS_BYTES.fullmatch(path.name)
         },
     }
     with replacing(target) as file:
@@ -59,7 +62,7 @@ def unpack(loaded: dict, folder: Path) -> None:
     torch.save(loaded["optimizer"], folder / "optimizer.pt")
     torch.save(loaded["lr_scheduler"], folder / "scheduler.pt")
     for name, content in loaded["trainer"].items():
-        if name in KEPT_AS_BYTES:
+        if KEPT_AS_BYTES.fullmatch(name):
             (folder / name).write_bytes(content.numpy().tobytes())
     (folder / COMPLETE).touch()
 

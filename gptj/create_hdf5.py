@@ -28,6 +28,7 @@ from tqdm import tqdm
 from utils.io import UserError, read_json, run, write_json
 
 MANIFEST = "data_params.json"
+LISTS = ("train_meta.txt", "val_meta.txt")  # gptj/trc2.py's: no text
 
 
 # fmt: off
@@ -68,11 +69,15 @@ def parse_arguments() -> argparse.Namespace:
 def check(args: argparse.Namespace) -> None:
     if bool(args.csv) == bool(args.input_dir):
         raise UserError("name the text by --input_dir or by --csv, one of them")
-    for path in (args.csv, args.input_dir, *(args.metadata_files or ())):
-        if path and not path.exists():
-            raise UserError(
-                f"{path}: not there; gptj/trc2.py split makes the files of the first front step"
-            )
+    if args.csv and args.metadata_files:
+        raise UserError("--metadata_files: lists files of --input_dir, and goes not with --csv")
+    for path in (args.csv, *(args.metadata_files or ())):
+        if path and not path.is_file():
+            raise UserError(f"{path}: no such file; gptj/trc2.py split makes lists and texts")
+    if args.input_dir and not args.input_dir.is_dir():
+        raise UserError(f"{args.input_dir}: no such folder; gptj/trc2.py split makes one")
+    if args.short_seq_prob and args.max_seq_length < 2:
+        raise UserError("--short_seq_prob: needs --max_seq_length 2 or more")
     if not args.tokenizer and not (args.vocab_file and args.merges_file):
         raise UserError("--tokenizer NAME_OR_FOLDER, or --vocab_file with --merges_file")
     for name in ("max_seq_length", "files_per_record", "processes", "min_sequence_len"):
@@ -96,7 +101,9 @@ def find_files(args: argparse.Namespace) -> list[Path]:
         files = [args.input_dir / name.strip() for name in names if name.strip()]
     else:
         files = sorted(
-            path for path in args.input_dir.rglob("*") if path.suffix in (".txt", ".jsonl")
+            path
+            for path in args.input_dir.rglob("*")
+            if path.suffix in (".txt", ".jsonl") and path.name not in LISTS
         )
     for path in files:
         if not path.is_file():
@@ -118,14 +125,14 @@ def read_documents(args: argparse.Namespace) -> Iterator[Document]:
             else:
                 yield Document(str(path), path.read_text(encoding="utf-8"))
         except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 at byte {error.start}; run gptj/trc2.py clean") from error  # fmt: skip
+            raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert it first") from error  # fmt: skip
 
 
 def csv_documents(path: Path, column: str) -> Iterator[Document]:
     csv.field_size_limit(1 << 30)
     number = 0
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = next(reader, [])
             if column not in header:
@@ -282,6 +289,8 @@ def prepare(args: argparse.Namespace, settings: dict) -> None:
     there = sorted(args.output_dir.glob("*.h5"))
     started = args.output_dir / ".settings.json"
     same = started.is_file() and read_json(started, "give --overwrite") == settings
+    if args.resume_from_checkpoint and there and (args.output_dir / MANIFEST).is_file():
+        raise UserError(f"{args.output_dir}: finished already; give --overwrite to make it again")
     if args.resume_from_checkpoint and there and not same:
         raise UserError(f"{args.output_dir}: begun with other settings; give --overwrite")
     if there and not args.overwrite and not args.resume_from_checkpoint:

@@ -82,8 +82,8 @@ MODEL = {
 OPTIMIZER = {
     "optimizer_type": only("adamw", "AdamW"),
     "eps": number(1e-6),
-    "beta1": number(0.9),
-    "beta2": number(0.999),
+    "beta1": Key(NUMBER, 0.9, "a number from 0 to below 1", lambda x: 0 <= x < 1),
+    "beta2": Key(NUMBER, 0.999, "a number from 0 to below 1", lambda x: 0 <= x < 1),
     "weight_decay": number(0.0),
     "max_gradient_norm": number(None),
     "correct_bias": yes_no(True),
@@ -176,13 +176,14 @@ def checked(given: dict, keys: dict[str, Key], where: str) -> dict:
     for name, key in keys.items():
         if key.default is REQUIRED and found.get(name) is None:
             raise UserError(f"{where}.{name}: missing")
-    return {name: key.default for name, key in keys.items()} | found
+    said = {name: value for name, value in found.items() if value is not None}
+    return {name: key.default for name, key in keys.items()} | said
 
 
 def _value(value, key: Key, path: str):
     if value is None:
         return None
-    if isinstance(value, str) and key.types == NUMBER:
+    if isinstance(value, str) and isinstance(key.types, tuple) and float in key.types:
         with contextlib.suppress(ValueError):
             value = float(value)  # YAML 1.1 takes 6e-6 for a text
     wrong = isinstance(value, bool) and key.types is not bool
@@ -206,7 +207,7 @@ def _schedulers(given, where: str) -> list[dict]:
         if not isinstance(entry, dict) or "scheduler" not in entry:
             raise UserError(f"{path}.scheduler: missing")
         name = entry["scheduler"]
-        if name not in SCHEDULERS:
+        if not isinstance(name, str) or name not in SCHEDULERS:
             raise UserError(f"{path}.scheduler: {name!r} is unknown; there are {', '.join(SCHEDULERS)}")  # fmt: skip
         rest = {key: value for key, value in entry.items() if key != "scheduler"}
         found.append({"scheduler": name} | checked(rest, SCHEDULERS[name], path))

@@ -7,7 +7,8 @@
 
 Writes checkpoint_<step>.mdl (weights, optimizer, schedule, place in the data), params_<mode>.yaml,
 metrics.jsonl and TensorBoard events into --model_dir, and goes on from the newest checkpoint there.
-Kill it when you like; the same command ends where it would have ended. Several GPUs: start it by
+Kill it when you like: without --checkpoint_path and with
+an absolute --max_steps the same command ends where it would have ended. Several GPUs: start it by
 `python -m torch.distributed.run --nproc_per_node N`.
 """
 

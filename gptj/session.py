@@ -73,7 +73,17 @@ class Data:
             "train_input.shuffle": self.section["shuffle"],
             "train_input.shuffle_seed": self.seed(),
             "train_input.drop_last": self.section["drop_last"],
+            "train_input.files": self.hashes(),
         }
+
+    def hashes(self) -> list[str]:
+        """Of the files, as their manifests have them; nothing for folders without one of ours."""
+        found = []
+        for manifest in sorted({path.parent / "data_params.json" for path in self.files}):
+            content = read_json(manifest, "make the files again") if manifest.is_file() else {}
+            files = content.get("files", []) if isinstance(content, dict) else []
+            found += [file.get("sha256") for file in files if isinstance(file, dict)]
+        return found
 
 
 def open_data(params: dict, name: str) -> Data:
@@ -86,6 +96,8 @@ def open_data(params: dict, name: str) -> Data:
         found = sorted(folder.glob("*.h5"))
         if not found:
             raise UserError(f"{name}.data_dir: {folder}: no .h5 files in it; run: python gptj/create_hdf5.py")  # fmt: skip
+        if (folder / ".settings.json").exists():
+            raise UserError(f"{name}.data_dir: {folder}: unfinished; run gptj/create_hdf5.py again with --resume_from_checkpoint")  # fmt: skip
         files += found
     if section["vocab_size"] not in (None, model["vocab_size"]):
         raise UserError(f"{name}.vocab_size: {section['vocab_size']}, and model.vocab_size is {model['vocab_size']}")  # fmt: skip
@@ -131,7 +143,7 @@ def find_start(args, params: dict, training: Data | None) -> Start:
         return Start(step, weights, path=path)
     if "trainer" not in loaded:
         raise UserError(f"{path}: its optimizer is of another program; give --is_pretrained_checkpoint to begin from its weights")  # fmt: skip
-    check_data(loaded, training.identity(), path)
+    check_data(loaded, training.identity() | recipe(params), path)
     return Start(step, weights, loaded, path)
 
 
@@ -159,6 +171,12 @@ def build_model(params: dict, start: Start, strict: bool):
     return model
 
 
+def recipe(params: dict) -> dict:
+    """What an optimizer's state holds of the YAML file: to go on with other values is another run."""
+    names = ("eps", "beta1", "beta2", "weight_decay", "correct_bias")
+    return {f"optimizer.{name}": params["optimizer"][name] for name in names}
+
+
 def target_step(params: dict, start: int, data: Data) -> int:
     """The step to train up to. Raises UserError where the run is there already."""
     config = params["runconfig"]
@@ -171,6 +189,13 @@ def target_step(params: dict, start: int, data: Data) -> int:
     if start >= last:
         raise UserError(f"the checkpoint is at step {start}, and max_steps is {last}: nothing to train; give a larger --max_steps, or --num_steps")  # fmt: skip
     return last
+
+
+def refuse_later_checkpoints(folder: Path, start: Start) -> None:
+    """A run may not write among the later checkpoints of another."""
+    later = [path for step, path in checkpoints(folder).items() if step > start.step]
+    if later:
+        raise UserError(f"{later[-1]}: later than step {start.step}, where this run begins; leave out --checkpoint_path to go on from it, or give another --model_dir")  # fmt: skip
 
 
 def settings_of(params: dict, data: Data, last: int) -> machine.Settings:
@@ -187,7 +212,7 @@ def settings_of(params: dict, data: Data, last: int) -> machine.Settings:
         precision="bf16" if params["model"]["mixed_precision"] else "fp32",
         sharding=machine.choose_sharding("none", 0),
         report_to="tensorboard",
-        max_grad_norm=optimizer["max_gradient_norm"],
+        max_grad_norm=optimizer["max_gradient_norm"] or 0.0,  # 0: no clipping
         num_workers=data.section["num_workers"],
         prefetch=data.section["prefetch_factor"],
         keep_workers=data.section["persistent_workers"],
@@ -197,6 +222,8 @@ def settings_of(params: dict, data: Data, last: int) -> machine.Settings:
 def train(args, params: dict, model, start: Start, data: Data, validation: Data | None) -> None:
     """Train up to the target step."""
     optimizer, folder = params["optimizer"], args.model_dir
+    work = folder / ".trainer"  # where the Trainer writes what becomes .mdl files
+    refuse_later_checkpoints(folder, start)
     last = target_step(params, start.step, data)
     settings, memory = machine.fit_memory(model, settings_of(params, data, last), "auto", flags=False)  # fmt: skip
     say(f"training {memory}")
@@ -204,17 +231,21 @@ def train(args, params: dict, model, start: Start, data: Data, validation: Data 
     rows = cptdata.Hdf5Rows(data.files, data.counts, order)
     with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
         if machine.is_main_process():
-            for left in folder.glob("checkpoint-*"):  # by a run that was killed while it wrote one
-                shutil.rmtree(left)
+            shutil.rmtree(work, ignore_errors=True)  # of a run that was killed while it wrote one
             if start.resumed:
-                unpack(start.resumed, folder / f"checkpoint-{start.step}")
+                unpack(start.resumed, work / f"checkpoint-{start.step}")
+            elif (folder / "metrics.jsonl").is_file():
+                (folder / "metrics.jsonl").unlink()
     if start.weights:
         start.weights.clear()  # the model has them
-    if params["runconfig"]["save_initial_checkpoint"] and start.step == 0:
+    initial = params["runconfig"]["save_initial_checkpoint"] and start.step == 0
+    if initial and machine.is_main_process():
         save_weights(model, folder / "checkpoint_0.mdl")
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "train")
     callbacks = [
-        SingleFiles(folder, data.identity(), params["runconfig"]["keep_checkpoint_max"]),
+        SingleFiles(
+            folder, data.identity() | recipe(params), params["runconfig"]["keep_checkpoint_max"]
+        ),
         Console(args.device, params["runconfig"]["log_steps"], settings.bs),
     ]
     if validation:
@@ -227,7 +258,19 @@ def train(args, params: dict, model, start: Start, data: Data, validation: Data 
         "correct_bias": optimizer["correct_bias"],
     }
     rate = learning_rate(optimizer["learning_rate"])
-    trainer.train(model, None, rows, None, settings, folder, rate, (AdamW, adamw), callbacks)
+    trainer.train(
+        model,
+        None,
+        rows,
+        None,
+        settings,
+        work,
+        rate,
+        (AdamW, adamw),
+        callbacks,
+        folder / "metrics.jsonl",
+    )
+    shutil.rmtree(work, ignore_errors=True)
 
 
 class Console(TrainerCallback):
@@ -348,9 +391,11 @@ def export(model, folder: Path, tokenizer: str | None, data: Data) -> None:
     if not machine.is_main_process():
         return
     manifest = data.files[0].parent / "data_params.json"
-    if tokenizer is None and manifest.is_file():
-        tokenizer = read_json(manifest, "give --tokenizer")["settings"].get("tokenizer")
     model.save_pretrained(folder)
+    if tokenizer is None and manifest.is_file():
+        # The release's own manifest has no `settings`.
+        found = read_json(manifest, "give --tokenizer")
+        tokenizer = found.get("settings", {}).get("tokenizer") if isinstance(found, dict) else None
     if tokenizer and tokenizer != "None":
         from utils.tokens import load_tokenizer
 

@@ -146,11 +146,13 @@ def split_lines(args: argparse.Namespace) -> tuple[list[str], list[str]]:
         raise UserError(f"{args.input_file}: {lines} lines, and one alone cannot be split")
     files = -(-lines // args.buffer_len)
     validation = min(max(1, int(files * args.val_split_ratio)), max(1, files - 1))
-    length = args.buffer_len
-    if files == 1:
-        length = lines - max(1, int(lines * args.val_split_ratio))
     with open(args.input_file, "rb") as file:
-        names = write_shards(shards_of_lines(file, length), args, 0)
+        shards = shards_of_lines(file, args.buffer_len)
+        if files == 1:
+            (whole,) = shards
+            cut = lines - max(1, int(lines * args.val_split_ratio))
+            shards = iter([whole[:cut], whole[cut:]])
+        names = write_shards(shards, args, 0)
     return names[:-validation], names[-validation:]
 
 
@@ -178,12 +180,15 @@ def split(args: argparse.Namespace) -> None:
         raise UserError(f"--buffer_len {args.buffer_len}: must be above 0")
     if not 0 < args.val_split_ratio < 1:
         raise UserError(f"--val_split_ratio {args.val_split_ratio}: above 0 and below 1")
-    for old in args.out_dir.glob(f"split_files/{args.input_file.name}-*.txt"):
-        old.unlink()  # of an earlier split with shorter files
     training, validation = (split_articles if args.by_article else split_lines)(args)
     for name, names in (("train_meta.txt", training), ("val_meta.txt", validation)):
         with replacing(args.out_dir / name) as file:
             file.write("".join(f"{name}\n" for name in names).encode())
+    mine = re.compile(re.escape(args.input_file.name) + r"-\d+\.txt")
+    for path in (args.out_dir / "split_files").iterdir():
+        left_over = f"split_files/{path.name}" not in training + validation
+        if mine.fullmatch(path.name) and left_over:
+            path.unlink()  # of an earlier split into more files
     print(f"{args.out_dir}: {len(training)} files to train on, {len(validation)} to validate")
 
 

@@ -351,6 +351,31 @@ def test_workers_read_the_same(tmp_path, params, go):
     assert losses(tmp_path) == alone
 
 
+def test_what_is_left_out_or_null_has_its_default(tmp_path, params, go):
+    del params["optimizer"]["max_gradient_norm"]
+    params["optimizer"] |= {"weight_decay": None, "learning_rate": "1e-3"}  # YAML 1.1: a text
+    params["runconfig"] |= {"seed": None, "log_steps": None, "max_steps": 2}
+    params["train_input"]["drop_last"] = None
+    go(params, "--mode", "train")
+    assert len(losses(tmp_path)) == 2
+
+
+def test_another_trainers_checkpoints_are_left_alone_and_other_settings_refused(
+    tmp_path, params, go
+):
+    there = tmp_path / "m/checkpoint-40/model.safetensors"
+    there.parent.mkdir(parents=True)
+    there.touch()
+    go(params, "--mode", "train", "--max_steps", 2)
+    assert there.exists()
+    assert not (tmp_path / "m/.trainer").exists()
+    with pytest.raises(UserError, match=r"other optimizer\.eps"):
+        go(changed(params, "optimizer.eps", 1e-5), "--mode", "train")
+    (tmp_path / "h5/.settings.json").write_text("{}")
+    with pytest.raises(UserError, match="unfinished"):
+        go(params, "--mode", "train")
+
+
 def test_learning_rates():
     rate = yaml_params.learning_rate(RATES)
     assert [rate(step) for step in (0, 2, 4)] == [0, 0.005, 0.01]
@@ -434,8 +459,24 @@ def test_bad_checkpoints(tmp_path, params, go):
     loaded["model"].pop("model.lm_head.bias")
     torch.save(loaded, bad)
     assert "lm_head.bias for one" in says(bad)
-    go(params, "--mode", "train", "--max_steps", 3, "--checkpoint_path", bad, "--is_pretrained_checkpoint",
-       "--disable_strict_checkpoint_loading")  # fmt: skip
+    weights_alone = (
+        "--checkpoint_path",
+        bad,
+        "--is_pretrained_checkpoint",
+        "--disable_strict_checkpoint_loading",
+    )
+    with pytest.raises(UserError, match="later than step 0"):  # they would be mixed with this run's
+        go(params, "--mode", "train", "--max_steps", 3, *weights_alone)
+    go(
+        params,
+        "--mode",
+        "train",
+        "--max_steps",
+        3,
+        *weights_alone,
+        "--model_dir",
+        tmp_path / "other",
+    )
     wide = changed(params, "model.filter_size", 64)
     with pytest.raises(UserError, match="of another shape"):
         go(wide, "--mode", "train", "--max_steps", 9)

@@ -35,6 +35,7 @@ class Metrics(TrainerCallback):
         self.flops_per_token = flops_per_token
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
+        state.save_steps, state.eval_steps = args.save_steps, args.eval_steps  # not a checkpoint's
         self.first_step, self.begun = state.global_step, time.monotonic()
         self.ends = deque([self.begun], maxlen=RECENT_STEPS)
         if state.is_world_process_zero:

@@ -190,21 +190,22 @@ def train(
     rate: Callable[[int], float] | None = None,
     optimizer: tuple[type, dict] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    metrics_path: Path | None = None,
 ) -> dict:
     """Train `model` on `blocks` in their order, one optimizer step every `settings.bs` of them.
 
     Goes on from the newest checkpoint in `folder`; at the end weights (safetensors, fp32) and
     tokenizer are in `folder` itself, where a tokenizer is given. `rate` gives the learning rate of a
     step as a multiple of `settings.lr`, in place of warm-up and cosine; `optimizer` a class and its
-    settings. Returns steps, tokens seen, tokens/s, the last losses, and the loss on `held_out`
+    settings; `metrics_path` another place of metrics.jsonl. Returns steps, tokens seen, tokens/s, the last losses, and the loss on `held_out`
     before and after.
     """
     prepare(model, settings)
     trainer = make_trainer(
         model, tokenizer, blocks, held_out, settings, folder, optimizer, callbacks
     )
-    trainer.rate = rate
-    metrics = trainer.metrics
+    trainer.rate, metrics = rate, trainer.metrics
+    metrics.path = metrics_path or metrics.path
     resumed = last_checkpoint(folder)
     if resumed and is_main_process():
         print(f"going on from {resumed}")

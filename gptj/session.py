@@ -54,10 +54,12 @@ class Data:
     def rows(self) -> int:
         return sum(self.counts)
 
-    @property
-    def steps_per_epoch(self) -> int:
+    def steps(self, epochs: int) -> int:
+        """Without drop_last an epoch may end within a batch, and the next one begin there."""
         bs = self.section["batch_size"]
-        return self.rows // bs if self.section["drop_last"] else -(-self.rows // bs)
+        if self.section["drop_last"]:
+            return epochs * (self.rows // bs)
+        return -(-epochs * self.rows // bs)
 
     def seed(self) -> int | None:
         return (self.section["shuffle_seed"] or 0) if self.section["shuffle"] else None
@@ -105,7 +107,7 @@ def open_data(params: dict, name: str) -> Data:
     if section["max_sequence_length"] not in (None, length):
         raise UserError(f"{name}.max_sequence_length: {section['max_sequence_length']}, and the rows of {files[0]} have {length} tokens")  # fmt: skip
     data = Data(section, files, counts, length)
-    if name == "train_input" and not data.steps_per_epoch:
+    if name == "train_input" and not data.steps(1):
         raise UserError(f"{name}.batch_size: {section['batch_size']}, and there are {data.rows} rows")  # fmt: skip
     return data
 
@@ -182,8 +184,10 @@ def target_step(params: dict, start: int, data: Data) -> int:
     config = params["runconfig"]
     if config["num_steps"]:
         return start + config["num_steps"]
-    per_epoch = min(config["steps_per_epoch"] or data.steps_per_epoch, data.steps_per_epoch)
-    last = config["max_steps"] or (config["num_epochs"] and config["num_epochs"] * per_epoch)
+    epochs, per_epoch = config["num_epochs"], config["steps_per_epoch"]
+    if per_epoch and not epochs:
+        raise UserError("runconfig.steps_per_epoch: has a meaning with num_epochs alone")
+    last = config["max_steps"] or (epochs and min(epochs * (per_epoch or math.inf), data.steps(epochs)))  # fmt: skip
     if not last:
         raise UserError("runconfig.max_steps: missing; or give --max_steps, --num_steps or --num_epochs")  # fmt: skip
     if start >= last:
@@ -270,7 +274,8 @@ def train(args, params: dict, model, start: Start, data: Data, validation: Data 
         callbacks,
         folder / "metrics.jsonl",
     )
-    shutil.rmtree(work, ignore_errors=True)
+    if machine.is_main_process():  # another rank may be here while this one writes the last .mdl
+        shutil.rmtree(work, ignore_errors=True)
 
 
 class Console(TrainerCallback):
@@ -314,7 +319,7 @@ def evaluate(params: dict, model, data: Data, step: int, folder: Path) -> dict:
     once; and the share of counted labels that are the likeliest. Printed, and written as TensorBoard
     events."""
     bs, most = data.section["batch_size"], params["runconfig"]["eval_steps"]
-    order = cptdata.order_of_rows(data.rows, bs, data.steps_per_epoch, data.section["drop_last"], data.seed())  # fmt: skip
+    order = cptdata.order_of_rows(data.rows, bs, data.steps(1), data.section["drop_last"], data.seed())  # fmt: skip
     order = order[: data.rows]
     if not len(order):
         raise UserError(f"eval_input.batch_size: {bs}, and there are {data.rows} rows; give drop_last: false")  # fmt: skip
@@ -323,7 +328,15 @@ def evaluate(params: dict, model, data: Data, step: int, folder: Path) -> dict:
             f"{data.rows - len(order)} rows, less than a batch, are left out (eval_input.drop_last)"
         )
     rows = cptdata.Hdf5Rows(data.files, data.counts, order)
-    loader = DataLoader(rows, bs, collate_fn=default_data_collator, num_workers=data.section["num_workers"])  # fmt: skip
+    workers = data.section["num_workers"]
+    loader = DataLoader(
+        rows,
+        bs,
+        collate_fn=default_data_collator,
+        num_workers=workers,
+        prefetch_factor=data.section["prefetch_factor"] if workers else None,
+        persistent_workers=data.section["persistent_workers"] and workers > 0,
+    )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
     losses = []

@@ -4,7 +4,8 @@
 #
 #   sbatch --nodes 4 scripts/train_slurm.sh --lr 5e-06 --rr 0.1 --epochs 2 --bs 64 --sharding hybrid
 #
-# The job is requeued when its time is over or a node fails; the same command goes on where it stopped.
+# Slurm requeues the job when a node fails; when its time is over, the same sbatch line goes on from the
+# newest checkpoint.
 #SBATCH --job-name=scp
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8

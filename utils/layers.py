@@ -31,7 +31,7 @@ def recompute(model, layers: int) -> None:
 
 def compile_layers(model) -> None:
     """torch.compile of the layers, one after the other: they are alike, so the first one's code serves
-    all, and it takes 10 s where the whole model took two minutes. The code is kept between runs."""
+    all, and it takes 10 to 14 s (SmolLM2-135M, two cores). The code is kept between runs."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache/torchinductor"))
     for layer in layers_of(model):
         layer.compile(dynamic=False)

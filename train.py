@@ -1,9 +1,11 @@
-"""Step 4: continued pretraining (and whatever else learns from token files).
+"""Step 4: continued pretraining, and instruction tuning.
 
     ./scripts/train.sh --lr 5e-06 --rr 0.1 --epochs 2 --bs 16 --wd 0.01 --warmup 0.05 --task_name quality
+    ./scripts/train.sh --lr 5e-06 --rr 0.1 --epochs 2 --bs 128 --wd 0.01 --warmup 0.05 --task_name instruct \\
+        --model_name ckpts/quality-lr5e-06-rr0.1-epochs2-bs16-wd0.01-warmup0.05-MetaLlama38B
 
 Writes ckpts/<task>-lr…-rr…-epochs…-bs…-wd…-warmup…-<model>/: weights, tokenizer, run.json,
-metrics.jsonl. The same command goes on where a killed one stopped; a finished run is left alone.
+metrics.jsonl; of instruction tuning the chat template too. The same command goes on where a killed one stopped; a finished run is left alone.
 scripts/train.sh starts one process per GPU, and one on a machine without.
 """
 
@@ -15,6 +17,7 @@ from pathlib import Path
 
 from data import cptdata
 from utils import paths
+from utils.bins import TokenFile
 from utils.io import UserError, read_json, run, write_json
 
 
@@ -48,9 +51,10 @@ def recipe_arguments(group: argparse.ArgumentParser) -> None:
     add("--bs", type=Typed, default="16", help="blocks per optimizer step, over all GPUs (default 16)")
     add("--wd", type=Typed, default="0.01", help="weight decay (default 0.01)")
     add("--warmup", type=Typed, default="0.05", help="share of the steps (default 0.05)")
-    add("--task_name", default="quality", help="quality, example or your own; -raw, -rephrase, -qa, -strategies behind it for other text (default quality)")
+    add("--task_name", default="quality", help="quality, example or your own; -raw, -rephrase, -qa, -strategies behind it for other text; instruct for conversations (default quality)")
     add("--model_name", default=paths.DEFAULT_TOKENIZER, help="hub name or checkpoint folder (default %(default)s)")
     add("--model", default=paths.DEFAULT_GENERATOR, help="the generator of the passages (default %(default)s)")
+    add("--conversations", default=paths.DEFAULT_CONVERSATIONS, help="name of their files, for --task_name instruct (default %(default)s)")
     add("--replay", default=paths.DEFAULT_REPLAY, help="name of the replay files (default %(default)s)")
     add("--block_size", type=int, default=2048, help="tokens per block (default 2048)")
     add("--subsample_ratio", type=Typed, default="1", help="share of the documents; smaller lie in larger (default 1)")
@@ -122,13 +126,15 @@ def main() -> None:
 
     from transformers.utils import logging
 
-    from utils import checkpoints, layers, machine, tokens, trainer
+    from utils import checkpoints, layers, machine, templates, tokens, trainer
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     settings = choose_settings(args)
     machine.choose_micro_batch(settings)  # what does not divide is said before a model is loaded
     tokenizer = tokens.load_tokenizer(args.model_name, "--model_name")
+    if template := files["train"].meta.get("template"):
+        tokenizer.chat_template = template  # saved beside the weights
     blocks, held_out = make_datasets(args, files)
     record = describe(args, settings, files)
     if is_finished(folder, record):
@@ -137,6 +143,8 @@ def main() -> None:
             print(f"{folder}: finished already; delete the folder to train it again")
         return
     model = trainer.load_model(args.model_name)
+    if template:
+        model.generation_config.eos_token_id = templates.end_ids(tokenizer)
     if args.mask_documents:
         layers.keep_inside_documents(model)
     if args.lora_rank:
@@ -163,7 +171,7 @@ def main() -> None:
         )
         if held_out:
             print(
-                f"held-out replay: loss {result['held_out_loss_before']:.3f} before, {result['held_out_loss_after']:.3f} after"
+                f"held-out {'conversations' if template else 'replay'}: loss {result['held_out_loss_before']:.3f} before, {result['held_out_loss_after']:.3f} after"
             )
 
 
@@ -191,44 +199,45 @@ def choose_settings(args: argparse.Namespace):
 
 def open_files(args: argparse.Namespace) -> dict:
     """The token files of the run, each read once to see that it is the one its sidecar describes."""
-    files = {"train": cptdata.open_training_file(args.task_name, args.model)}
+    files = {"train": cptdata.open_training_file(args.task_name, args.model, args.conversations)}
     if args.rr:
         files["replay"] = cptdata.open_replay_file(args.replay, "train")
+    if args.task_name == cptdata.INSTRUCT:
+        files["held_out"] = cptdata.open_conversations(args.conversations, "test")
+        must_match = files["train"]
+    elif args.rr:
         files["held_out"] = cptdata.open_replay_file(args.replay, "test")
+        must_match = files["replay"]
     for file in files.values():
         file.verify()
-    made = [
-        [file.meta.get(key) for key in ("seed", "sources")]
-        for name, file in files.items()
-        if name != "train"
-    ]
-    if made and made[0] != made[1]:
+    if "held_out" in files and made_by_other_runs(must_match, files["held_out"]):
         raise UserError(
-            f"{files['replay'].path} and {files['held_out'].path.name}: not made by one run, so held-out "
-            f"text may be trained on; {files['replay'].made_by}"
+            f"{must_match.path} and {files['held_out'].path.name}: not made by one run, so held-out "
+            f"text may be trained on; {must_match.made_by}"
         )
     return files
+
+
+def made_by_other_runs(one: TokenFile, other: TokenFile) -> bool:
+    keys = ("seed", "sources", "template_sha256")
+    return any(one.meta.get(key) != other.meta.get(key) for key in keys)
 
 
 def make_datasets(
     args: argparse.Namespace, files: dict
 ) -> tuple[cptdata.Blocks, cptdata.Blocks | None]:
-    ids, ends = cptdata.subsample(files["train"], args.subsample_ratio, args.seed)
-    synthetic = cptdata.cut_blocks(ids, args.block_size)
-    replay, test = synthetic[:0], synthetic[:0]
-    all_ends, test_ends = (ends, ends), None
-    if args.rr:
-        replay, test = (
-            cptdata.cut_blocks(files[name].ids, args.block_size) for name in ("replay", "held_out")
-        )
-        all_ends, test_ends = (ends, files["replay"].ends), files["held_out"].ends
+    inside = args.mask_documents
+    synthetic = cptdata.source_of(
+        files["train"], args.block_size, args.seed, inside, args.subsample_ratio
+    )
+    replay, test = (
+        cptdata.source_of(files[name], args.block_size, args.seed, inside) if name in files else ()
+        for name in ("replay", "held_out")
+    )
     plan = cptdata.make_plan(
         len(synthetic), len(replay), args.epochs, args.rr, int(args.bs), args.seed
     )
-    if not args.mask_documents:
-        all_ends = test_ends = None
-    held_out = cptdata.held_out(test, args.eval_blocks, test_ends) if len(test) else None
-    return cptdata.Blocks(plan, synthetic, replay, all_ends), held_out
+    return cptdata.Blocks(plan, synthetic, replay), cptdata.held_out(test, args.eval_blocks)
 
 
 def describe(args: argparse.Namespace, settings, files: dict) -> dict:
@@ -238,7 +247,8 @@ def describe(args: argparse.Namespace, settings, files: dict) -> dict:
         for name, value in vars(args).items()
     }
     data = {
-        name: {"file": str(file.path), "sha256": file.meta["sha256"]}
+        name: {"file": str(file.path)}
+        | {key: file.meta[key] for key in ("sha256", "mask_sha256") if key in file.meta}
         for name, file in files.items()
     }
     return {
@@ -279,10 +289,12 @@ def is_finished(folder: Path, record: dict) -> bool:
 
 def identity(record: dict) -> dict:
     """What of a run.json decides the result, by name; how often a run saves or looks does not."""
-    free = {"save_steps", "keep_checkpoints", "run_eval", "eval_blocks", "report_to", "micro_batch", "precision",
+    free = {"conversations", "save_steps", "keep_checkpoints", "run_eval", "eval_blocks", "report_to", "micro_batch", "precision",
             "gradient_checkpointing", "compile", "sharding"}  # fmt: skip
     arguments = {name: value for name, value in record["arguments"].items() if name not in free}
-    data = {name: file["sha256"] for name, file in record["data"].items()}
+    data = {
+        name: [file["sha256"], file.get("mask_sha256")] for name, file in record["data"].items()
+    }
     precision = {"precision": record["settings"]["precision"], "base": record["base"]}
     return arguments | data | precision
 

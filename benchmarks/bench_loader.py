@@ -53,15 +53,16 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         ids = write(Path(folder) / "train.bin", args.tokens)
-        blocks = cptdata.cut_blocks(ids, 2048)
-        replay = cptdata.cut_blocks(write(Path(folder) / "replay.bin", args.tokens // 5), 2048)
+        replay = write(Path(folder) / "replay.bin", args.tokens // 5)
         ends = np.append(np.arange(700, len(ids), 700), len(ids))
         begun = time.perf_counter()
-        plan = cptdata.make_plan(len(blocks), len(replay), 2, 0.1, 16, seed=0)
+        plan = cptdata.make_plan(len(ids) // 2048, len(replay) // 2048, 2, 0.1, 16, seed=0)
         print(f"plan of {len(plan):,} blocks: {time.perf_counter() - begun:.3f} s")
-        for kind, all_ends in (("packed", None), ("masked documents", (ends, ends))):
+        for kind, all_ends in (("packed", None), ("masked documents", ends)):
             loader = DataLoader(
-                cptdata.Blocks(plan, blocks, replay, all_ends),
+                cptdata.Blocks(
+                    plan, *(cptdata.Text(part, 2048, all_ends) for part in (ids, replay))
+                ),
                 batch_size=2,
                 collate_fn=default_data_collator,
             )

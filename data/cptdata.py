@@ -7,6 +7,8 @@ Run it to look at them:
 """
 
 import argparse
+import bisect
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +22,9 @@ from utils.io import UserError, run
 SYNTHETIC, REPLAY = 0, 1
 IGNORED = -100  # a label that counts for nothing, as torch and transformers have it
 SOURCES = ("synthetic", "replay")
+INSTRUCT = "instruct"  # the --task_name of conversations
 # Each random choice has a generator of its own: seed, purpose, and the epoch or round.
-DOCUMENTS, SYNTHETIC_ORDER, REPLAY_ORDER, MIX = range(4)
+DOCUMENTS, SYNTHETIC_ORDER, REPLAY_ORDER, MIX, PACKING = range(5)
 
 
 @dataclass(frozen=True)
@@ -90,40 +93,161 @@ def cut_blocks(ids: np.ndarray, block_size: int) -> np.ndarray:
     return ids[: len(ids) // block_size * block_size].reshape(-1, block_size)
 
 
-def subsample(file: TokenFile, ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The ids of a share of the documents, whole and in file order, and the end offset of each.
-
-    Nested: with the same seed the documents of 0.1 are among those of 0.2.
-    """
+def choose_documents(number: int, ratio: float, seed: int) -> np.ndarray:
+    """(number,) bool: a share of the documents. Nested: those of 0.1 are among those of 0.2."""
     if not 0 < ratio <= 1:
         raise UserError(f"--subsample_ratio {ratio}: above 0, at most 1")
+    order = np.random.default_rng([seed, DOCUMENTS]).permutation(number)
+    chosen = np.zeros(number, bool)
+    chosen[order[: max(1, round(ratio * number))]] = True
+    return chosen
+
+
+def subsample(file: TokenFile, ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of a share of the documents, whole and in file order, and the end offset of each."""
+    chosen = choose_documents(len(file.ends), ratio, seed)
     if ratio == 1:
         return file.ids, file.ends
-    order = np.random.default_rng([seed, DOCUMENTS]).permutation(len(file.ends))
-    chosen = np.zeros(len(order), bool)
-    chosen[order[: max(1, round(ratio * len(order)))]] = True
     parts = [ids for ids, kept in zip(file.documents(), chosen, strict=True) if kept]
     ends = np.cumsum([len(part) for part in parts])
     return np.concatenate([*parts, np.empty(0, file.ids.dtype)]), ends
 
 
-class Blocks:
-    """A map-style dataset of blocks in the order of a plan: item i is
+class Text:
+    """Blocks cut out of documents that lie one after the other: block i is
     {"input_ids": (block_size,), "labels": the same}; the model shifts the labels itself.
 
-    `ends` (of the synthetic and of the replay documents, in tokens) masks documents: the items have
-    "position_ids" (block_size,) that begin at 0 with every document, from which transformers keeps
-    attention inside it, and no label where a document begins, which nothing before it can tell.
+    `ids`: (tokens,). `ends` (of the documents, in tokens) masks documents: there are "position_ids"
+    (block_size,) too that begin at 0 with every document, from which transformers keeps attention
+    inside it, and no label where a document begins, which nothing before it can tell.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        synthetic: np.ndarray,
-        replay: np.ndarray,
-        ends: tuple[np.ndarray, np.ndarray] | None = None,
-    ):
-        self.plan, self.sources, self.ends = plan, (synthetic, replay), ends
+    def __init__(self, ids: np.ndarray, block_size: int, ends: np.ndarray | None = None):
+        self.blocks, self.ends = cut_blocks(ids, block_size), ends
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def ids(self, block: int) -> np.ndarray:
+        return self.blocks[block]
+
+    def __getitem__(self, block: int) -> dict[str, np.ndarray]:
+        ids = self.blocks[block].astype(np.int64)
+        if self.ends is None:
+            return {"input_ids": ids, "labels": ids}
+        positions = self.positions(block)
+        labels = np.where(positions == 0, IGNORED, ids)
+        return {"input_ids": ids, "labels": labels, "position_ids": positions}
+
+    def positions(self, block: int) -> np.ndarray:
+        """(block_size,) int64: how far from the begin of its document (or of the block) a token is."""
+        size = self.blocks.shape[1]
+        begin = block * size
+        first, last = np.searchsorted(self.ends, begin, "right"), np.searchsorted(self.ends, begin + size)  # fmt: skip
+        return count_from(self.ends[first:last].astype(np.int64) - begin, size)
+
+
+class Conversations:
+    """Blocks of whole conversations, as many in each as fit, and zeros behind them. Labels are IGNORED
+    where the file's mask is 0, where a conversation begins, and behind the last one.
+
+    `inside` keeps attention inside a conversation, by position ids, as in Text.
+    """
+
+    def __init__(self, file: TokenFile, block_size: int, seed: int, inside: bool, ratio: float = 1):
+        chosen = np.flatnonzero(choose_documents(len(file.ends), ratio, seed))
+        begins = np.concatenate([[0], file.ends[:-1]]).astype(np.int64)
+        lengths = file.ends.astype(np.int64) - begins
+        if len(chosen) and (longest := lengths[chosen].max()) > block_size:
+            raise UserError(
+                f"--block_size {block_size}: {file.path} has conversations of {longest} tokens; "
+                "tokenise again with this --block_size"
+            )
+        self.file, self.begins, self.lengths, self.inside = file, begins, lengths, inside
+        self.size = block_size
+        self.packed = [chosen[block] for block in pack(lengths[chosen], block_size, seed)]
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    def ids(self, block: int) -> np.ndarray:
+        return self._laid_out(self.file.ids, block)
+
+    def __getitem__(self, block: int) -> dict[str, np.ndarray]:
+        ids, mask = self.ids(block).astype(np.int64), self._laid_out(self.file.mask, block)
+        ends = np.cumsum(self.lengths[self.packed[block]])
+        positions = count_from(ends[ends < self.size], self.size)
+        labels = np.where((mask == 1) & (positions > 0), ids, IGNORED)
+        item = {"input_ids": ids, "labels": labels}
+        return item | {"position_ids": positions} if self.inside else item
+
+    def _laid_out(self, values: np.ndarray, block: int) -> np.ndarray:
+        """(block_size,): the conversations' part of `values`, one after the other, then zeros."""
+        row, end = np.zeros(self.size, values.dtype), 0
+        for number in self.packed[block]:
+            begin, length = self.begins[number], self.lengths[number]
+            row[end : end + length] = values[begin : begin + length]
+            end += length
+        return row
+
+    def used(self) -> float:
+        """The share of the blocks' places that conversations take."""
+        return float(self.lengths[np.concatenate(self.packed)].sum() / (len(self) * self.size))
+
+
+def source_of(
+    file: TokenFile, block_size: int, seed: int = 0, inside: bool = False, ratio: float = 1
+) -> Text | Conversations:
+    """The blocks of a file, or of a share of its documents; `inside` keeps attention inside a document."""
+    if file.mask is not None:
+        return Conversations(file, block_size, seed, inside, ratio)
+    ids, ends = subsample(file, ratio, seed)
+    return Text(ids, block_size, ends if inside else None)
+
+
+def count_from(begins: np.ndarray, size: int) -> np.ndarray:
+    """(size,) int64 numbers that count up from 0 and begin again at each of `begins`."""
+    starts = np.zeros(size, np.int64)
+    starts[begins] = begins
+    return np.arange(size) - np.maximum.accumulate(starts)
+
+
+def pack(lengths: np.ndarray, size: int, seed: int) -> list[list[int]]:
+    """Put documents into blocks of `size` tokens, each whole: the longest first, into the fullest block
+    that still has room (best fit, decreasing). Documents of one length come in a seeded order.
+
+    lengths: (documents,), none above `size`. Returns the documents of every block.
+    """
+    order = np.random.default_rng([seed, PACKING]).permutation(len(lengths))
+    order = order[np.argsort(-lengths[order], kind="stable")]
+    blocks: list[list[int]] = []
+    with_room: list[list[int]] = [[] for _ in range(size + 1)]  # blocks, by the room they have
+    rooms: list[int] = []  # those of them that are there, in order
+    for document in order:
+        length = int(lengths[document])
+        place = bisect.bisect_left(rooms, length)
+        if place < len(rooms):
+            room = rooms[place]
+            block = with_room[room].pop()
+            if not with_room[room]:
+                rooms.pop(place)
+        else:
+            room, block = size, len(blocks)
+            blocks.append([])
+        blocks[block].append(int(document))
+        room -= length
+        if not with_room[room]:
+            bisect.insort(rooms, room)
+        with_room[room].append(block)
+    return blocks
+
+
+class Blocks:
+    """A map-style dataset of the blocks of two sources (Text or Conversations; of the replay, Text) in
+    the order of a plan."""
+
+    def __init__(self, plan: Plan, synthetic: Text | Conversations, replay: Text | None = None):
+        self.plan, self.sources = plan, (synthetic, replay)
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -131,24 +255,11 @@ class Blocks:
     def __getitem__(self, index: int) -> dict:
         import torch
 
-        ids = torch.from_numpy(self.ids(index).astype(np.int64))
-        if self.ends is None:
-            return {"input_ids": ids, "labels": ids}
-        positions = torch.from_numpy(self.positions(index))
-        labels = ids.masked_fill(positions == 0, IGNORED)
-        return {"input_ids": ids, "labels": labels, "position_ids": positions}
+        item = self.sources[self.plan.source[index]][self.plan.block[index]]
+        return {name: torch.from_numpy(values) for name, values in item.items()}
 
     def ids(self, index: int) -> np.ndarray:
-        return self.sources[self.plan.source[index]][self.plan.block[index]]
-
-    def positions(self, index: int) -> np.ndarray:
-        """(block_size,) int64: how far from the begin of its document (or of the block) a token is."""
-        size = self.sources[0].shape[1]
-        begin, ends = self.plan.block[index] * size, self.ends[self.plan.source[index]]
-        inside = ends[np.searchsorted(ends, begin, "right") : np.searchsorted(ends, begin + size)]
-        begins = np.zeros(size, np.int64)
-        begins[inside.astype(np.int64) - begin] = inside.astype(np.int64) - begin
-        return np.arange(size) - np.maximum.accumulate(begins)
+        return self.sources[self.plan.source[index]].ids(self.plan.block[index])
 
     def name(self, index: int) -> str:
         """Which block it is, for people."""
@@ -258,16 +369,18 @@ def _check_rows(rows: np.ndarray, vocabulary: int, path: Path) -> None:
         raise UserError(f"{path}: a loss mask that is neither 0 nor 1")
 
 
-def held_out(blocks: np.ndarray, most: int, ends: np.ndarray | None = None) -> Blocks:
-    """The first `most` blocks in file order, to measure a loss on; with `ends`, documents masked."""
-    number = min(most, len(blocks))
-    plan = Plan(np.full(number, REPLAY, np.uint8), np.arange(number))
-    return Blocks(plan, blocks[:0], blocks, None if ends is None else (ends, ends))
+def held_out(source: Text | Conversations, most: int) -> Blocks | None:
+    """The first `most` blocks in their order, to measure a loss on; None where there are none."""
+    number = min(most, len(source))
+    return Blocks(Plan(np.zeros(number, np.uint8), np.arange(number)), source) if number else None
 
 
-def open_training_file(task_name: str, generator: str) -> TokenFile:
+def open_training_file(task_name: str, generator: str, conversations: str) -> TokenFile:
     """The token file of a --task_name: `quality` has EntiGraph's passages, `quality-raw` the
-    articles, `quality-rephrase` and so on the passages of another method."""
+    articles, `quality-rephrase` and so on the passages of another method, `instruct` the
+    conversations of that name."""
+    if task_name == INSTRUCT:
+        return open_conversations(conversations, "train")
     task, _, variant = task_name.rpartition("-")
     if variant == "raw":
         return TokenFile(
@@ -279,6 +392,18 @@ def open_training_file(task_name: str, generator: str) -> TokenFile:
     step += f" --model {generator}" if generator != paths.DEFAULT_GENERATOR else ""
     step += f" --method {method}" if method != "entigraph" else ""
     return TokenFile(paths.passages_bin(task, generator, method), step)
+
+
+def open_conversations(name: str, split: str) -> TokenFile:
+    other = "" if name == paths.DEFAULT_CONVERSATIONS else f" --jsonl FILE --name {name}"
+    file = TokenFile(
+        paths.conversations_bin(name, split), f"run: python data/tokenize_instruct.py{other}"
+    )
+    if file.mask is None:
+        raise UserError(
+            f"{file.path}: has no mask, so it is no file of conversations; {file.made_by}"
+        )
+    return file
 
 
 def open_replay_file(name: str, split: str) -> TokenFile:
@@ -294,6 +419,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--model", default=paths.DEFAULT_GENERATOR, help="the generator (default %(default)s)")
     add("--model_name", default=paths.DEFAULT_TOKENIZER, help="whose tokenizer decodes (default %(default)s)")
     add("--replay", default=paths.DEFAULT_REPLAY, help="name of the replay files (default %(default)s)")
+    add("--conversations", default=paths.DEFAULT_CONVERSATIONS, help="name of their files, for --task_name instruct (default %(default)s)")
     add("--rr", type=float, default=0.1, help="share of replay blocks (default 0.1)")
     add("--epochs", type=float, default=2, help="default 2")
     add("--bs", type=int, default=16, help="blocks per step (default 16)")
@@ -308,32 +434,40 @@ def main() -> None:
     args = parse_arguments()
     if args.bs < 1 or args.block_size < 1:
         raise UserError("--bs and --block_size: must be above 0")
-    synthetic_file = open_training_file(args.task_name, args.model)
-    replay_file = open_replay_file(args.replay, "train") if args.rr else None
-    synthetic = cut_blocks(synthetic_file.ids, args.block_size)
-    replay = cut_blocks(replay_file.ids, args.block_size) if replay_file else synthetic[:0]
-    plan = make_plan(len(synthetic), len(replay), args.epochs, args.rr, args.bs, args.seed)
-    blocks = Blocks(plan, synthetic, replay)
+    files = [open_training_file(args.task_name, args.model, args.conversations)]
+    files += [open_replay_file(args.replay, "train")] if args.rr else []
+    sources = [source_of(file, args.block_size, args.seed) for file in files]
+    lengths = [*map(len, sources), 0][:2]
+    plan = make_plan(*lengths, args.epochs, args.rr, args.bs, args.seed)
+    blocks = Blocks(plan, *sources)
 
     from utils.tokens import fingerprint, load_tokenizer  # a second to import: not for --help
 
     tokenizer = load_tokenizer(args.model_name, "--model_name")
-    for file in (synthetic_file, replay_file):
-        if file:
-            file.check_vocabulary(fingerprint(tokenizer), len(tokenizer), args.model_name)
+    for file in files:
+        file.check_vocabulary(fingerprint(tokenizer), len(tokenizer), args.model_name)
     for index in range(min(args.blocks, len(blocks))):
-        print(f"--- block {index}: {SOURCES[plan.source[index]]} {plan.block[index]}")
-        print(tokenizer.decode(blocks.ids(index)))
+        print(f"--- block {index}: {blocks.name(index)}")
+        print(shown(blocks[index]["labels"].tolist(), blocks.ids(index).tolist(), tokenizer))
     print("---")
-    for file, ids in ((synthetic_file, synthetic), (replay_file, replay)):
-        if file:
-            print(
-                f"{file.path.name}: {file.meta['tokens']:,} tokens, {file.meta['documents']:,} documents, {len(ids):,} blocks"
-            )
+    for file, source in zip(files, sources, strict=True):
+        print(
+            f"{file.path.name}: {file.meta['tokens']:,} tokens, {file.meta['documents']:,} documents, {len(source):,} blocks"
+            + (f", {source.used():.1%} full" if file.mask is not None else "")
+        )
     print(
         f"plan: {len(plan):,} blocks of {args.block_size} in {len(plan) // args.bs:,} steps of {args.bs}; "
         f"{plan.replay_share():.1%} replay"
     )
+
+
+def shown(labels: list[int], ids: list[int], tokenizer) -> str:
+    """A block as text; of a conversation's, what is learnt stands between ⟦ and ⟧."""
+    if IGNORED not in labels:
+        return tokenizer.decode(ids)
+    runs = itertools.groupby(zip(labels, ids, strict=True), key=lambda pair: pair[0] != IGNORED)
+    texts = [(learnt, tokenizer.decode([i for _, i in run])) for learnt, run in runs]
+    return "".join(f"⟦{text}⟧" if learnt else text for learnt, text in texts)
 
 
 if __name__ == "__main__":

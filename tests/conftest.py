@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -70,16 +71,27 @@ def tiny_model(tmp_path_factory) -> Path:
     return make_tiny_model(folder)
 
 
-def make_tiny_model(folder: Path, vocab_size: int = 600) -> Path:
+LLAMA_MARKS = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory) -> Path:
+    """The same with the special tokens of Llama 3's vocabulary and, like its base model, no template."""
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama", marks=LLAMA_MARKS)
+
+
+def make_tiny_model(
+    folder: Path, vocab_size: int = 600, marks: Sequence[str] = ("<s>", "</s>")
+) -> Path:
     import torch
     from tokenizers import ByteLevelBPETokenizer
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     bpe = ByteLevelBPETokenizer()
     bpe.train([str(ROOT / "data/example/articles.jsonl")], vocab_size=vocab_size,
-              special_tokens=["<s>", "</s>"], show_progress=False)  # fmt: skip
+              special_tokens=list(marks), show_progress=False)  # fmt: skip
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, bos_token="<s>", eos_token="</s>"
+        tokenizer_object=bpe._tokenizer, bos_token=marks[0], eos_token=marks[1]
     )
     torch.manual_seed(0)
     config = LlamaConfig(

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data.cptdata import REPLAY, SYNTHETIC, Blocks, Plan, cut_blocks, make_plan, subsample
+from data.cptdata import REPLAY, SYNTHETIC, Blocks, Plan, Text, cut_blocks, make_plan, subsample
 from tests.conftest import succeed
 from utils.bins import TokenFile, write_tokens
 from utils.io import UserError
@@ -63,7 +63,7 @@ def test_blocks_are_the_file():
     ids = np.arange(25, dtype=np.int32)
     blocks = cut_blocks(ids, 4)
     assert blocks.shape == (6, 4)
-    dataset = Blocks(make_plan(6, 0, 1, 0, 2, 0), blocks, blocks[:0])
+    dataset = Blocks(make_plan(6, 0, 1, 0, 2, 0), Text(ids, 4))
     seen = np.concatenate([dataset[index]["input_ids"].numpy() for index in range(len(dataset))])
     assert sorted(seen) == list(range(24))
     assert (dataset[0]["labels"] == dataset[0]["input_ids"]).all()
@@ -93,9 +93,8 @@ def test_looking_at_the_blocks(token_files, tiny_model):
 def masked_blocks(documents: list[int], size: int) -> Blocks:
     """Blocks over documents of those lengths, token n being n + 2."""
     ids = np.arange(sum(documents), dtype=np.int32) % 500 + 2
-    blocks, ends = cut_blocks(ids, size), np.cumsum(documents).astype(np.uint64)
-    plan = Plan(np.zeros(len(blocks), np.uint8), np.arange(len(blocks)))
-    return Blocks(plan, blocks, blocks[:0], (ends, ends))
+    text = Text(ids, size, np.cumsum(documents).astype(np.uint64))
+    return Blocks(Plan(np.zeros(len(text), np.uint8), np.arange(len(text))), text)
 
 
 @settings(max_examples=100, deadline=None)
@@ -108,7 +107,7 @@ def test_positions_begin_with_every_document_and_block(documents, size):
         for at in range(begin, begin + size):
             starts_here = at == begin or within[at] == 0
             expected.append(0 if starts_here else expected[-1] + 1)
-        assert list(dataset.positions(index)) == expected
+        assert list(dataset[index]["position_ids"]) == expected
 
 
 def test_masked_documents_are_as_if_they_stood_alone(tiny_model):
@@ -151,7 +150,7 @@ def test_a_step_has_the_same_blocks_on_any_number_of_ranks_and_workers(ranks, mi
     bs = 8
     ids = np.arange(41 * 4, dtype=np.int32)
     plan = make_plan(37, 4, 1, 0.2, bs, seed=1)
-    dataset = Blocks(plan, cut_blocks(ids, 4)[:37], cut_blocks(ids, 4)[37:])
+    dataset = Blocks(plan, Text(ids[: 37 * 4], 4), Text(ids[37 * 4 :], 4))
     share = bs // ranks
     steps = [set() for _ in range(len(plan) // bs)]
     for rank in range(ranks):

@@ -259,7 +259,7 @@ def test_bin_and_hdf5_give_the_same_losses(tmp_path):
     write_rows(tmp_path / "h5", rows)
     plan = cptdata.make_plan(16, 0, 2, 0, 4, seed=3)
     datasets = {
-        "bin": cptdata.Blocks(plan, blocks, blocks[:0]),
+        "bin": cptdata.Blocks(plan, cptdata.Text(ids, 24)),
         "hdf5": cptdata.Hdf5Rows([tmp_path / "h5/examples_0_0.h5"], [16], plan.block),
     }
     found = {}

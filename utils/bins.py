@@ -2,8 +2,9 @@
 
 `NAME.bin`   token ids, int32 little-endian, documents one after the other
 `NAME.idx`   uint64 little-endian, the end offset (in tokens) of every document
+`NAME.mask`  of conversations, uint8: 1 where a model is to learn the token
 `NAME.json`  how it was made: tokenizer and its sha256, vocabulary size, bos/eos policy, counts,
-             seed, sources, sha256 of the .bin and of the .idx
+             seed, sources, sha256 of the .bin, of the .idx and of the .mask
 """
 
 import hashlib
@@ -18,34 +19,46 @@ from utils.io import UserError, read_json, replacing, sha256_of
 
 ID_TYPE = np.dtype("<i4")
 OFFSET_TYPE = np.dtype("<u8")
+MASK_TYPE = np.dtype("u1")
+HASHES = {".bin": "sha256", ".idx": "idx_sha256", ".mask": "mask_sha256"}  # keys of the sidecar
 HASH_CHUNK_TOKENS = 1 << 20
 
 
-def write_tokens(path: Path, batches: Iterable[list[np.ndarray]], made: dict) -> dict:
+def write_tokens(
+    path: Path, batches: Iterable[list[np.ndarray]], made: dict, masked: bool = False
+) -> dict:
     """Write documents to `path` (a .bin), its .idx and its .json; returns the sidecar.
 
-    `batches` yields lists of 1-D integer arrays, one array a document, and is consumed batch by
-    batch: memory does not grow with the number of tokens. `made` goes into the sidecar as it is.
-    An error anywhere, a full disk included, leaves the files of an earlier run untouched.
+    `batches` yields lists of 1-D integer arrays, one array a document, or with `masked` of (2, tokens)
+    arrays, ids and mask, and the mask goes into a .mask. They are consumed batch by batch: memory does
+    not grow with the number of tokens. `made` goes into the sidecar as it is at the end, so whoever
+    makes the batches may count in it. An error anywhere, a full disk included, leaves the files of an
+    earlier run untouched.
     """
-    digest, idx_digest, tokens, documents = hashlib.sha256(), hashlib.sha256(), 0, 0
+    tokens = documents = 0
+    types = {".mask": MASK_TYPE, ".idx": OFFSET_TYPE, ".bin": ID_TYPE}
     with ExitStack() as stack:
         # Opened in the opposite order of the renames: the sidecar, opened first, is renamed last
-        # and vouches for the other two by count and hash.
+        # and vouches for the others by count and hash.
         sidecar_file = stack.enter_context(replacing(path.with_suffix(".json")))
-        idx_file = stack.enter_context(replacing(path.with_suffix(".idx")))
-        bin_file = stack.enter_context(replacing(path))
+        files = {
+            suffix: stack.enter_context(replacing(path.with_suffix(suffix)))
+            for suffix in types
+            if masked or suffix != ".mask"
+        }
+        digests = {suffix: hashlib.sha256() for suffix in files}
         for batch in batches:
             if not batch:
                 continue
-            ids = np.concatenate(batch).astype(ID_TYPE)
-            ends = tokens + np.cumsum([len(document) for document in batch])
-            bin_file.write(ids.tobytes())
-            idx_file.write(ends.astype(OFFSET_TYPE).tobytes())
-            digest.update(ids)
-            idx_digest.update(ends.astype(OFFSET_TYPE))
-            tokens, documents = tokens + len(ids), documents + len(batch)
-        hashes = {"sha256": digest.hexdigest(), "idx_sha256": idx_digest.hexdigest()}
+            ends = tokens + np.cumsum([document.shape[-1] for document in batch])
+            rows = np.concatenate(batch, axis=-1).reshape(1 + masked, -1)
+            for suffix, values in ((".bin", rows[0]), (".idx", ends), (".mask", rows[-1])):
+                if suffix in files:
+                    content = values.astype(types[suffix]).tobytes()
+                    files[suffix].write(content)
+                    digests[suffix].update(content)
+            tokens, documents = tokens + rows.shape[1], documents + len(batch)
+        hashes = {HASHES[suffix]: digest.hexdigest() for suffix, digest in digests.items()}
         sidecar = made | {"documents": documents, "tokens": tokens} | hashes
         sidecar_file.write((json.dumps(sidecar, indent=2) + "\n").encode())
     return sidecar
@@ -54,7 +67,8 @@ def write_tokens(path: Path, batches: Iterable[list[np.ndarray]], made: dict) ->
 class TokenFile:
     """A .bin with its .idx and .json, memory-mapped.
 
-    `ids`: (tokens,) int32; `ends`: (documents,) uint64; `meta`: the sidecar.
+    `ids`: (tokens,) int32; `ends`: (documents,) uint64; `meta`: the sidecar; `mask`: (tokens,) uint8
+    of a file of conversations, else None.
     Raises UserError where a file is missing, cut short, or not the one its sidecar describes;
     `made_by` names the step that makes it.
     """
@@ -70,6 +84,11 @@ class TokenFile:
                 f"{path}: {len(self.ids)} tokens in {len(self.ends)} documents, but its .json says "
                 f"{described[0]} in {described[1]}; {made_by}"
             )
+        self.mask = None
+        if "mask_sha256" in self.meta:
+            self.mask = _map(path.with_suffix(".mask"), MASK_TYPE, made_by)
+            if len(self.mask) != len(self.ids):
+                raise UserError(f"{path.with_suffix('.mask')}: {len(self.mask)} marks for {len(self.ids)} tokens; {made_by}")  # fmt: skip
         if len(self.ends) and (
             self.ends[-1] != len(self.ids) or (np.diff(self.ends.astype(np.int64)) < 0).any()
         ):
@@ -85,8 +104,11 @@ class TokenFile:
         return value
 
     def verify(self) -> None:
-        """Read .bin and .idx once and compare their sha256 with the sidecar's."""
-        for path, name in ((self.path, "sha256"), (self.path.with_suffix(".idx"), "idx_sha256")):
+        """Read every file once and compare its sha256 with the sidecar's."""
+        for suffix, name in HASHES.items():
+            path = self.path.with_suffix(suffix)
+            if suffix == ".mask" and self.mask is None:
+                continue
             if sha256_of(path) != self.meta.get(name):
                 raise UserError(f"{path}: its sha256 is not the one in its .json; {self.made_by}")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_GENERATOR = "gpt-4-turbo"
 DEFAULT_TOKENIZER = "meta-llama/Meta-Llama-3-8B"
+DEFAULT_CONVERSATIONS = "ultrachat"
 DEFAULT_REPLAY = "togethercomputer_RedPajama_Data_1T_Sample_None"
 
 
@@ -77,6 +78,11 @@ def articles_bin(task: str) -> Path:
 
 def replay_bin(name: str, split: str) -> Path:
     """Step 3's output, `split` is `train` or `test`."""
+    return bins_dir() / f"{name}_{split}.bin"
+
+
+def conversations_bin(name: str, split: str) -> Path:
+    """tokenize_instruct.py's output, `split` is `train` or `test`; a `.mask` lies beside it too."""
     return bins_dir() / f"{name}_{split}.bin"
 
 

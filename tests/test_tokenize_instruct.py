@@ -1,0 +1,253 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from data.cptdata import IGNORED, Conversations, pack
+from tests.conftest import ROOT, refused, succeed
+from utils import paths, templates
+from utils.bins import TokenFile
+from utils.io import UserError
+
+TALKS = ROOT / "data/example/conversations"
+
+
+def tokenize(home, model, *options) -> str:
+    return succeed("data/tokenize_instruct.py", "--tokenizer", model, *options, SCP_HOME=str(home))
+
+
+def example(home, model, *options) -> str:
+    files = ("--jsonl", TALKS / "train.jsonl", "--test_jsonl", TALKS / "test.jsonl")
+    return tokenize(home, model, *files, "--block_size", 512, *options)
+
+
+@pytest.fixture
+def files(home, tiny_llama):
+    example(home, tiny_llama)
+    return {split: TokenFile(paths.conversations_bin("ultrachat", split), "") for split in ("train", "test")}  # fmt: skip
+
+
+def write_talks(path, talks) -> None:
+    path.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+
+
+def talk(*contents: str) -> list[dict]:
+    roles = ["user", "assistant"]
+    return [{"role": roles[i % 2], "content": text} for i, text in enumerate(contents)]
+
+
+def test_what_is_written(files, tiny_llama):
+    train, test = files["train"], files["test"]
+    for file in files.values():
+        file.verify()
+        assert file.mask.sum() == file.meta["learnt_tokens"] > 0
+    assert (train.meta["conversations"], test.meta["conversations"]) == (40, 20)
+    assert train.meta["template_sha256"] == templates.digest(
+        (ROOT / "utils/prompts/llama3.1.jinja").read_text()
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    templates.give_template(tokenizer, None, "")
+    first = json.loads((TALKS / "train.jsonl").open().readline())["messages"]
+    text = tokenizer.apply_chat_template(first, tokenize=False)
+    assert tokenizer.decode(next(train.documents())) == text
+
+
+def test_train_on_all(home, tiny_llama):
+    example(home, tiny_llama, "--train_on_all")
+    file = TokenFile(paths.conversations_bin("ultrachat", "train"), "")
+    assert file.mask.all()
+    assert file.meta["learnt"] == "all"
+
+
+def test_a_damaged_mask_is_named(files):
+    path = files["train"].path.with_suffix(".mask")
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    with pytest.raises(UserError, match=r"\.mask: .* marks"):
+        TokenFile(files["train"].path, "")
+    path.write_bytes(bytes([1 - content[0]]) + content[1:])
+    with pytest.raises(UserError, match=r"\.mask: its sha256"):
+        TokenFile(files["train"].path, "").verify()
+
+
+def test_long_conversations_are_cut_at_a_turn(home, tiny_llama):
+    """Every piece is a conversation of whole exchanges with the system message in front; what is too
+    long by itself is left out, and said."""
+    long = talk(*(f"turn {n} " + "word " * 20 for n in range(20)))
+    long[4]["content"] = "far too long " * 200
+    system = {"role": "system", "content": "Be brief."}
+    write_talks(home / "t.jsonl", [[system, *long], talk("a", "b")])
+    out = tokenize(home, tiny_llama, "--jsonl", home / "t.jsonl", "--test_jsonl", home / "t.jsonl", "--block_size", 200)  # fmt: skip
+    assert "left out: 1 exchanges" in out
+    file = TokenFile(paths.conversations_bin("ultrachat", "train"), "")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    texts = [tokenizer.decode(ids) for ids in file.documents()]
+    assert all(len(ids) <= 200 for ids in file.documents())
+    head = "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|><|start_header_id|>user"
+    assert all(text.startswith(head) for text in texts[:-1])
+    assert all(text.endswith("<|eot_id|>") for text in texts)
+    told = [n for text in texts for n in range(20) if f"turn {n} " in text]
+    assert told == [n for n in range(20) if n not in (4, 5)]
+    assert file.meta["cut"] == 1
+
+
+def test_held_out_by_share_and_seed(home, tiny_llama):
+    write_talks(home / "t.jsonl", [talk(f"question {n}", f"answer {n}") for n in range(300)])
+
+    def split(seed):
+        tokenize(home, tiny_llama, "--jsonl", home / "t.jsonl", "--test_share", 0.1, "--seed", seed)
+        both = [TokenFile(paths.conversations_bin("ultrachat", s), "") for s in ("train", "test")]
+        return [{bytes(ids) for ids in file.documents()} for file in both]
+
+    train, test = split(0)
+    assert len(train) + len(test) == 300
+    assert 15 < len(test) < 50
+    assert not train & test
+    before = {p.name: p.read_bytes() for p in paths.bins_dir().iterdir()}
+    assert split(0) == [train, test]
+    assert {p.name: p.read_bytes() for p in paths.bins_dir().iterdir()} == before
+    assert split(1)[1] != test
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        ({"text": "x"}, "no list `messages`"),
+        ({"messages": []}, "take turns"),
+        ({"messages": talk("a")}, "take turns"),
+        ({"messages": talk("a", "b")[::-1]}, "take turns"),
+        ({"messages": [{"role": "user"}, {"role": "assistant", "content": "b"}]}, "no text"),
+        ({"messages": [*talk("a", "b"), {"role": "system", "content": "c"}]}, "take turns"),
+    ],
+)
+def test_what_is_no_conversation_is_named(home, tiny_llama, record, says):
+    (home / "t.jsonl").write_text(json.dumps({"messages": talk("a", "b")}) + "\n" + json.dumps(record) + "\n")  # fmt: skip
+    line = refused("data/tokenize_instruct.py", "--jsonl", home / "t.jsonl", "--test_jsonl", home / "t.jsonl",
+                   "--tokenizer", tiny_llama, SCP_HOME=str(home))  # fmt: skip
+    assert "t.jsonl, conversation 2: " in line
+    assert says in line
+    assert not paths.bins_dir().exists() or not list(paths.bins_dir().iterdir())
+
+
+def test_bad_input(home, tiny_llama, tiny_model):
+    def says(*options):
+        return refused("data/tokenize_instruct.py", *options, SCP_HOME=str(home))
+
+    good = TALKS / "train.jsonl"
+    assert "nowhere.jsonl" in says("--jsonl", home / "nowhere.jsonl")
+    assert "--template" in says("--jsonl", good, "--tokenizer", tiny_model)
+    assert "--block_size" in says("--jsonl", good, "--tokenizer", tiny_llama, "--block_size", 3)
+    assert "--test_share" in says("--jsonl", good, "--test_share", 1)
+    assert "--dataset nobody/nothing" in says(
+        "--dataset", "nobody/nothing", "--tokenizer", tiny_llama
+    )
+    (home / "bad.jsonl").write_bytes(b'{"messages": [\xff]}\n')
+    assert "line 1" in says("--jsonl", home / "bad.jsonl", "--tokenizer", tiny_llama)
+
+
+def test_halves_of_surrogate_pairs(home, tiny_llama):
+    (home / "t.jsonl").write_text('{"messages": [{"role": "user", "content": "\\ud83d"}, {"role": "assistant", "content": "b\\ude00"}]}\n')  # fmt: skip
+    tokenize(home, tiny_llama, "--jsonl", home / "t.jsonl", "--test_jsonl", home / "t.jsonl")
+
+
+def test_a_dataset_as_the_hub_has_it(home, tiny_llama, monkeypatch):
+    """UltraChat's layout, from files: two splits, `messages` beside other columns; records that are no
+    conversation are left out and counted."""
+    import datasets
+
+    rows = [{"prompt": "p", "messages": talk(f"q{n}", f"a{n}")} for n in range(30)]
+    rows.append({"prompt": "p", "messages": talk("alone")})
+    folder = home / "hub"
+    for split in ("train_sft", "test_sft"):
+        datasets.Dataset.from_list(rows).to_parquet(folder / f"data/{split}-00000-of-00001.parquet")
+    out = tokenize(home, tiny_llama, "--dataset", folder)
+    assert "30 conversations in 30 pieces" in out
+    assert "1 records that are no conversation" in out
+    tokenize(home, tiny_llama, "--dataset", folder, "--splits", "train_sft", "--test_share", 0.3)
+    counts = [TokenFile(paths.conversations_bin("ultrachat", s), "").meta["conversations"] for s in ("train", "test")]  # fmt: skip
+    assert sum(counts) == 30
+    assert min(counts) > 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(lengths=st.lists(st.integers(1, 50), max_size=60), seed=st.integers(0, 3))
+def test_packing(lengths, seed):
+    blocks = pack(np.array(lengths, np.int64), 50, seed)
+    assert sorted(n for block in blocks for n in block) == list(range(len(lengths)))
+    loads = [sum(lengths[n] for n in block) for block in blocks]
+    assert all(load <= 50 for load in loads)
+    assert sum(load <= 25 for load in loads) <= 1  # two half-empty ones would have been one
+    assert blocks == pack(np.array(lengths, np.int64), 50, seed)
+
+
+def test_packing_two_hundred_thousand_is_quick_and_full():
+    import time
+
+    lengths = np.random.default_rng(0).gamma(4, 300, 200_000).astype(int).clip(20, 2048)
+    begun = time.monotonic()
+    blocks = pack(lengths, 2048, 0)
+    assert time.monotonic() - begun < 10
+    assert lengths.sum() / (len(blocks) * 2048) > 0.97
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_blocks_of_conversations(files, inside):
+    file = files["train"]
+    source = Conversations(file, 512, 0, inside)
+    documents = list(file.documents())
+    masks = np.split(file.mask, file.ends[:-1].astype(int))
+    seen = []
+    for block in range(len(source)):
+        item, at = source[block], 0
+        assert ("position_ids" in item) == inside
+        for number in source.packed[block]:
+            ids, mask = documents[number], masks[number]
+            part = slice(at, at + len(ids))
+            assert np.array_equal(item["input_ids"][part], ids)
+            expected = np.where(mask == 1, ids, IGNORED)
+            assert np.array_equal(item["labels"][part], expected)
+            if inside:
+                assert np.array_equal(item["position_ids"][part], np.arange(len(ids)))
+            at += len(ids)
+        assert (item["labels"][at:] == IGNORED).all()
+        seen.extend(source.packed[block])
+    assert sorted(seen) == list(range(len(documents)))
+    assert source.used() > 0.8
+    part = Conversations(file, 512, 0, inside, ratio=0.5)
+    assert len(np.concatenate(part.packed)) == len(documents) // 2
+
+
+PEAK = """
+import re, runpy, sys
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+"""  # in KiB; getrusage's would begin with that of the process that started this one
+
+
+def test_memory_does_not_grow_with_the_conversations(home, tiny_llama):
+    """Peak of the process at 3,000 and at 12,000 conversations: less than 1 byte a token apart."""
+    peaks, tokens = [], []
+    for number in (3000, 12000):
+        words = np.random.default_rng(number).integers(0, 2000, (number, 60)).astype(str)
+        write_talks(home / "t.jsonl", (talk(" ".join(w[:10]), " ".join(w[10:])) for w in words))
+        script = [
+            ROOT / "data/tokenize_instruct.py",
+            "--jsonl",
+            home / "t.jsonl",
+            "--tokenizer",
+            tiny_llama,
+        ]
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, *map(str, script)], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        peaks.append(1024 * int(done.stdout.splitlines()[-1]))
+        tokens.append(TokenFile(paths.conversations_bin("ultrachat", "train"), "").meta["tokens"])
+    assert tokens[1] > 3 * tokens[0]
+    assert peaks[1] - peaks[0] < tokens[1] - tokens[0] + (2 << 20)  # two MiB of noise

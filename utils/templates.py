@@ -1,0 +1,125 @@
+"""Chat templates: a conversation as text and ids, and which of its tokens a model is to learn.
+
+A conversation is a list of messages, {"role": "system" | "user" | "assistant", "content": text}.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from jinja2.exceptions import TemplateError
+
+from utils import paths
+from utils.io import UserError, first_line, read_text
+
+LLAMA = "llama3.1.jinja"  # in utils/prompts/
+PROBE = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+def give_template(tokenizer, file: Path | None, flag: str) -> None:
+    """Have the tokenizer use the template of `file`, else its own, else Llama 3.1's turns.
+
+    Raises UserError, which names the `flag` that the user typed, where its vocabulary has none of
+    Llama 3.1's marks, and where an answer does not end with a token that means nothing else.
+    """
+    if file:
+        tokenizer.chat_template = read_text(file, "name a file that holds a Jinja chat template")
+    elif tokenizer.chat_template is None:
+        llama = read_text(paths.prompts_dir() / LLAMA, "it ships with the repository")
+        if "<|eot_id|>" not in tokenizer.get_vocab():
+            raise UserError(
+                f"{flag}: has no chat template, nor the tokens of Llama 3.1's; give one with --template FILE"
+            )
+        tokenizer.chat_template = llama
+    end_of_turn(tokenizer)
+
+
+def digest(template: str) -> str:
+    """sha256 of a template's text."""
+    return hashlib.sha256(template.encode()).hexdigest()
+
+
+def as_text(tokenizer, messages: list[dict], to_be_answered: bool = False) -> str:
+    """The conversation as its model sees it; `to_be_answered` adds the head of the answer. Halves of
+    surrogate pairs, which no tokenizer takes, become question marks.
+
+    Raises UserError where the template refuses the messages.
+    """
+    try:
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=to_be_answered
+        )
+    except TemplateError as error:
+        raise UserError(
+            f"the chat template refuses this conversation: {first_line(error)}"
+        ) from error
+    return text.encode("utf-8", "replace").decode()
+
+
+def as_ids(tokenizer, messages: list[dict], to_be_answered: bool = False) -> list[int]:
+    """The same as token ids. The template writes the beginning token itself, where there is one."""
+    text = as_text(tokenizer, messages, to_be_answered)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def end_of_turn(tokenizer) -> int:
+    """The id of the token that the template puts behind an answer."""
+    head = as_text(tokenizer, PROBE[:1], to_be_answered=True)
+    whole = as_text(tokenizer, PROBE)
+    special = set(tokenizer.added_tokens_decoder)
+    if whole.startswith(head):
+        tail = tokenizer(whole[len(head) :], add_special_tokens=False)["input_ids"]
+        if found := [token for token in tail if token in special]:
+            return found[0]
+    raise UserError(
+        "the chat template does not end an answer with a special token right behind it, so nobody could "
+        "tell where answers end; give another with --template FILE"
+    )
+
+
+def end_ids(tokenizer) -> list[int]:
+    """The tokens at which an answer is over: the template's and the tokenizer's own."""
+    ends = {tokenizer.eos_token_id}
+    if tokenizer.chat_template is not None:
+        ends.add(end_of_turn(tokenizer))
+    return sorted(ends)
+
+
+def learnt(tokenizer, conversations: list[list[dict]]) -> list[np.ndarray]:
+    """For each conversation (2, tokens) int32: its ids, and 1 where they are an assistant's words or
+    the token that ends them, else 0.
+
+    The words begin where the ids of the whole leave those of all that comes before them: so nothing is
+    assumed about where a tokenizer puts white space. All texts are encoded in one call, on all cores.
+    """
+    texts, heads = [], []  # heads: the number of the conversation that a text begins
+    for number, messages in enumerate(conversations):
+        texts.append(as_text(tokenizer, messages))
+        heads.append(None)
+        for index, message in enumerate(messages):
+            if message["role"] == "assistant":
+                texts.append(as_text(tokenizer, messages[:index], to_be_answered=True))
+                heads.append(number)
+    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    end, found = end_of_turn(tokenizer), []
+    for ids, number in zip(encoded, heads, strict=True):
+        if number is None:
+            found.append(np.stack([ids, np.zeros(len(ids))]).astype(np.int32))
+        else:
+            _count_answer(found[number], ids, end)
+    return found
+
+
+def _count_answer(rows: np.ndarray, head: list[int], end: int) -> None:
+    """Set the mask in `rows` (2, tokens) for the answer that comes after `head`."""
+    ids, counted = rows
+    length = min(len(head), len(ids))
+    differ = np.flatnonzero(ids[:length] != head[:length])
+    begin = int(differ[0]) if len(differ) else length
+    ends = begin + np.flatnonzero(ids[begin:] == end)
+    if begin < len(head) - 1 or not len(ends):  # one token may hold white space of both
+        raise UserError(
+            "the chat template writes earlier turns in another way than the last one, so an answer's "
+            "words cannot be told from the rest; give another with --template FILE"
+        )
+    counted[begin : ends[0] + 1] = 1

@@ -21,6 +21,7 @@ import numpy as np
 
 from utils import paths, templates, tokens
 from utils.bins import write_tokens
+from utils.conversation import problem_of
 from utils.io import UserError, first_line, iterate_jsonl, run
 
 ULTRACHAT = "HuggingFaceH4/ultrachat_200k"
@@ -136,19 +137,6 @@ def share(
     for messages in conversations:
         if (rng.random() < args.test_share) == (split == "test"):
             yield messages
-
-
-def problem_of(messages: object) -> str | None:
-    """What keeps a value from being a conversation; None where nothing does."""
-    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-        return "has no list `messages`"
-    if not all(isinstance(m.get("content"), str) for m in messages):
-        return "a message has no text in `content`"
-    roles = [m.get("role") for m in messages]
-    turns = roles[1:] if roles[:1] == ["system"] else roles
-    if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
-        return "after a system message, if any, user and assistant must take turns, and the assistant end"
-    return None
 
 
 def documents(

@@ -35,6 +35,11 @@ def out_dir() -> Path:
     return home() / "out"
 
 
+def chat_history() -> Path:
+    """What was typed into interactive.py, for its arrow keys."""
+    return out_dir() / "chat_history"
+
+
 def key_file() -> Path:
     return home() / "data" / "dataset" / "openai.key"
 

@@ -1,0 +1,424 @@
+"""interactive.py as a person and as a pipe use it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pexpect
+import pytest
+from transformers import AutoTokenizer
+
+from tests.conftest import ROOT, refused, succeed
+from tests.streaming_server import StreamingServer
+from utils import templates
+from utils.conversation import Conversation, fit
+from utils.io import UserError
+
+CTRL_C, CTRL_D, ALT_ENTER, UP = "\x03", "\x04", "\x1b\r", "\x1b[A"
+
+
+@pytest.fixture(scope="module")
+def chat_model(tiny_llama, tmp_path_factory):
+    """The tiny Llama with its template beside it."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("chat") / "tiny-chat"
+    shutil.copytree(tiny_llama, folder)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    templates.give_template(tokenizer, None, "")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def streaming():
+    with StreamingServer() as running:
+        yield running
+
+
+def piped(text: str | bytes, *options, **environment) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "interactive.py"), *map(str, options)],
+        input=text if isinstance(text, bytes) else text.encode(),
+        capture_output=True,
+        env=os.environ | environment,
+        timeout=120,
+    )
+
+
+class Terminal:
+    """interactive.py on a pseudo-terminal of 100 columns."""
+
+    def __init__(self, *options):
+        self.process = pexpect.spawn(
+            sys.executable, [str(ROOT / "interactive.py"), *map(str, options)], dimensions=(40, 100),
+            timeout=20, env=os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
+        )  # fmt: skip
+        self.process.delaybeforesend = 0.05
+        self.sees("Ctrl-D leaves")
+        self.sees(">")
+
+    def types(self, text: str, end: str = "\r") -> None:
+        self.process.send(text + end)
+
+    def sees(self, pattern: str) -> str:
+        self.process.expect(pattern)
+        return self.process.match.group().decode()
+
+    def leaves(self) -> int:
+        self.types("", CTRL_D)
+        self.process.expect(pexpect.EOF)
+        self.process.close()
+        return self.process.exitstatus
+
+
+@pytest.fixture
+def terminal(home, streaming):
+    opened = Terminal("--base_url", streaming.url)
+    yield opened
+    opened.process.close(force=True)
+
+
+# fmt: off
+def test_a_conversation_remembers(terminal, streaming):
+    terminal.types("hello there")
+    terminal.sees("turn 1: hello there")
+    terminal.types("and then?")
+    terminal.sees("turn 2: and then")
+    assert [m["content"] for m in streaming.bodies[-1]["messages"]] == ["hello there", "turn 1: hello there ", "and then?"]
+    terminal.types("/reset")
+    terminal.sees("a new conversation")
+    terminal.types("again")
+    terminal.sees("turn 1: again")
+    assert terminal.leaves() == 0
+
+
+def test_commands(terminal, streaming, home):
+    terminal.types("/help")
+    terminal.sees("/temperature")
+    terminal.types("/nonsense")
+    terminal.sees("error: there is no /nonsense")
+    terminal.types("/system Be brief.")
+    terminal.sees("system message: Be brief")
+    terminal.types("/temperature 0.25")
+    terminal.sees("temperature: 0.25")
+    terminal.types("/temperature warm")
+    terminal.sees("error: temperature warm")
+    terminal.types("/retry")
+    terminal.sees("error: nothing was asked yet")
+    terminal.types("/speed")
+    terminal.sees("on")
+    terminal.types("hello")
+    terminal.sees("turn 1: hello")
+    terminal.sees(r"\[\d+ tokens, [\d.]+ a second\]")
+    body = streaming.bodies[-1]
+    assert body["temperature"] == 0.25
+    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+    terminal.types("/retry")
+    terminal.sees("turn 1: hello")
+    assert streaming.bodies[-1]["messages"] == body["messages"]
+    assert streaming.bodies[-1]["seed"] != body["seed"]
+    terminal.types(f"/save {home}/talk.jsonl")
+    terminal.sees("saved: ")
+    terminal.types(f"/save {home}/talk.jsonl")
+    terminal.sees("error: .*there already")
+    terminal.types("/reset")
+    terminal.sees("a new conversation")
+    terminal.types("/system -")
+    terminal.sees("system message: none")
+    terminal.types(f"/load {home}/talk.jsonl")
+    terminal.sees("1 turns")
+    terminal.types("more")
+    terminal.sees("turn 2: more")
+    assert streaming.bodies[-1]["messages"][0]["content"] == "Be brief."
+    terminal.types("/load nowhere.jsonl")
+    terminal.sees("error: nowhere.jsonl")
+    terminal.types("/quit")
+    terminal.process.expect(pexpect.EOF)
+
+
+def test_a_saved_conversation_can_be_learnt(home, tiny_llama):
+    talk = Conversation("Be brief.")
+    talk.ask("a")
+    talk.answer("b")
+    talk.save(home / "talk.jsonl")
+    out = succeed("data/tokenize_instruct.py", "--jsonl", home / "talk.jsonl", "--test_jsonl", home / "talk.jsonl", "--tokenizer", tiny_llama)
+    assert "1 conversations" in out
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(terminal, streaming):
+    terminal.types("slow please")
+    terminal.sees("word5 ")
+    terminal.types("", CTRL_C)
+    terminal.sees(r"\[stopped\]")
+    terminal.types("go on")
+    terminal.sees("turn 2: go on")
+    kept = streaming.bodies[-1]["messages"][1]["content"]
+    assert kept.startswith("word0 word1 ")
+    assert "word100 " not in kept
+    terminal.types("half a mess", CTRL_C)
+    terminal.sees("Ctrl-D leaves")
+    terminal.types("whole")
+    terminal.sees("turn 3: whole")
+    assert terminal.leaves() == 0
+
+
+def test_arrow_keys_bring_back_what_was_typed(terminal, home, streaming):
+    for text in ("first", "second"):
+        terminal.types(text)
+        terminal.sees(f"turn .: {text}")
+    terminal.types(UP + UP)
+    terminal.sees("turn 3: first")
+    assert terminal.leaves() == 0
+    again = Terminal("--base_url", streaming.url)  # the history outlives the program
+    again.types(UP)
+    again.sees("turn 1: first")
+    assert again.leaves() == 0
+
+
+def test_several_lines(terminal, streaming):
+    terminal.types("one", ALT_ENTER)
+    terminal.types("two")
+    terminal.sees("turn 1: one two")
+    assert streaming.bodies[-1]["messages"][-1]["content"] == "one\ntwo"
+    terminal.types("\x1b[200~pasted\nlines\n/reset\nare one message\x1b[201~")
+    terminal.sees("turn 2: pasted")
+    assert streaming.bodies[-1]["messages"][-1]["content"] == "pasted\nlines\n/reset\nare one message"
+    terminal.types("ends with \\")
+    terminal.types("more")
+    terminal.sees("turn 3: ends with more")
+    assert streaming.bodies[-1]["messages"][-1]["content"] == "ends with \nmore"
+
+
+def test_a_message_of_a_hundred_kilobytes(terminal, streaming):
+    text = "word " * 20_000
+    terminal.process.delaybeforesend = 0
+    terminal.process.send(f"\x1b[200~{text}\x1b[201~")
+    terminal.types("")
+    terminal.process.timeout = 60
+    terminal.sees("turn 1: word word")
+    assert streaming.bodies[-1]["messages"][-1]["content"] == text.strip()
+
+
+def test_bytes_that_are_not_utf8(terminal, streaming):
+    terminal.process.send(b"caf\xe9 \xff ol\xc3\xa9\r")
+    terminal.sees("turn 1: caf")
+    assert streaming.bodies[-1]["messages"][-1]["content"] == "caf� � olé"
+    terminal.types("fine")
+    terminal.sees("turn 2: fine")
+
+
+@pytest.mark.parametrize("how", ["die", "unended", "refuse"])
+def test_a_server_that_fails_in_the_middle(terminal, streaming, how):
+    terminal.types("hello")
+    terminal.sees("turn 1: hello")
+    terminal.types(f"{how} now")
+    line = terminal.sees("error: [^\r]*")
+    assert ("stopped in the middle" in line) == (how == "die")
+    terminal.types("still here")
+    terminal.sees("turn 2: still here")
+    contents = [m["content"] for m in streaming.bodies[-1]["messages"]]
+    assert contents == ["hello", "turn 1: hello ", "still here"]
+
+
+def test_retry_asks_what_failed(terminal, streaming):
+    terminal.types("die right here")
+    terminal.sees("error: ")
+    terminal.types("/retry")
+    terminal.sees("error: ")
+    assert [m["content"] for m in streaming.bodies[-1]["messages"]] == ["die right here"]
+
+
+def test_the_model_s_words_move_no_cursor(terminal):
+    terminal.types("\x1b[200~a\x1b[31mred\x1b[201~")  # the server says it again
+    terminal.sees("turn 1: a")
+    assert b"\x1b[31mred" not in terminal.process.before + terminal.process.after
+
+
+def test_the_context_is_cut_by_whole_turns(home):
+    with StreamingServer(max_model_len=200) as server:
+        done = piped("\n".join(f"message {n} " + "x" * 150 for n in range(4)), "--base_url", server.url)
+    assert done.returncode == 0
+    assert done.stderr.decode().count("the oldest") >= 1
+    contents = [m["content"][:9] for m in server.bodies[-1]["messages"]]
+    assert contents[-1] == "message 3"
+    assert contents[0].startswith("message")
+    assert len(contents) % 2 == 1
+
+
+def test_a_server_that_knows_its_context_better(home):
+    """It refuses what is too long: older turns are left out until it takes the rest, and a message that
+    is too long by itself is said to be."""
+    with StreamingServer(most_bytes=400) as server:
+        done = piped("\n".join(f"message {n} " + "x" * 100 for n in range(4)), "--base_url", server.url)
+        assert done.returncode == 0, done.stderr
+        assert b"turns are left out" in done.stderr
+        done = piped("x" * 1000, "--base_url", server.url)
+        assert done.returncode == 2
+        assert b"send a shorter one" in done.stderr
+
+
+def test_pipes(home, streaming):
+    done = piped("one\ntwo \\\nlines\n\n/system Hush.\nthree", "--base_url", streaming.url)
+    assert done.returncode == 0
+    assert done.stdout.decode().split("\n") == ["turn 1: one ", "turn 2: two lines ", "turn 3: three ", ""]
+    assert streaming.bodies[1]["messages"][-1]["content"] == "two \nlines"
+    done = piped(b"caf\xe9\n", "--base_url", streaming.url)
+    assert "turn 1: caf�" in done.stdout.decode()
+    done = piped("hi\ndie right here\nnever asked", "--base_url", streaming.url)
+    assert done.returncode == 2
+    assert done.stderr.decode().startswith("error: ")
+    assert streaming.bodies[-1]["messages"][-1]["content"] == "die right here"
+
+
+def test_completions(home, streaming):
+    done = piped("Once upon", "--base_url", streaming.url, "--complete")
+    assert done.stdout.decode() == "turn 1: Once upon \n"
+    assert b"continues the text" in done.stderr
+    assert streaming.bodies[-1]["prompt"] == "Once upon"
+
+
+def test_bad_input(home, streaming, tiny_model):
+    def says(*options):
+        return refused("interactive.py", *options)
+
+    assert "--task_name instruct" in says()
+    assert "--temperature" in says("--temperature", "-1").replace("temperature -1", "--temperature")
+    assert "--top_p" in says("--top_p", "0")
+    assert "--max_tokens" in says("--max_tokens", "0")
+    assert "--model_path and --base_url" in says("--base_url", streaming.url, "--model_path", "x")
+    assert "--base_url" in says("--model", "x")
+    assert "--web" in says("--share")
+    assert "nowhere" in says("--model_path", "nowhere")
+    assert "http://127.0.0.1:1/v1" in says("--base_url", "http://127.0.0.1:1/v1")
+    with StreamingServer(models=("a", "b")) as two:
+        assert "which of a, b" in says("--base_url", two.url)
+
+
+def test_the_key_is_not_shown(home, streaming):
+    done = piped("refuse", "--base_url", streaming.url, OPENAI_API_KEY="sk-secret")
+    assert done.returncode == 2
+    assert b"secret" not in done.stdout + done.stderr
+    assert b"***" in done.stderr
+
+
+def test_a_local_model_chats_and_a_base_completes(home, chat_model, tiny_model):
+    def ask(model, *options):
+        return piped("Who kept the light?\nAnd then?", "--model_path", model, "--max_tokens", 12, *options)
+
+    done = ask(chat_model)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ask(chat_model).stdout  # same seed, same words
+    assert done.stdout != ask(chat_model, "--seed", 1).stdout
+    done = ask(tiny_model)
+    assert done.returncode == 0, done.stderr
+    assert b"continues the text" in done.stderr
+
+
+def test_the_newest_tuned_checkpoint_is_taken(home, chat_model):
+    import shutil
+
+    for number, (name, finished) in enumerate([("instruct-a", True), ("instruct-b", True), ("instruct-c", False)]):
+        shutil.copytree(chat_model, home / "ckpts" / name)
+        record = home / "ckpts" / name / "run.json"
+        record.write_text(json.dumps({"finished": finished}))
+        os.utime(record, (number, number))
+    done = piped("hello", "--max_tokens", 3)
+    assert done.returncode == 0, done.stderr
+    assert b"taking " in done.stderr
+    assert b"instruct-b" in done.stderr
+
+
+def test_ctrl_c_in_a_local_answer(home, chat_model):
+    terminal = Terminal("--model_path", chat_model, "--max_tokens", 4000, "--temperature", "0")
+    terminal.types("Who kept the light?")
+    time.sleep(1)
+    terminal.types("", CTRL_C)
+    terminal.sees(r"\[stopped\]|\[cut")
+    terminal.types("/speed")
+    terminal.sees("answer: on")
+    assert terminal.leaves() == 0
+# fmt: on
+
+
+def test_the_cache_changes_nothing(chat_model):
+    """Logits over a conversation with the cache, cropped and stopped on the way, are those without it."""
+    import torch
+
+    from utils.speakers import LocalModel, Sampling
+
+    model = LocalModel(str(chat_model))
+    first = [{"role": "user", "content": "Who kept the light at Skarrow Head?"}]
+    pieces = model.stream(first, Sampling(temperature=0, max_tokens=30))
+    next(pieces)
+    pieces.close()  # stopped
+    second = [
+        *first,
+        {"role": "assistant", "content": "Odile."},
+        {"role": "user", "content": "And?"},
+    ]
+    for messages in (first, second, first, second[:1], second):
+        ids = model.ids(messages)
+        with torch.inference_mode():
+            plain = model._model(input_ids=torch.tensor([ids])).logits[0, -1]
+        assert torch.allclose(model._next_logits(ids), plain, atol=1e-5)
+        assert len(model._ids) == len(ids)
+
+
+def test_words_are_those_of_generate(chat_model):
+    import torch
+
+    from utils.speakers import LocalModel, Sampling
+
+    model = LocalModel(str(chat_model))
+    messages = [{"role": "user", "content": "Who kept the light at Skarrow Head?"}]
+    text = "".join(model.stream(messages, Sampling(temperature=0, max_tokens=40)))
+    ids = torch.tensor([model.ids(messages)])
+    out = model._model.generate(ids, max_new_tokens=40, do_sample=False, eos_token_id=sorted(model._ends()))  # fmt: skip
+    assert text == model.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_top_p_draws_from_the_likeliest():
+    import torch
+
+    from utils.speakers import Sampling, _draw
+
+    logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
+    draws = torch.Generator().manual_seed(0)
+    found = [_draw(logits, Sampling(temperature=1, top_p=0.75), draws) for _ in range(2000)]
+    assert set(found) == {0, 1}
+    assert abs(found.count(0) / 2000 - 0.625) < 0.04
+    found = [_draw(logits, Sampling(temperature=1, top_p=1), draws) for _ in range(4000)]
+    assert abs(found.count(3) / 4000 - 0.05) < 0.015
+    assert _draw(logits, Sampling(temperature=0), draws) == 0
+
+
+def test_fitting_drops_whole_turns():
+    def count(messages):
+        return sum(len(m["content"]) for m in messages)
+
+    talk = Conversation("sys")
+    for n in range(3):
+        talk.ask(f"q{n}" * 5)
+        talk.answer(f"a{n}" * 5)
+    talk.ask("last")
+    messages = talk.messages()
+    assert fit(messages, 1000, count) == (messages, 0)
+    kept, dropped = fit(messages, 3 + 4 + 45, count)
+    assert dropped == 1
+    assert kept == [messages[0], *messages[3:]]
+    assert fit(messages, 7, count) == ([messages[0], messages[-1]], 3)
+    assert fit(messages, 6, count) is None
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]\n", '{"messages": [{"role": "user", "content": "a"}]}\n', "x\n"]
+)
+def test_loading_what_is_no_conversation(tmp_path, content):
+    (tmp_path / "t.jsonl").write_text(content)
+    talk = Conversation("kept")
+    with pytest.raises(UserError, match=r"t\.jsonl"):
+        talk.load(tmp_path / "t.jsonl")
+    assert talk.system == "kept"

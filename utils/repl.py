@@ -1,0 +1,221 @@
+"""The conversation in a terminal, and the same out of a pipe."""
+
+import re
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from utils import paths
+from utils.conversation import Conversation
+from utils.io import UserError
+from utils.speakers import Sampling, reply
+
+HELP = """\
+Enter sends, Alt-Enter (or a \\ at the end of a line) begins a new line, arrows bring earlier messages back.
+Ctrl-C stops an answer, Ctrl-D leaves.
+  /reset              begin a new conversation
+  /system [TEXT]      show or set the system message; /system - takes it away
+  /retry              take the last answer back and ask again
+  /save FILE          as a line of JSONL, which data/tokenize_instruct.py takes
+  /load FILE          go on from such a file
+  /temperature [T]    show or set it; 0 takes the likeliest words
+  /speed              tokens/s after every answer, or no longer
+  /help  /quit"""
+CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+)  # but tab and newline: a model's words move no cursor
+
+
+class Repl:
+    """Reads messages and commands, writes answers to stdout and everything else to stderr."""
+
+    def __init__(self, speaker, sampling: Sampling, system: str):
+        self.speaker, self.sampling, self.conversation = speaker, sampling, Conversation(system)
+        self.first_seed, self.asked, self.timed, self.failed = sampling.seed, 0, False, None
+        self.typed = sys.stdin.isatty()  # by a person
+
+    def run(self) -> None:
+        """Until the input ends or /quit. Out of a pipe the first error ends it."""
+        for text in lines_of_terminal() if self.typed else lines_of_pipe():
+            if text == "/quit":
+                break
+            try:
+                if text.startswith("/"):
+                    self.command(*text[1:].partition(" ")[::2])
+                elif text:
+                    self.ask(text)
+            except UserError as error:
+                if not self.typed:
+                    raise
+                say(f"error: {error}")
+
+    def command(self, name: str, argument: str) -> None:
+        commands = {
+            "reset": self.reset, "system": self.system, "retry": self.retry, "save": self.save,
+            "load": self.load, "temperature": self.temperature, "speed": self.speed, "help": self.help,
+        }  # fmt: skip
+        if name not in commands:
+            raise UserError(f"there is no /{name}; /help lists the commands")
+        commands[name](argument.strip())
+
+    def ask(self, text: str) -> None:
+        """One turn. Of an answer that Ctrl-C stops what there is is kept; where the server fails, the
+        question is taken back, and /retry asks it again."""
+        if self.speaker.completes:
+            self.conversation.reset()
+        self.conversation.ask(text)
+        self.failed, answer, begun = text, "", time.monotonic()
+        self.asked += 1
+        sampling = replace(self.sampling, seed=self.first_seed + self.asked)
+        pieces = reply(self.speaker, self.conversation.messages(), sampling, say)
+        try:
+            for piece in pieces:
+                answer += piece
+                print(CONTROL.sub("", piece), end="", flush=True)
+        except KeyboardInterrupt:
+            if not self.typed:
+                raise
+            say("\n[stopped]")
+        except UserError:
+            print(flush=True)
+            self.conversation.take_back()
+            raise
+        else:
+            print(flush=True)
+            if self.speaker.ending == "length":
+                say("[cut: --max_tokens, or the model's context, is reached]")
+        finally:
+            pieces.close()
+        if not answer:  # stopped before the first word
+            self.conversation.take_back()
+            return
+        self.failed = None
+        self.conversation.answer(answer)
+        if self.timed:
+            seconds = time.monotonic() - begun
+            say(f"[{self.speaker.tokens} tokens, {self.speaker.tokens / seconds:.1f} a second]")
+
+    def retry(self, _: str) -> None:
+        question = self.failed or self.conversation.take_back()
+        if question is None:
+            raise UserError("nothing was asked yet")
+        self.ask(question)
+
+    def reset(self, _: str) -> None:
+        self.conversation.reset()
+        self.failed = None
+        say("a new conversation")
+
+    def system(self, text: str) -> None:
+        if text:
+            self.conversation.system = "" if text == "-" else text
+        say(f"system message: {self.conversation.system or 'none'}")
+
+    def save(self, name: str) -> None:
+        if not self.conversation.turns:
+            raise UserError("nothing was said yet")
+        path = file_named(name, "/save")
+        self.conversation.save(path)
+        say(f"saved: {path}")
+
+    def load(self, name: str) -> None:
+        path = file_named(name, "/load")
+        self.conversation.load(path)
+        say(f"going on from {path}, {len(self.conversation.turns) // 2} turns")
+
+    def temperature(self, text: str) -> None:
+        if text:
+            self.sampling.temperature = temperature_of(text)
+        say(f"temperature: {self.sampling.temperature}")
+
+    def speed(self, _: str) -> None:
+        self.timed = not self.timed
+        say(f"tokens/s after every answer: {'on' if self.timed else 'off'}")
+
+    def help(self, _: str) -> None:
+        say(HELP)
+
+
+def say(text: str) -> None:
+    """Something that is not the model's."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def file_named(name: str, command: str) -> Path:
+    if not name:
+        raise UserError(f"{command}: name a file")
+    return Path(name).expanduser()
+
+
+def temperature_of(text: str) -> float:
+    """Raises UserError for what is no number from 0 to 5."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 5:
+        raise UserError(f"temperature {text}: a number from 0 to 5")
+    return value
+
+
+def clean(text: str) -> str:
+    """Bytes that are not UTF-8, and halves of surrogate pairs, as U+FFFD."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def lines_of_pipe() -> Iterator[str]:
+    """A message a line; a backslash at its end takes the next one in."""
+    message = ""
+    for line in sys.stdin.buffer:
+        message += line.decode("utf-8", "replace").rstrip("\r\n")
+        if message.endswith("\\"):
+            message = message[:-1] + "\n"
+            continue
+        yield message.strip()
+        message = ""
+    yield message.strip()
+
+
+def lines_of_terminal() -> Iterator[str]:
+    """What a person types, with history and lines of its own; ends with Ctrl-D."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import FileHistory
+    from prompt_toolkit.key_binding import KeyBindings
+
+    class History(FileHistory):
+        def store_string(self, string: str) -> None:
+            super().store_string(clean(string))
+
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def send(event) -> None:
+        buffer = event.current_buffer
+        if buffer.document.text_before_cursor.endswith("\\"):
+            buffer.delete_before_cursor()
+            buffer.insert_text("\n")
+        else:
+            buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    @keys.add("c-j")
+    def new_line(event) -> None:
+        event.current_buffer.insert_text("\n")
+
+    paths.chat_history().parent.mkdir(parents=True, exist_ok=True)
+    session = PromptSession(
+        "> ",
+        history=History(str(paths.chat_history())),
+        multiline=True,
+        key_bindings=keys,
+        prompt_continuation="  ",
+    )
+    while True:
+        try:
+            yield clean(session.prompt()).strip()
+        except KeyboardInterrupt:  # of what is being typed
+            say("/quit or Ctrl-D leaves")
+        except EOFError:
+            return

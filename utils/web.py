@@ -1,0 +1,135 @@
+"""The conversation as a page, by Gradio's ChatInterface."""
+
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from utils.conversation import Conversation
+from utils.io import UserError
+from utils.speakers import Sampling, reply
+
+NOTICE = "Notice"  # the title of a message that is not the model's
+AT_ONCE = 8  # answers of a server; a model in this process gives one at a time
+
+
+def serve(speaker, sampling: Sampling, system: str, titles: list[str], host: str, port: int, share: bool) -> None:  # fmt: skip
+    """Serve the page until Ctrl-C. Raises UserError where Gradio is missing or the port is taken."""
+    check_port(host, port)
+    page = make_page(speaker, sampling, system, titles)
+    page.queue(default_concurrency_limit=1 if hasattr(speaker, "ids") else AT_ONCE)
+    print(f"http://{host}:{port}/  (Ctrl-C ends it)", file=sys.stderr, flush=True)
+    page.launch(
+        server_name=host,
+        server_port=port,
+        share=share,
+        quiet=not share,  # which tells the public address
+        ssr_mode=False,
+        footer_links=[],
+        theme=theme(),
+    )
+
+
+def check_port(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            raise UserError(
+                f"--host {host} --port {port}: cannot listen there ({error})"
+            ) from error
+
+
+def gradio():
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it would call home
+    try:
+        import gradio
+    except ImportError as error:
+        raise UserError('--web: run: pip install -e ".[web]"') from error
+    return gradio
+
+
+def theme():
+    """Gradio's own with the system's fonts: a page on loopback should not ask Google for any."""
+    return gradio().themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+
+
+def make_page(speaker, sampling: Sampling, system: str, titles: list[str]):
+    """The page; what is said in it is kept by the visitor's browser alone."""
+    return gradio().ChatInterface(
+        fn=answerer(speaker, sampling, system),
+        # As it was written: neither HTML nor Markdown, whose pictures would be fetched from anywhere.
+        chatbot=gradio().Chatbot(
+            render_markdown=False, height="70vh", show_label=False, buttons=["copy", "copy_all"]
+        ),
+        title=Path(speaker.name).name,
+        description="This model continues the text that it is given."
+        if speaker.completes
+        else None,
+        examples=[f'Tell me about the article "{title}".' for title in titles] or None,
+        example_labels=titles or None,
+        save_history=True,
+        flagging_mode="never",
+        api_visibility="private",
+    )
+
+
+def answerer(speaker, sampling: Sampling, system: str):
+    """Gradio's function: what was said so far and a message -> the answer, growing."""
+    asked = 0
+
+    def answer(message: str, history: list[dict]) -> Iterator[list[dict]]:
+        nonlocal asked
+        asked += 1
+        talk = said_so_far(history, system)
+        if speaker.completes:
+            talk.reset()
+        talk.ask(message)
+        notices: list[dict] = []
+        text = ""
+        try:
+            drawn = replace(sampling, seed=sampling.seed + asked)
+            for piece in reply(
+                speaker, talk.messages(), drawn, lambda said: notices.append(notice(said))
+            ):
+                text += piece
+                yield [*notices, spoken(text)]
+            if speaker.ending == "length":
+                notices.append(notice("the answer is cut: its longest length is reached"))
+        except UserError as error:
+            notices.append(notice(str(error)))
+        yield [*notices, *([spoken(text)] if text else [])]
+
+    return answer
+
+
+def said_so_far(history: list[dict], system: str) -> Conversation:
+    """Gradio's history without notices, and without the questions that only a notice answered."""
+    talk = Conversation(system)
+    question = None
+    for message in history:
+        if message["role"] == "user":
+            question = text_of(message)
+        elif question is not None and (message.get("metadata") or {}).get("title") != NOTICE:
+            talk.ask(question)
+            talk.answer(text_of(message))
+            question = None
+    return talk
+
+
+def text_of(message: dict) -> str:
+    """Gradio keeps a message as its text, or as a list of parts."""
+    content = message["content"]
+    parts = content if isinstance(content, list) else [content]
+    return "".join(part if isinstance(part, str) else part.get("text", "") for part in parts)
+
+
+def spoken(text: str) -> dict:
+    return {"role": "assistant", "content": text}
+
+
+def notice(text: str) -> dict:
+    return spoken(text) | {"metadata": {"title": NOTICE}}

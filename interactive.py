@@ -83,15 +83,15 @@ def check(args: argparse.Namespace) -> None:
 
 
 def find_speaker(args: argparse.Namespace):
-    from utils.speakers import LocalModel, ServedModel
+    from utils.speakers import LocalSpeaker, ServedSpeaker
 
     if args.base_url:
-        return ServedModel(args.model, args.base_url, args.complete)
+        return ServedSpeaker(args.model, args.base_url, args.complete)
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    return LocalModel(args.model_path or newest_tuned(), args.complete)
+    return LocalSpeaker(args.model_path or newest_tuned(), args.complete)
 
 
 def newest_tuned() -> str:

@@ -257,7 +257,7 @@ def test_a_server_that_knows_its_context_better(home):
         assert b"turns are left out" in done.stderr
         done = piped("x" * 1000, "--base_url", server.url)
         assert done.returncode == 2
-        assert b"send a shorter one" in done.stderr
+        assert b"send a shorter message" in done.stderr
 
 
 def test_pipes(home, streaming):
@@ -347,9 +347,9 @@ def test_the_cache_changes_nothing(chat_model):
     """Logits over a conversation with the cache, cropped and stopped on the way, are those without it."""
     import torch
 
-    from utils.speakers import LocalModel, Sampling
+    from utils.speakers import LocalSpeaker, Sampling
 
-    model = LocalModel(str(chat_model))
+    model = LocalSpeaker(str(chat_model))
     first = [{"role": "user", "content": "Who kept the light at Skarrow Head?"}]
     pieces = model.stream(first, Sampling(temperature=0, max_tokens=30))
     next(pieces)
@@ -370,9 +370,9 @@ def test_the_cache_changes_nothing(chat_model):
 def test_words_are_those_of_generate(chat_model):
     import torch
 
-    from utils.speakers import LocalModel, Sampling
+    from utils.speakers import LocalSpeaker, Sampling
 
-    model = LocalModel(str(chat_model))
+    model = LocalSpeaker(str(chat_model))
     messages = [{"role": "user", "content": "Who kept the light at Skarrow Head?"}]
     text = "".join(model.stream(messages, Sampling(temperature=0, max_tokens=40)))
     ids = torch.tensor([model.ids(messages)])

@@ -49,7 +49,7 @@ class Repl:
             except UserError as error:
                 if not self.typed:
                     raise
-                say(f"error: {error}")
+                say(f"error: {error}" + ("; /retry asks again" if self.failed else ""))
 
     def command(self, name: str, argument: str) -> None:
         commands = {

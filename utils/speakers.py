@@ -59,7 +59,7 @@ def reply(speaker, messages: list[dict], sampling: Sampling, notice: Callable[[s
     )
 
 
-class LocalModel:
+class LocalSpeaker:
     """A checkpoint through transformers, on a GPU in bf16 or on the CPU in fp32. What a question shares
     with what was computed before (the conversation so far) is not computed again."""
 
@@ -156,7 +156,7 @@ def _room(context: int, sampling: Sampling) -> int:
     return context - min(sampling.max_tokens, context // 4)
 
 
-class ServedModel:
+class ServedSpeaker:
     """A model behind an OpenAI-compatible server. Tokens are guessed, from bytes."""
 
     def __init__(self, name: str | None, base_url: str, completes: bool = False):
@@ -177,8 +177,8 @@ class ServedModel:
         try:
             listed = {model.id: model for model in self._api.models.list().data}
         except self._errors as error:
-            if getattr(error, "status_code", None) in (404, 405, 501) and name:
-                return name  # no list here
+            if getattr(error, "status_code", None) and name:
+                return name  # a server without a list; `transformers serve` answers 500 at times
             raise self._failed(error) from error
         if name is None and len(listed) != 1:
             raise UserError(f"--model: which of {', '.join(sorted(listed)) or 'none'}?")
@@ -220,7 +220,7 @@ class ServedModel:
         except self._errors as error:
             raise self._failed(error) from error
         if not self.ending:
-            raise UserError(f"{self._url}: the answer broke off; /retry asks again")
+            raise UserError(f"{self._url}: the answer broke off")
 
     def _pieces(self, chunk) -> Iterator[str]:
         for choice in chunk.choices or []:
@@ -239,7 +239,7 @@ class ServedModel:
                 f"too long for the model, says the server ({text}); send a shorter message"
             )
         if status is None and self.tokens:
-            return UserError(f"{self._url}: the server stopped in the middle of its answer ({text}); /retry asks again")  # fmt: skip
+            return UserError(f"{self._url}: the server stopped in the middle of its answer ({text})")  # fmt: skip
         where = (
             f"{self._url}: the server refuses ({status})" if status else f"{self._url}: no answer"
         )

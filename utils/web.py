@@ -1,9 +1,11 @@
 """The conversation as a page, by Gradio's ChatInterface."""
 
+import html
 import os
 import socket
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +22,6 @@ def serve(speaker, sampling: Sampling, system: str, titles: list[str], host: str
     check_port(host, port)
     page = make_page(speaker, sampling, system, titles)
     page.queue(default_concurrency_limit=1 if hasattr(speaker, "ids") else AT_ONCE)
-    print(f"http://{host}:{port}/  (Ctrl-C ends it)", file=sys.stderr, flush=True)
     page.launch(
         server_name=host,
         server_port=port,
@@ -29,7 +30,13 @@ def serve(speaker, sampling: Sampling, system: str, titles: list[str], host: str
         ssr_mode=False,
         footer_links=[],
         theme=theme(),
+        prevent_thread_lock=True,
     )
+    print(f"http://{host}:{port}/  (Ctrl-C ends it)", file=sys.stderr, flush=True)
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        page.close()
 
 
 def check_port(host: str, port: int) -> None:
@@ -61,10 +68,7 @@ def make_page(speaker, sampling: Sampling, system: str, titles: list[str]):
     """The page; what is said in it is kept by the visitor's browser alone."""
     return gradio().ChatInterface(
         fn=answerer(speaker, sampling, system),
-        # As it was written: neither HTML nor Markdown, whose pictures would be fetched from anywhere.
-        chatbot=gradio().Chatbot(
-            render_markdown=False, height="70vh", show_label=False, buttons=["copy", "copy_all"]
-        ),
+        chatbot=verbatim_chatbot(),
         title=Path(speaker.name).name,
         description="This model continues the text that it is given."
         if speaker.completes
@@ -75,6 +79,28 @@ def make_page(speaker, sampling: Sampling, system: str, titles: list[str]):
         flagging_mode="never",
         api_visibility="private",
     )
+
+
+def verbatim_chatbot():
+    """A Chatbot that shows every character as it was written. Gradio's own makes HTML of a message, and
+    though it takes scripts out, `<b>` would vanish and a picture would be fetched from anywhere; without
+    Markdown too. So the browser is sent escaped text. Copy buttons would copy that: there are none."""
+
+    chatbot = gradio().Chatbot(render_markdown=False, height="70vh", show_label=False, buttons=[])
+    # Set on the object: of a class of ours Gradio would look for a front end of ours.
+    show, read = chatbot.postprocess, chatbot.preprocess
+    chatbot.postprocess = lambda value: with_texts(show(value), html.escape)
+    chatbot.preprocess = lambda payload: read(with_texts(payload, html.unescape))
+    return chatbot
+
+
+def with_texts(data, change: Callable[[str], str]):
+    """The Chatbot's messages, as they go over the wire, with every text changed."""
+    for message in data.root if data else []:
+        for part in message.content:
+            if part.type == "text":
+                part.text = change(part.text)
+    return data
 
 
 def answerer(speaker, sampling: Sampling, system: str):
@@ -99,8 +125,11 @@ def answerer(speaker, sampling: Sampling, system: str):
                 yield [*notices, spoken(text)]
             if speaker.ending == "length":
                 notices.append(notice("the answer is cut: its longest length is reached"))
-        except UserError as error:
-            notices.append(notice(str(error)))
+        except (
+            UserError
+        ) as error:  # what there is of an answer is shown, and no part of the conversation
+            notices.append(notice(f"{text} … {error}" if text else str(error)))
+            text = ""
         yield [*notices, *([spoken(text)] if text else [])]
 
     return answer

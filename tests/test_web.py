@@ -1,0 +1,186 @@
+"""interactive.py --web in a real Chromium, where there is one (`apt-get install chromium`)."""
+
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT, refused
+from tests.streaming_server import StreamingServer
+
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+needs_browser = pytest.mark.skipif(not CHROMIUM, reason="no Chromium: apt-get install chromium")
+ATTACK = (
+    '<img src=x onerror="window.hacked=1"><script>window.hacked=2</script><b>bold</b> **stars**'
+)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def answers(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(2)
+        return probe.connect_ex((host, port)) == 0
+
+
+class Site:
+    """interactive.py --web, serving what a streaming server says."""
+
+    def __init__(self, *options, **server):
+        self.options, self.model = options, StreamingServer(**server)
+
+    def __enter__(self) -> "Site":
+        self.model.__enter__()
+        self.port = free_port()
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "interactive.py"), "--web", "--base_url", self.model.url,
+             "--port", str(self.port), *self.options],
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        lines = iter(self.process.stderr.readline, "")
+        assert any(f":{self.port}/" in line for line in lines)  # it says where, once it listens
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+        self.model.__exit__()
+
+
+@pytest.fixture
+def page(home, tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        opened = browser.new_page(viewport={"width": 1200, "height": 800})
+        opened.set_default_timeout(20_000)
+        opened.foreign = []
+        opened.on("request", lambda r: None if "127.0.0.1" in r.url else opened.foreign.append(r.url))  # fmt: skip
+        yield opened
+        assert not opened.foreign  # nothing is fetched from anywhere else
+        browser.close()
+
+
+def opens(page, site: Site) -> None:
+    page.goto(f"http://127.0.0.1:{site.port}/")
+    page.wait_for_selector("textarea")
+
+
+def types(page, text: str, until: str) -> None:
+    """Send a message and wait for what is to come."""
+    box = page.locator("textarea").first
+    box.fill(text)
+    box.press("Enter")
+    page.get_by_text(until).first.wait_for()
+    page.locator("button.stop-button").wait_for(state="hidden")
+
+
+@needs_browser
+def test_a_conversation(page, tmp_path):
+    with Site() as site:
+        opens(page, site)
+        types(page, "hello there", "turn 1: hello there")
+        types(page, "and then?", "turn 2: and then?")
+        said = [m["content"] for m in site.model.bodies[-1]["messages"]]
+        assert said == ["hello there", "turn 1: hello there ", "and then?"]
+        page.screenshot(path=tmp_path / "page.png")
+        assert (tmp_path / "page.png").stat().st_size > 5000
+        page.reload()
+        page.get_by_text("hello there").first.click()
+        page.get_by_text("turn 2: and then?").first.wait_for()  # the browser kept it
+        types(page, "third", "turn 3: third")
+        other = page.context.browser.new_context().new_page()  # another visitor
+        opens(other, site)
+        other.wait_for_timeout(500)
+        assert "hello there" not in other.content()
+        types(other, "me too", "turn 1: me too")
+
+
+@needs_browser
+def test_html_is_shown_and_not_run(page):
+    with Site() as site:
+        opens(page, site)
+        types(page, ATTACK, "turn 1:")
+        page.wait_for_timeout(300)
+        assert page.evaluate("window.hacked") is None
+        shown = page.locator(".message").all_inner_texts()
+        assert any(ATTACK in text for text in shown)  # the user's, to the letter
+        assert any(ATTACK[:40] in text and "turn 1" in text for text in shown)
+        assert page.locator(".message img, .message b, .message script").count() == 0
+
+
+@needs_browser
+def test_notices(page):
+    """Too long a message, a server that dies and an answer that is stopped: each is said, and the
+    conversation goes on without it."""
+    with Site(most_bytes=3000) as site:
+        opens(page, site)
+        types(page, "hello", "turn 1: hello")
+        types(page, "x" * 4000, "send a shorter message")
+        types(page, "die right here", "stopped in the middle")
+        types(page, "still here", "turn 2: still here")
+        assert [m["content"] for m in site.model.bodies[-1]["messages"]][::2] == ["hello", "still here"]  # fmt: skip
+        box = page.locator("textarea").first
+        box.fill("slow please")
+        box.press("Enter")
+        page.get_by_text("word5 ").first.wait_for()
+        page.locator("button.stop-button").click()
+        page.wait_for_timeout(500)
+        types(page, "next", "turn 4: next")
+        assert "word100 " not in site.model.bodies[-1]["messages"][-2]["content"]
+        types(page, "long " * 590, "are left out")
+
+
+@needs_browser
+def test_articles_to_click(page):
+    with Site("--articles", "--task", "example") as site:
+        opens(page, site)
+        page.get_by_text("The Glassblowers' Strike").click()
+        page.get_by_text("turn 1: Tell me about").first.wait_for()
+    question = site.model.bodies[-1]["messages"][-1]["content"]
+    assert question == 'Tell me about the article "The Glassblowers\' Strike".'
+
+
+def test_it_listens_on_loopback_alone_unless_told(home):
+    with Site() as site:
+        assert not answers("127.0.0.2", site.port)
+        site.process.send_signal(signal.SIGINT)
+        assert site.process.wait(20) == 0
+    with Site("--host", "0.0.0.0") as site:
+        assert answers("127.0.0.2", site.port)
+
+
+def test_a_taken_port_is_named(home):
+    with StreamingServer() as server, socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        line = refused("interactive.py", "--web", "--base_url", server.url, "--port", port)
+    assert f"--port {port}" in line
+
+
+def test_notices_are_no_part_of_the_history():
+    from utils.web import notice, said_so_far
+
+    history = [
+        {"role": "user", "content": [{"type": "text", "text": "too long"}]},
+        {**notice("send a shorter one")},
+        {"role": "user", "content": "hello"},
+        {**notice("turns are left out")},
+        {"role": "assistant", "content": [{"type": "text", "text": "hi"}], "metadata": None},
+    ]
+    assert said_so_far(history, "Be brief.").messages() == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": "hi"},
+    ]

@@ -3,12 +3,17 @@
 # does a model of 135M parameters learn a small corpus from the articles, or from their EntiGraph rewriting?
 #
 #   bash scripts/quickstart.sh
+#   bash scripts/quickstart.sh --chat                         # and tune the result to answer questions
 #   SEED=1 SCP_HOME=/tmp/second bash scripts/quickstart.sh    # another seed, in a folder of its own
 #
 # Ends with a table, out/quickstart.png, out/quickstart.json, and that JSON on the last line. What is
 # finished is used again by a second run; Ctrl-C leaves nothing running.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+case "$*" in
+    "" | --chat) ;;
+    *) echo "error: quickstart.sh takes --chat or nothing" >&2; exit 2 ;;
+esac
 bash scripts/setup.sh
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false GPUS=1
 begun=$(date +%s)
@@ -62,6 +67,22 @@ for checkpoint in $model "$raw" "$entigraph"; do
     $python evaluation.py --task example --protocol loglik --model_path "$checkpoint"
 done
 
+if [ "$*" = --chat ]; then
+    step "Instruction tuning: the example conversations -> tokens and what of them is to be learnt"
+    $python data/tokenize_instruct.py --jsonl data/example/conversations/train.jsonl \
+        --test_jsonl data/example/conversations/test.jsonl --name example_chat --tokenizer $model --block_size 512
+    step "Instruction tuning of the EntiGraph checkpoint"
+    ./scripts/train.sh --lr 1e-4 --rr $rr --epochs 4 --bs $bs --wd $wd --warmup $warmup --task_name instruct \
+        --conversations example_chat --model_name "$entigraph" --replay example_replay --block_size 512 \
+        --mask_documents --seed "$seed"
+    origin="${entigraph#ckpts/}"
+    tuned="ckpts/instruct-lr1e-4-rr$rr-epochs4-bs$bs-wd$wd-warmup$warmup-${origin//-/}"
+    $python evaluation.py --task example --protocol loglik --model_path "$tuned"
+    step "The same questions to the base model and to the tuned one"
+    $python scripts/quickstart_chat.py --base $model --entigraph "$entigraph" --tuned "$tuned"
+    echo "To go on talking: ${SCP_HOME:+SCP_HOME=$SCP_HOME }.venv/bin/python interactive.py"
+fi
+
 step "What came out"
 $python scripts/quickstart_report.py --base $model --raw "$raw" --entigraph "$entigraph" --generator $generator \
-    --begun "$begun"
+    --begun "$begun" "$@"

@@ -12,6 +12,7 @@ from utils.io import read_json, read_jsonl, run, write_json
 
 AGAIN = "run: bash scripts/quickstart.sh --chat"
 LONGEST = 200  # tokens: the longest reply of the held-out conversations has 120
+MOST_SHOWN = 500  # characters of an answer
 SHOWN = (0, 7, 12)  # one about an article as a whole, two about a fact
 
 
@@ -89,9 +90,14 @@ def show(conversations: list[dict], answers: dict[str, list[tuple[str, bool]]]) 
     for number in SHOWN:
         question, written = (m["content"] for m in conversations[number]["messages"][:2])
         base, tuned = (answers[name][number] for name in ("base", "tuned"))
-        texts = [text if ended else f"{text} …" for text, ended in (base, tuned)]
+        texts = [shorten(*answer) for answer in (base, tuned)]
         table.add_row(question, *texts, written)
     Console(width=150).print(table, markup=False)
+
+
+def shorten(text: str, ended: bool) -> str:
+    """An answer for the table; … where it goes on."""
+    return text if ended and len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]} …"
 
 
 def print_result(result: dict) -> None:

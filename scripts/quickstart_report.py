@@ -23,6 +23,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True, help="the checkpoint that was evaluated")
     parser.add_argument("--generator", required=True, help="whose passages are the live ones")
     parser.add_argument("--begun", type=int, required=True, help="when it began, Unix time in s")
+    parser.add_argument("--chat", action="store_true", help="quickstart_chat.py has been run, too")
     args = parser.parse_args()
     metrics = {
         name: read_json(paths.evaluation_file(getattr(args, name)), AGAIN)["metrics"]
@@ -42,6 +43,8 @@ def main() -> None:
         for name, values in metrics.items()
     }
     result |= {"seconds": round(time.time() - args.begun), "live_calls": live["calls"]}
+    if args.chat:
+        result["chat"] = read_json(paths.out_dir() / "quickstart_chat.json", f"{AGAIN} --chat")
     write_json(paths.out_dir() / "quickstart.json", result)
     print(f"{paths.out_dir()}/quickstart.png, quickstart.json")
     print(json.dumps(result))

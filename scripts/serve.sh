@@ -28,15 +28,15 @@ if "$bin/python" -c 'import socket, sys; sys.exit(socket.socket().connect_ex((sy
     exit 2
 fi
 if nvidia-smi >/dev/null 2>&1 && "$bin/python" -c 'import vllm' 2>/dev/null; then
-    "$bin/vllm" serve "$checkpoint" --host "$host" --port "$port" --dtype bfloat16 "$@" &
+    "$bin/vllm" serve "$checkpoint" --host "$host" --port "$port" --dtype bfloat16 "$@" >&2 &
 elif "$bin/python" -c 'import fastapi, uvicorn' 2>/dev/null; then
-    "$bin/transformers" serve "$checkpoint" --host "$host" --port "$port" "$@" &
+    "$bin/transformers" serve "$checkpoint" --host "$host" --port "$port" "$@" >&2 &
 else
     echo "error: no server here; run: $bin/pip install -e '$root[serve]', or on a GPU: $bin/pip install vllm" >&2
     exit 2
 fi
 server=$!
-trap 'kill $server 2>/dev/null; wait $server' EXIT
+trap 'kill $server 2>/dev/null; wait $server || true' EXIT
 trap 'exit 130' INT TERM
 until "$bin/python" -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)' \
     "http://${host/0.0.0.0/127.0.0.1}:$port/health" 2>/dev/null; do

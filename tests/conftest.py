@@ -1,6 +1,7 @@
 """What the tests share: a tiny model made on the spot, a home folder of their own, scripts as a user calls them."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,12 @@ def home(tmp_path, monkeypatch):
 def server():
     with FakeOpenAI() as running:
         yield running
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def start_script(*command: str, **environment: str) -> subprocess.Popen:

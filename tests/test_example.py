@@ -8,6 +8,7 @@ import numpy as np
 
 from tests.conftest import ROOT
 from utils import passages, quality
+from utils.conversation import problem_of
 
 DOCUMENTS = quality.load_task("example")
 FILES, PLACES = passages.locate_passages([ROOT / "data/example/passages"], "")
@@ -110,3 +111,24 @@ def test_replay_is_about_the_world_at_large():
     assert not any("Orrin" in text for text in texts)
     found = Counter(gram for text in texts for gram in grams(text, 4))
     assert len(found) / found.total() >= 0.95
+
+
+def test_conversations():
+    """Five about each article; those of four articles are held out whole. None repeats eight words in a
+    row of a question or its options."""
+    asked = {
+        gram for q in QUESTIONS for text in (q.text, " ".join(q.options)) for gram in grams(text, 8)
+    }
+    told = {}
+    for split, number in (("train", 40), ("test", 20)):
+        talks = [json.loads(line) for line in (ROOT / f"data/example/conversations/{split}.jsonl").read_text().splitlines()]  # fmt: skip
+        assert len(talks) == number
+        assert not [problem for talk in talks if (problem := problem_of(talk["messages"]))]
+        said = [message["content"] for talk in talks for message in talk["messages"]]
+        assert not {gram for text in said for gram in grams(text, 8)} & asked
+        told[split] = Counter(talk["article"] for talk in talks)
+        assert set(told[split].values()) == {5}
+        words_said = [gram for talk in talks for m in talk["messages"] if m["role"] == "assistant" for gram in grams(m["content"], 4)]  # fmt: skip
+        assert len(set(words_said)) > 0.95 * len(words_said)
+    assert not set(told["train"]) & set(told["test"])
+    assert set(told["train"]) | set(told["test"]) == {document.title for document in DOCUMENTS}

@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 
 # Of entigraph.py, and of the scripts of gptj/.
 PARTS = {"generation", "formats", "params", "checkpointing", "session"}
-SCRIPTS = [ROOT / name for name in ("train.py", "evaluation.py")]
+SCRIPTS = [ROOT / name for name in ("train.py", "evaluation.py", "interactive.py")]
 SCRIPTS += [
     path
     for folder in ("data", "scripts", "benchmarks", "gptj")
@@ -31,6 +31,9 @@ MORE = {
     "machine": {"arithmetic", "loss", "optim"},
     "metrics": {"arithmetic"},
     "generate": {"tokens", "checkpoints"},
+    "speakers": {"templates", "conversation", "keys", "tokens", "checkpoints"},
+    "repl": {"conversation", "speakers"},
+    "web": {"conversation", "speakers"},
 }
 
 
@@ -72,7 +75,8 @@ def test_utils_import_downwards(path):
 def test_data_and_scripts():
     for path in (ROOT / "data").glob("*.py"):
         assert ours(path, "data") <= ({"generation"} if path.stem == "entigraph" else set())
-    assert ours(ROOT / "evaluation.py", "data") == set()
+    for name in ("evaluation.py", "interactive.py"):
+        assert ours(ROOT / name, "data") == set()
     assert ours(ROOT / "train.py", "data") <= {"cptdata"}
     entries = {"train", "evaluation", "interactive", "scripts", "benchmarks", "gptj", "notebooks"}
     for path in sources():

@@ -2,9 +2,13 @@
 
 import hashlib
 import os
+import shutil
+import signal
+import socket
 import subprocess
+import sys
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, free_port
 
 
 def shell(*command: str, **environment: str) -> subprocess.CompletedProcess:
@@ -91,3 +95,58 @@ def test_slurm_starts_one_torchrun_a_node(tmp_path):
     assert "--nnodes 2 --nproc_per_node 4" in done.stdout
     assert "--rdzv_endpoint node7:29500" in done.stdout
     assert done.stdout.rstrip().endswith("train.py --lr 5e-06 --sharding hybrid")
+
+
+def test_serving_a_checkpoint(home, tiny_llama):
+    """`transformers serve` answers interactive.py, and evaluation.py's form of request; Ctrl-C ends it
+    and leaves nothing running."""
+    folder = home / "ckpts/tiny-chat"
+    shutil.copytree(tiny_llama, folder)
+    shutil.copy(ROOT / "utils/prompts/llama3.1.jinja", folder / "chat_template.jinja")
+    port = free_port()
+    server = subprocess.Popen(
+        ["bash", ROOT / "scripts/serve.sh", "ckpts/tiny-chat"], cwd="/", stdout=subprocess.PIPE, text=True,
+        stderr=subprocess.DEVNULL, env=os.environ | {"PORT": str(port)}, start_new_session=True,
+    )  # fmt: skip
+    try:
+        chat, evaluate = server.stdout.readline(), server.stdout.readline()
+        url, name = f"http://127.0.0.1:{port}/v1", str(folder)
+        assert chat.split() == ["python", "interactive.py", "--base_url", url, "--model", name]
+        assert evaluate.split() == [
+            "python",
+            "evaluation.py",
+            "--base_url",
+            url,
+            "--model_path",
+            name,
+        ]
+        done = subprocess.run(
+            [sys.executable, ROOT / "interactive.py", *chat.split()[2:], "--max_tokens", "9"],
+            input=b"Who kept the light?\nAnd then?\n", capture_output=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count(b"\n") >= 2
+        again = shell(ROOT / "scripts/serve.sh", "ckpts/tiny-chat", PORT=str(port))
+        assert again.returncode == 2
+        assert f"error: port {port}" in again.stderr
+    finally:
+        os.killpg(server.pid, signal.SIGINT)
+        assert server.wait(30) == 130
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_serving_what_is_no_checkpoint(home):
+    done = shell(ROOT / "scripts/serve.sh")
+    assert done.returncode == 2
+    assert "error: name a checkpoint" in done.stderr
+    (home / "empty").mkdir()
+    done = shell(ROOT / "scripts/serve.sh", home / "empty")
+    assert done.returncode == 2
+    assert "holds no model" in done.stderr
+
+
+def test_the_quickstart_takes_chat_or_nothing():
+    done = shell(ROOT / "scripts/quickstart.sh", "--chatt")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT, refused
+from tests.conftest import ROOT, free_port, refused
 from tests.streaming_server import StreamingServer
 
 CHROMIUM = (
@@ -18,12 +18,6 @@ needs_browser = pytest.mark.skipif(not CHROMIUM, reason="no Chromium: apt-get in
 ATTACK = (
     '<img src=x onerror="window.hacked=1"><script>window.hacked=2</script><b>bold</b> **stars**'
 )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def answers(host: str, port: int) -> bool:

@@ -32,8 +32,8 @@ def serve(speaker, sampling: Sampling, system: str, titles: list[str], host: str
         theme=theme(),
         prevent_thread_lock=True,
     )
-    print(f"http://{host}:{port}/  (Ctrl-C ends it)", file=sys.stderr, flush=True)
     try:
+        print(f"http://{host}:{port}/  (Ctrl-C ends it)", file=sys.stderr, flush=True)
         threading.Event().wait()
     except KeyboardInterrupt:
         page.close()

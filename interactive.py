@@ -60,7 +60,7 @@ def main() -> None:
             "This model continues the text it is given; it answers no questions and forgets what was before."
         )
     if sys.stdin.isatty():
-        say(f"{speaker.name}. /help shows the commands, Ctrl-D leaves.")
+        say("/help shows the commands, Ctrl-D leaves.")
     Repl(speaker, sampling, args.system).run()
 
 
@@ -86,7 +86,10 @@ def find_speaker(args: argparse.Namespace):
     from utils.speakers import LocalSpeaker, ServedSpeaker
 
     if args.base_url:
-        return ServedSpeaker(args.model, args.base_url, args.complete)
+        speaker = ServedSpeaker(args.model, args.base_url, args.complete)
+        if not args.model:
+            print(f"taking {speaker.name}", file=sys.stderr)
+        return speaker
     from transformers.utils import logging
 
     logging.disable_progress_bar()

@@ -164,13 +164,13 @@ def test_a_taken_port_is_named(home):
 
 
 def test_notices_are_no_part_of_the_history():
-    from utils.web import notice, said_so_far
+    from utils.web import NOTICE, said_so_far
 
     history = [
         {"role": "user", "content": [{"type": "text", "text": "too long"}]},
-        {**notice("send a shorter one")},
+        {"role": "assistant", "content": "send a shorter one", "metadata": {"title": NOTICE}},
         {"role": "user", "content": "hello"},
-        {**notice("turns are left out")},
+        {"role": "assistant", "content": "turns are left out", "metadata": {"title": NOTICE}},
         {"role": "assistant", "content": [{"type": "text", "text": "hi"}], "metadata": None},
     ]
     assert said_so_far(history, "Be brief.").messages() == [

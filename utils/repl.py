@@ -10,7 +10,7 @@ from pathlib import Path
 from utils import paths
 from utils.conversation import Conversation
 from utils.io import UserError
-from utils.speakers import Sampling, reply
+from utils.speakers import Answer, Sampling, reply
 
 HELP = """\
 Enter sends, Alt-Enter (or a \\ at the end of a line) begins a new line, arrows bring earlier messages back.
@@ -66,13 +66,13 @@ class Repl:
         if self.speaker.completes:
             self.conversation.reset()
         self.conversation.ask(text)
-        self.failed, answer, begun = text, "", time.monotonic()
+        self.failed, said, answer, begun = text, "", Answer(), time.monotonic()
         self.asked += 1
         sampling = replace(self.sampling, seed=self.first_seed + self.asked)
-        pieces = reply(self.speaker, self.conversation.messages(), sampling, say)
+        pieces = reply(self.speaker, self.conversation.messages(), sampling, answer, say)
         try:
             for piece in pieces:
-                answer += piece
+                said += piece
                 print(CONTROL.sub("", piece), end="", flush=True)
         except KeyboardInterrupt:
             if not self.typed:
@@ -84,18 +84,18 @@ class Repl:
             raise
         else:
             print(flush=True)
-            if self.speaker.ending == "length":
+            if answer.ending == "length":
                 say("[cut: --max_tokens, or the model's context, is reached]")
         finally:
             pieces.close()
-        if not answer:  # stopped before the first word
+        if not said:  # stopped before the first word
             self.conversation.take_back()
             return
         self.failed = None
-        self.conversation.answer(answer)
+        self.conversation.answer(said)
         if self.timed:
             seconds = time.monotonic() - begun
-            say(f"[{self.speaker.tokens} tokens, {self.speaker.tokens / seconds:.1f} a second]")
+            say(f"[{answer.tokens} tokens, {answer.tokens / seconds:.1f} a second]")
 
     def retry(self, _: str) -> None:
         question = self.failed or self.conversation.take_back()
@@ -200,7 +200,6 @@ def lines_of_terminal() -> Iterator[str]:
             buffer.validate_and_handle()
 
     @keys.add("escape", "enter")
-    @keys.add("c-j")
     def new_line(event) -> None:
         event.current_buffer.insert_text("\n")
 

@@ -1,13 +1,13 @@
 """Who answers in a conversation, word by word: a checkpoint in this process, or a server.
 
-Both have `stream(messages, sampling)`, which yields pieces of text and then knows how the answer ended
-(`ending`: stop, or length where it was cut) and how many tokens it had (`tokens`); `count(messages)`;
-`context`, the tokens that question and answer may have together, or None where nobody said; and
-`completes`, where text is continued and nothing is answered.
+Both have `stream(messages, sampling, answer)`, which yields pieces of text and notes in `answer` how it
+ends; `count(messages)` and `room(sampling)`, in tokens; and `completes`, where text is continued and
+nothing is answered.
 """
 
 import contextlib
 import re
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -30,18 +30,28 @@ class Sampling:
     seed: int = 0
 
 
+@dataclass
+class Answer:
+    """What is known of an answer besides its words. One record an answer: a page has several visitors."""
+
+    ending: str = ""  # stop, or length where it was cut
+    tokens: int = 0
+
+
 class TooLong(UserError):
     """More than the model's context holds."""
 
 
-def reply(speaker, messages: list[dict], sampling: Sampling, notice: Callable[[str], None]) -> Iterator[str]:  # fmt: skip
+def reply(
+    speaker, messages: list[dict], sampling: Sampling, answer: Answer, notice: Callable[[str], None]
+) -> Iterator[str]:
     """The answer to the last message, in pieces. What does not fit into the context is left out by
     whole turns, the oldest first, and `notice` is told. Raises TooLong where the last message alone
     does not fit, UserError where the server fails."""
     refused = None
     while fitting := fit(messages, speaker.room(sampling), speaker.count):
         kept, dropped = fitting
-        with contextlib.closing(speaker.stream(kept, sampling)) as pieces:
+        with contextlib.closing(speaker.stream(kept, sampling, answer)) as pieces:
             try:
                 first = next(pieces, "")
             except TooLong as error:  # the server knows better than our guess of tokens
@@ -76,8 +86,8 @@ class LocalSpeaker:
         self._model = load_checkpoint(name, dtype, "--model_path").to(self._device).eval()
         self.completes = completes or self.tokenizer.chat_template is None
         self.context: int | None = getattr(self._model.config, "max_position_embeddings", None)
-        self.ending, self.tokens = "", 0
         self._new_cache, self._ids = DynamicCache, []  # the ids that the cache holds
+        self._one_at_a_time = threading.Lock()  # a stopped answer of the page ends with its token
 
     def room(self, sampling: Sampling) -> int:
         """Tokens that a question may have: the rest, up to a quarter, is the answer's."""
@@ -91,7 +101,7 @@ class LocalSpeaker:
             return self.tokenizer(messages[-1]["content"])["input_ids"]
         return templates.as_ids(self.tokenizer, messages, to_be_answered=True)
 
-    def stream(self, messages: list[dict], sampling: Sampling) -> Iterator[str]:
+    def stream(self, messages: list[dict], sampling: Sampling, answer: Answer) -> Iterator[str]:
         import torch
         from tokenizers.decoders import DecodeStream
 
@@ -99,16 +109,16 @@ class LocalSpeaker:
         draws = torch.Generator().manual_seed(sampling.seed)
         words = DecodeStream(skip_special_tokens=True)
         most = min(sampling.max_tokens, (self.context or 1 << 30) - len(ids))
-        self.ending, self.tokens = "length", 0
-        while self.tokens < most:
+        for _ in range(most):
             token = _draw(self._next_logits(ids), sampling, draws)
-            self.tokens += 1
+            answer.tokens += 1
             if token in ends:
-                self.ending = "stop"
+                answer.ending = "stop"
                 return
             ids = [*ids, token]
             if piece := words.step(self.tokenizer.backend_tokenizer, token):
                 yield piece
+        answer.ending = "length"
 
     def _ends(self) -> set[int]:
         named = self._model.generation_config.eos_token_id
@@ -118,6 +128,10 @@ class LocalSpeaker:
 
     def _next_logits(self, ids: list[int]):
         """(vocabulary,) fp32 logits of the token after `ids`, from the cache as far as it goes."""
+        with self._one_at_a_time:
+            return self._computed(ids)
+
+    def _computed(self, ids: list[int]):
         import torch
 
         known = _common(ids[:-1], self._ids)
@@ -165,7 +179,7 @@ class ServedSpeaker:
         key = find_key(base_url)
         self._api = openai.OpenAI(api_key=key, base_url=base_url, max_retries=2)
         self._key, self._url, self._errors = key, base_url, (openai.APIError, ValueError)
-        self.completes, self.ending, self.tokens = completes, "", 0
+        self.completes = completes
         self.context: int | None = None
         self._most = (
             1 << 30
@@ -199,8 +213,7 @@ class ServedSpeaker:
             sum(len(m["content"].encode("utf-8", "replace")) for m in messages) // BYTES_A_TOKEN + 1
         )
 
-    def stream(self, messages: list[dict], sampling: Sampling) -> Iterator[str]:
-        self.ending, self.tokens = "", 0
+    def stream(self, messages: list[dict], sampling: Sampling, answer: Answer) -> Iterator[str]:
         settings = {
             "model": self.name,
             "max_tokens": sampling.max_tokens,
@@ -211,34 +224,34 @@ class ServedSpeaker:
         }
         try:
             if self.completes:
-                answer = self._api.completions.create(prompt=messages[-1]["content"], **settings)
+                chunks = self._api.completions.create(prompt=messages[-1]["content"], **settings)
             else:
-                answer = self._api.chat.completions.create(messages=messages, **settings)
-            with answer:
-                for chunk in answer:
-                    yield from self._pieces(chunk)
+                chunks = self._api.chat.completions.create(messages=messages, **settings)
+            with chunks:
+                for chunk in chunks:
+                    yield from self._pieces(chunk, answer)
         except self._errors as error:
-            raise self._failed(error) from error
-        if not self.ending:
+            raise self._failed(error, answer.tokens) from error
+        if not answer.ending:
             raise UserError(f"{self._url}: the answer broke off")
 
-    def _pieces(self, chunk) -> Iterator[str]:
+    def _pieces(self, chunk, answer: Answer) -> Iterator[str]:
         for choice in chunk.choices or []:
             piece = choice.text if self.completes else choice.delta.content
-            self.ending = choice.finish_reason or self.ending
+            answer.ending = choice.finish_reason or answer.ending
             if piece:
-                self.tokens += 1
+                answer.tokens += 1
                 yield piece
 
-    def _failed(self, error: Exception) -> UserError:
-        """In one line, without the key."""
+    def _failed(self, error: Exception, tokens: int = 0) -> UserError:
+        """What happened after so many tokens of an answer, in one line and without the key."""
         text = first_line(error).replace(self._key, "***")[:300]
         status = getattr(error, "status_code", None)
         if status == 400 and CONTEXT.search(text):
             return TooLong(
                 f"too long for the model, says the server ({text}); send a shorter message"
             )
-        if status is None and self.tokens:
+        if status is None and tokens:
             return UserError(f"{self._url}: the server stopped in the middle of its answer ({text})")  # fmt: skip
         where = (
             f"{self._url}: the server refuses ({status})" if status else f"{self._url}: no answer"

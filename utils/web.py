@@ -1,6 +1,7 @@
 """The conversation as a page, by Gradio's ChatInterface."""
 
 import html
+import itertools
 import os
 import socket
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from utils.conversation import Conversation
 from utils.io import UserError
-from utils.speakers import Sampling, reply
+from utils.speakers import Answer, Sampling, reply
 
 NOTICE = "Notice"  # the title of a message that is not the model's
 AT_ONCE = 8  # answers of a server; a model in this process gives one at a time
@@ -104,31 +105,27 @@ def with_texts(data, change: Callable[[str], str]):
 
 
 def answerer(speaker, sampling: Sampling, system: str):
-    """Gradio's function: what was said so far and a message -> the answer, growing."""
-    asked = 0
+    """Gradio's function: a message and what was said before it -> the answer, growing."""
+    asked = itertools.count(1)
 
     def answer(message: str, history: list[dict]) -> Iterator[list[dict]]:
-        nonlocal asked
-        asked += 1
-        talk = said_so_far(history, system)
-        if speaker.completes:
-            talk.reset()
+        talk = said_so_far([] if speaker.completes else history, system)
         talk.ask(message)
+        drawn, known = replace(sampling, seed=sampling.seed + next(asked)), Answer()
         notices: list[dict] = []
         text = ""
+
+        def tell(what: str) -> None:
+            notices.append(spoken(what) | {"metadata": {"title": NOTICE}})
+
         try:
-            drawn = replace(sampling, seed=sampling.seed + asked)
-            for piece in reply(
-                speaker, talk.messages(), drawn, lambda said: notices.append(notice(said))
-            ):
+            for piece in reply(speaker, talk.messages(), drawn, known, tell):
                 text += piece
                 yield [*notices, spoken(text)]
-            if speaker.ending == "length":
-                notices.append(notice("the answer is cut: its longest length is reached"))
-        except (
-            UserError
-        ) as error:  # what there is of an answer is shown, and no part of the conversation
-            notices.append(notice(f"{text} … {error}" if text else str(error)))
+            if known.ending == "length":
+                tell("the answer is cut: its longest length is reached")
+        except UserError as error:  # what there is of the answer is no part of the conversation
+            tell(f"{text} … {error}" if text else str(error))
             text = ""
         yield [*notices, *([spoken(text)] if text else [])]
 
@@ -158,7 +155,3 @@ def text_of(message: dict) -> str:
 
 def spoken(text: str) -> dict:
     return {"role": "assistant", "content": text}
-
-
-def notice(text: str) -> dict:
-    return spoken(text) | {"metadata": {"title": NOTICE}}

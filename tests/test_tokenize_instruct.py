@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from data.cptdata import IGNORED, Conversations, pack
-from tests.conftest import ROOT, refused, succeed
+from tests.conftest import PEAK, ROOT, refused, succeed
 from utils import paths, templates
 from utils.bins import TokenFile
 from utils.io import UserError
@@ -222,14 +222,6 @@ def test_blocks_of_conversations(files, inside):
     assert len(np.concatenate(part.packed)) == len(documents) // 2
 
 
-PEAK = """
-import re, runpy, sys
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
-"""  # in KiB; getrusage's would begin with that of the process that started this one
-
-
 def test_memory_does_not_grow_with_the_conversations(home, tiny_llama):
     """Peak of the process at 3,000 and at 12,000 conversations: less than 1 byte a token apart."""
     peaks, tokens = [], []
@@ -243,11 +235,10 @@ def test_memory_does_not_grow_with_the_conversations(home, tiny_llama):
             "--tokenizer",
             tiny_llama,
         ]
-        done = subprocess.run(
-            [sys.executable, "-c", PEAK, *map(str, script)], capture_output=True, text=True
-        )
+        code = f"import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__'); print({PEAK})"
+        done = subprocess.run([sys.executable, "-c", code, *map(str, script)], capture_output=True, text=True)  # fmt: skip
         assert done.returncode == 0, done.stderr
-        peaks.append(1024 * int(done.stdout.splitlines()[-1]))
+        peaks.append(int(done.stdout.splitlines()[-1]))
         tokens.append(TokenFile(paths.conversations_bin("ultrachat", "train"), "").meta["tokens"])
     assert tokens[1] > 3 * tokens[0]
     assert peaks[1] - peaks[0] < tokens[1] - tokens[0] + (2 << 20)  # two MiB of noise

@@ -20,7 +20,7 @@ from utils.io import UserError, read_json, run
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--model_path", help="checkpoint folder or hub name (default: the newest ckpts/instruct-*)")
+    add("--model_path", help="checkpoint folder or hub name; with --base_url the server's name for it (default: the newest ckpts/instruct-*)")
     add("--base_url", help="an OpenAI-compatible server in place of this machine")
     add("--model", help="the server's name for the model (default: the only one that it has)")
     add("--complete", action="store_true", help="continue the text, whether the model can chat or not")
@@ -47,9 +47,11 @@ def main() -> None:
     speaker = find_speaker(args)
 
     from utils.repl import Repl, say
-    from utils.speakers import Sampling
+    from utils.speaking import Sampling
 
     sampling = Sampling(float(args.temperature), args.top_p, args.max_tokens, args.seed)
+    if speaker.completes and args.system:
+        raise UserError("--system: a model that continues text takes none")
     if args.web:
         from utils.web import serve
 
@@ -67,30 +69,33 @@ def main() -> None:
 def check(args: argparse.Namespace) -> None:
     from utils.repl import temperature_of
 
-    temperature_of(args.temperature)
+    temperature_of(args.temperature, "--temperature")
     if not 0 < args.top_p <= 1:
         raise UserError(f"--top_p {args.top_p}: above 0, at most 1")
     if args.max_tokens < 1:
         raise UserError(f"--max_tokens {args.max_tokens}: must be at least 1")
-    if args.base_url and args.model_path:
-        raise UserError("--model_path and --base_url: give one of them")
-    if args.model and not args.base_url:
+    if args.model and (args.model_path or not args.base_url):
         raise UserError(
-            "--model: a server's name for a model, so give --base_url too; a checkpoint is --model_path"
+            "--model: a server's name for a model: with --base_url and without --model_path"
         )
     if (args.share or args.articles) and not args.web:
         raise UserError("--share and --articles: for --web")
 
 
 def find_speaker(args: argparse.Namespace):
-    from utils.speakers import LocalSpeaker, ServedSpeaker
+    from utils.repl import say
 
     if args.base_url:
-        speaker = ServedSpeaker(args.model, args.base_url, args.complete)
-        if not args.model:
-            print(f"taking {speaker.name}", file=sys.stderr)
+        from utils.served_speaker import ServedSpeaker
+
+        name = args.model or args.model_path
+        speaker = ServedSpeaker(name, args.base_url, args.complete)
+        if not name:
+            say(f"taking {speaker.name}")
         return speaker
     from transformers.utils import logging
+
+    from utils.local_speaker import LocalSpeaker
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -102,7 +107,7 @@ def newest_tuned() -> str:
     records = {
         record.parent: record.stat().st_mtime_ns
         for record in paths.ckpts_dir().glob("instruct-*/run.json")
-        if read_json(record, "delete that folder")["finished"]
+        if read_json(record, "name a checkpoint with --model_path").get("finished")
     }
     if not records:
         raise UserError(

@@ -219,7 +219,7 @@ def open_files(args: argparse.Namespace) -> dict:
 
 
 def made_by_other_runs(one: TokenFile, other: TokenFile) -> bool:
-    keys = ("seed", "sources", "template_sha256")
+    keys = ("seed", "sources", "test_share", "template_sha256", "learnt", "block_size")
     return any(one.meta.get(key) != other.meta.get(key) for key in keys)
 
 

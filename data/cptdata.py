@@ -214,11 +214,13 @@ def count_from(begins: np.ndarray, size: int) -> np.ndarray:
 
 def pack(lengths: np.ndarray, size: int, seed: int) -> list[list[int]]:
     """Put documents into blocks of `size` tokens, each whole: the longest first, into the fullest block
-    that still has room (best fit, decreasing). Documents of one length come in a seeded order.
+    that still has room (best fit, decreasing). Documents of one length, and the blocks, come in a seeded
+    order: the first blocks are a sample of all.
 
     lengths: (documents,), none above `size`. Returns the documents of every block.
     """
-    order = np.random.default_rng([seed, PACKING]).permutation(len(lengths))
+    rng = np.random.default_rng([seed, PACKING])
+    order = rng.permutation(len(lengths))
     order = order[np.argsort(-lengths[order], kind="stable")]
     blocks: list[list[int]] = []
     with_room: list[list[int]] = [[] for _ in range(size + 1)]  # blocks, by the room they have
@@ -239,7 +241,7 @@ def pack(lengths: np.ndarray, size: int, seed: int) -> list[list[int]]:
         if not with_room[room]:
             bisect.insort(rooms, room)
         with_room[room].append(block)
-    return blocks
+    return [blocks[block] for block in rng.permutation(len(blocks))]
 
 
 class Blocks:

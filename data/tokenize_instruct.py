@@ -48,6 +48,8 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if not 0 < args.test_share < 1:
         raise UserError(f"--test_share {args.test_share}: between 0 and 1")
+    if args.test_jsonl and not args.jsonl:
+        raise UserError("--test_jsonl: what is trained on is missing; give --jsonl FILE too")
     if args.block_size < 1 or len(args.splits) > 2:
         raise UserError("--block_size: above 0; --splits: one or two")
     return args
@@ -70,6 +72,7 @@ def main() -> None:
             "learnt": "all" if args.train_on_all else "assistant",
             "block_size": args.block_size,
             "seed": args.seed,
+            "test_share": args.test_share,
             "sources": sources,
         } | dict.fromkeys(("conversations", "refused", "cut", "left_out", "learnt_tokens"), 0)
         pieces = documents(build(split), tokenizer, args, made)

@@ -18,6 +18,7 @@ class StreamingServer:
     def __init__(
         self, most_bytes: int = 1 << 30, max_model_len: int | None = None, models=("fake",)
     ):
+        self.broken, self.pieces, self.listed = False, None, None  # every call a 500; other answers
         self.most_bytes, self.max_model_len, self.models, self.bodies = most_bytes, max_model_len, models, []  # fmt: skip
 
     def __enter__(self) -> "StreamingServer":
@@ -43,6 +44,8 @@ class StreamingServer:
         return site._server.sockets[0].getsockname()[1]
 
     async def _list(self, request) -> web.Response:
+        if self.listed is not None:
+            return web.json_response(self.listed)
         extra = {"max_model_len": self.max_model_len} if self.max_model_len else {}
         models = [{"id": name, "object": "model", "created": 0, "owned_by": "x"} | extra for name in self.models]  # fmt: skip
         return web.json_response({"object": "list", "data": models})
@@ -55,11 +58,12 @@ class StreamingServer:
         if sum(len(m["content"].encode()) for m in messages) > self.most_bytes:
             error = {"message": "This model's maximum context length is 100 tokens.", "code": 400}
             return web.json_response({"error": error}, status=400)
-        if "refuse" in text:
-            return web.json_response(
-                {"error": {"message": f"busy, {request.headers['authorization']}"}}, status=500
-            )
+        if "refuse" in text or self.broken:
+            words = f"\x1b[31mbusy <img src=x onerror='window.hacked=3'>, {request.headers['authorization']}"
+            return web.json_response({"error": {"message": words}}, status=500)
         words = [f"turn {sum(m['role'] == 'user' for m in messages)}:", *text[:60].split()]
+        if self.pieces is not None:
+            words = self.pieces
         if "slow" in text:
             words = [f"word{n}" for n in range(400)]
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})

@@ -31,9 +31,11 @@ MORE = {
     "machine": {"arithmetic", "loss", "optim"},
     "metrics": {"arithmetic"},
     "generate": {"tokens", "checkpoints"},
-    "speakers": {"templates", "conversation", "keys", "tokens", "checkpoints"},
-    "repl": {"conversation", "speakers"},
-    "web": {"conversation", "speakers"},
+    "speaking": {"conversation"},
+    "local_speaker": {"speaking", "templates", "generate"},
+    "served_speaker": {"speaking", "conversation", "keys"},
+    "repl": {"speaking", "conversation"},
+    "web": {"speaking", "conversation"},
 }
 
 

@@ -115,8 +115,15 @@ def test_what_does_not_fit_is_refused(tuned, work, tiny_llama):
     tokenize(work, tiny_llama, "--train_on_all")
     assert "other train" in says()
     path = work / "data/dataset/bins/ultrachat_test.json"
-    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
-    assert "not made by one run" in says()
+    made = path.read_text()
+    for there, other in (
+        ('"seed": 0', '"seed": 1'),
+        ('"test_share": 0.05', '"test_share": 0.2'),
+        ('"learnt": "all"', '"learnt": "assistant"'),
+    ):
+        assert there in made
+        path.write_text(made.replace(there, other))
+        assert "not made by one run" in says()
 
 
 def test_looking_at_the_blocks(work, tiny_llama):

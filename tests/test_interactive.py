@@ -105,7 +105,7 @@ def test_commands(terminal, streaming, home):
     terminal.types("/temperature 0.25")
     terminal.sees("temperature: 0.25")
     terminal.types("/temperature warm")
-    terminal.sees("error: temperature warm")
+    terminal.sees("error: /temperature warm")
     terminal.types("/retry")
     terminal.sees("error: nothing was asked yet")
     terminal.types("/speed")
@@ -223,6 +223,55 @@ def test_a_server_that_fails_in_the_middle(terminal, streaming, how):
     assert contents == ["hello", "turn 1: hello ", "still here"]
 
 
+def test_a_failed_retry_keeps_the_answer(terminal, streaming):
+    terminal.types("hello")
+    terminal.sees("turn 1: hello")
+    streaming.broken = True
+    terminal.types("/retry")
+    terminal.sees("error: ")
+    streaming.broken = False
+    terminal.types("more")
+    terminal.sees("turn 2: more")
+
+
+def test_names_of_files_that_cannot_be(terminal):
+    terminal.types("hello")
+    terminal.sees("turn 1: hello")
+    for command in ("save", "load"):
+        for name in ("~nosuchuser/x/y", "x" * 300, "/etc/hostname/x", "/proc/x"):
+            terminal.types(f"/{command} {name}")
+            terminal.sees("error: ")
+    terminal.types("still here")
+    terminal.sees("turn 2: still here")
+
+
+def test_searching_the_history(terminal, streaming):
+    terminal.types("hello world")
+    terminal.sees("turn 1: hello world")
+    terminal.types("other")
+    terminal.sees("turn 2: other")
+    terminal.types("\x12", "hel")
+    terminal.types("")
+    terminal.types("")
+    terminal.sees("turn 3: hello world")
+
+
+def test_odd_pieces(terminal, streaming):
+    """Halves of surrogate pairs, escapes in an error, and no words at all."""
+    streaming.pieces = ["a \ud83d", "\ude00 b"]
+    terminal.types("emoji")
+    terminal.sees(r"a \? ?\? b|a \?\? b")
+    streaming.pieces = []
+    terminal.types("nothing")
+    terminal.sees("no answer")
+    streaming.pieces = None
+    terminal.types("refuse")
+    line = terminal.sees("error: [^\r]*")
+    assert "\x1b" not in line
+    terminal.types("fine")
+    terminal.sees("turn 2: fine")
+
+
 def test_retry_asks_what_failed(terminal, streaming):
     terminal.types("die right here")
     terminal.sees("error: ")
@@ -260,6 +309,20 @@ def test_a_server_that_knows_its_context_better(home):
         assert b"send a shorter message" in done.stderr
 
 
+def test_max_tokens_are_cut_to_a_server_s_context(home):
+    with StreamingServer(max_model_len=200) as server:
+        done = piped("hi\nthere", "--base_url", server.url, "--max_tokens", 4000)
+    assert done.returncode == 0, done.stderr
+    assert all(0 < body["max_tokens"] < 200 for body in server.bodies)
+
+
+@pytest.mark.parametrize("listed", [[], "<html>", {"object": "list"}, {"data": [{"name": "x"}]}, {"data": 1}])
+def test_what_is_no_openai_server(home, listed):
+    with StreamingServer() as server:
+        server.listed = listed
+        assert "no OpenAI-compatible server" in refused("interactive.py", "--base_url", server.url)
+
+
 def test_pipes(home, streaming):
     done = piped("one\ntwo \\\nlines\n\n/system Hush.\nthree", "--base_url", streaming.url)
     assert done.returncode == 0
@@ -285,10 +348,13 @@ def test_bad_input(home, streaming, tiny_model):
         return refused("interactive.py", *options)
 
     assert "--task_name instruct" in says()
-    assert "--temperature" in says("--temperature", "-1").replace("temperature -1", "--temperature")
+    assert "--temperature" in says("--temperature", "-1")
     assert "--top_p" in says("--top_p", "0")
     assert "--max_tokens" in says("--max_tokens", "0")
-    assert "--model_path and --base_url" in says("--base_url", streaming.url, "--model_path", "x")
+    assert "--model" in says("--base_url", streaming.url, "--model_path", "x", "--model", "y")
+    assert "--system" in says("--base_url", streaming.url, "--complete", "--system", "x")
+    for address in ("nonsense", "ftp://x", "http://[::1", "http://"):
+        assert f"--base_url {address}: not the address" in says("--base_url", address)
     assert "--base_url" in says("--model", "x")
     assert "--web" in says("--share")
     assert "nowhere" in says("--model_path", "nowhere")
@@ -334,9 +400,9 @@ def test_the_newest_tuned_checkpoint_is_taken(home, chat_model):
 def test_ctrl_c_in_a_local_answer(home, chat_model):
     terminal = Terminal("--model_path", chat_model, "--max_tokens", 4000, "--temperature", "0")
     terminal.types("Who kept the light?")
-    time.sleep(1)
+    time.sleep(1)  # 3,000 tokens take longer
     terminal.types("", CTRL_C)
-    terminal.sees(r"\[stopped\]|\[cut")
+    terminal.sees(r"\[stopped\]")
     terminal.types("/speed")
     terminal.sees("answer: on")
     assert terminal.leaves() == 0
@@ -347,7 +413,8 @@ def test_the_cache_changes_nothing(chat_model):
     """Logits over a conversation with the cache, cropped and stopped on the way, are those without it."""
     import torch
 
-    from utils.speakers import Answer, LocalSpeaker, Sampling
+    from utils.local_speaker import LocalSpeaker
+    from utils.speaking import Answer, Sampling
 
     model = LocalSpeaker(str(chat_model))
     first = [{"role": "user", "content": "Who kept the light at Skarrow Head?"}]
@@ -370,7 +437,8 @@ def test_the_cache_changes_nothing(chat_model):
 def test_words_are_those_of_generate(chat_model):
     import torch
 
-    from utils.speakers import Answer, LocalSpeaker, Sampling
+    from utils.local_speaker import LocalSpeaker
+    from utils.speaking import Answer, Sampling
 
     model = LocalSpeaker(str(chat_model))
     messages = [{"role": "user", "content": "Who kept the light at Skarrow Head?"}]
@@ -383,7 +451,8 @@ def test_words_are_those_of_generate(chat_model):
 def test_top_p_draws_from_the_likeliest():
     import torch
 
-    from utils.speakers import Sampling, _draw
+    from utils.local_speaker import _draw
+    from utils.speaking import Sampling
 
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
     draws = torch.Generator().manual_seed(0)

@@ -109,19 +109,17 @@ def test_serving_a_checkpoint(home, tiny_llama):
         stderr=subprocess.DEVNULL, env=os.environ | {"PORT": str(port)}, start_new_session=True,
     )  # fmt: skip
     try:
-        chat, evaluate = server.stdout.readline(), server.stdout.readline()
-        url, name = f"http://127.0.0.1:{port}/v1", str(folder)
-        assert chat.split() == ["python", "interactive.py", "--base_url", url, "--model", name]
-        assert evaluate.split() == [
+        line = server.stdout.readline()
+        told = [
             "python",
-            "evaluation.py",
+            "interactive.py",
             "--base_url",
-            url,
+            f"http://127.0.0.1:{port}/v1",
             "--model_path",
-            name,
         ]
+        assert line.partition("#")[0].split() == [*told, str(folder)]
         done = subprocess.run(
-            [sys.executable, ROOT / "interactive.py", *chat.split()[2:], "--max_tokens", "9"],
+            [sys.executable, ROOT / "interactive.py", *told[2:], folder, "--max_tokens", "9"],
             input=b"Who kept the light?\nAnd then?\n", capture_output=True, timeout=120,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -144,6 +142,10 @@ def test_serving_what_is_no_checkpoint(home):
     done = shell(ROOT / "scripts/serve.sh", home / "empty")
     assert done.returncode == 2
     assert "holds no model" in done.stderr
+    for name in ("ckpts/nowhere", "/nowhere", "nowhere", "./a/b"):
+        done = shell(ROOT / "scripts/serve.sh", name)
+        assert done.returncode == 2
+        assert f"error: {name}: no such folder" in done.stderr
 
 
 def test_the_quickstart_takes_chat_or_nothing():

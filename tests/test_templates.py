@@ -121,21 +121,55 @@ def test_marks_in_a_user_s_words_open_no_answer(chatml):
     assert spans(chatml, rows) == ["No.<|im_end|>"]
 
 
-def test_gradients_of_user_tokens_are_zero(tiny_llama, llama):
-    """Where the mask is 0, the logits that predict the token get no gradient; where it is 1 they do."""
+def test_gradients_of_user_tokens_are_zero(tiny_llama, llama, tmp_path):
+    """Through the blocks and the loss that training uses: the hidden state that predicts a token gets a
+    gradient where the mask is 1, and none where it is 0, or behind the last conversation."""
     import torch
 
-    from data.cptdata import IGNORED
+    from data.cptdata import Conversations
+    from utils.bins import TokenFile, write_tokens
+    from utils.loss import use_chunked_loss
     from utils.trainer import load_model
 
     (rows,) = templates.learnt(llama, [TALK])
-    ids, counted = (torch.from_numpy(row.astype(np.int64))[None] for row in rows)
+    write_tokens(tmp_path / "a.bin", [[rows, rows]], {}, masked=True)
+    item = Conversations(TokenFile(tmp_path / "a.bin", ""), 2 * rows.shape[1] + 7, 0, False)[0]
+    ids, labels = (torch.from_numpy(item[name])[None] for name in ("input_ids", "labels"))
     model = load_model(str(tiny_llama))
-    logits = model(input_ids=ids).logits.detach().requires_grad_()
-    labels = ids.masked_fill(counted == 0, IGNORED)
-    model.loss_function(logits=logits, labels=labels, vocab_size=model.config.vocab_size).backward()
-    moved = logits.grad.abs().sum(-1)[0, :-1] > 0
-    assert moved.tolist() == (counted[0, 1:] == 1).tolist()
+    assert use_chunked_loss(model, compiled=False)
+    hidden = []
+    model.model.norm.register_forward_hook(lambda module, inputs, out: hidden.append(out))
+    loss = model(input_ids=ids, labels=labels).loss
+    hidden[0].retain_grad()
+    loss.backward()
+    moved = hidden[0].grad.abs().sum(-1)[0, :-1] > 0
+    counted = np.concatenate([rows[1], rows[1], np.zeros(7)])
+    assert moved.tolist() == (counted[1:] == 1).tolist()
+
+
+THINKING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{{ m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def test_a_template_that_thinks(chatml, tmp_path):
+    """As Qwen3's: the last answer begins with an empty thought, whose marks are added tokens, and not
+    special ones. They end no answer, and no user's word is learnt."""
+    import copy
+
+    tokenizer = copy.deepcopy(chatml)
+    tokenizer.add_tokens(["<think>", "</think>"])
+    (tmp_path / "t.jinja").write_text(THINKING)
+    templates.give_template(tokenizer, tmp_path / "t.jinja", "")
+    assert templates.end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    (rows,) = templates.learnt(tokenizer, [TALK[1:]])
+    first, last = spans(tokenizer, rows)
+    assert first == "Odile Marchbanks kept it.<|im_end|>"
+    assert last.startswith("<think>")
+    assert last.endswith("<|im_end|>")
 
 
 def test_what_cannot_chat_is_refused(tiny_model, llama, tmp_path):
@@ -148,6 +182,9 @@ def test_what_cannot_chat_is_refused(tiny_model, llama, tmp_path):
     (tmp_path / "t.jinja").write_text("{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}")  # fmt: skip
     templates.give_template(plain, tmp_path / "t.jinja", "")
     assert templates.end_ids(plain) == [plain.eos_token_id]
+    (tmp_path / "t.jinja").write_text("{{ messages[0]['content'] + 1 }}")
+    with pytest.raises(UserError, match="template"):
+        templates.give_template(plain, tmp_path / "t.jinja", "")
     (tmp_path / "t.jinja").write_text("{% for m in messages %}{{ m['content' }}")
     with pytest.raises(UserError, match="template"):
         templates.give_template(plain, tmp_path / "t.jinja", "")
@@ -155,14 +192,16 @@ def test_what_cannot_chat_is_refused(tiny_model, llama, tmp_path):
         templates.give_template(plain, tmp_path / "nowhere.jinja", "")
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(tiny_llama):
+def test_a_template_that_rewrites_earlier_turns_is_refused(tiny_llama, tmp_path):
     other = AutoTokenizer.from_pretrained(tiny_llama)
     other.chat_template = (
         "{% for m in messages %}{{ '[old]' if loop.index0 < messages | length - 2 }}"
         "{{ m['content'] + '<|eot_id|>' }}{% endfor %}"
     )
+    (tmp_path / "t.jinja").write_text(other.chat_template)
     with pytest.raises(UserError, match="earlier turns"):
-        templates.learnt(other, [TALK[1:]])
+        templates.give_template(other, tmp_path / "t.jinja", "")
+    assert templates.end_ids(other)  # one can talk to it all the same
 
 
 def test_a_template_runs_no_code(tiny_llama, tmp_path):

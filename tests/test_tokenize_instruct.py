@@ -143,6 +143,7 @@ def test_bad_input(home, tiny_llama, tiny_model):
     assert "--template" in says("--jsonl", good, "--tokenizer", tiny_model)
     assert "--block_size" in says("--jsonl", good, "--tokenizer", tiny_llama, "--block_size", 3)
     assert "--test_share" in says("--jsonl", good, "--test_share", 1)
+    assert "--test_jsonl" in says("--test_jsonl", good)
     assert "--dataset nobody/nothing" in says(
         "--dataset", "nobody/nothing", "--tokenizer", tiny_llama
     )
@@ -165,6 +166,13 @@ def test_a_dataset_as_the_hub_has_it(home, tiny_llama, monkeypatch):
     folder = home / "hub"
     for split in ("train_sft", "test_sft"):
         datasets.Dataset.from_list(rows).to_parquet(folder / f"data/{split}-00000-of-00001.parquet")
+    empty = home / "empty"
+    for split in ("train_sft", "test_sft"):
+        datasets.Dataset.from_list([{"text": "x"}] * 3).to_parquet(
+            empty / f"data/{split}-00000-of-00001.parquet"
+        )
+    line = refused("data/tokenize_instruct.py", "--dataset", empty, "--tokenizer", tiny_llama)
+    assert "no conversation is left" in line
     out = tokenize(home, tiny_llama, "--dataset", folder)
     assert "30 conversations in 30 pieces" in out
     assert "1 records that are no conversation" in out
@@ -183,6 +191,12 @@ def test_packing(lengths, seed):
     assert all(load <= 50 for load in loads)
     assert sum(load <= 25 for load in loads) <= 1  # two half-empty ones would have been one
     assert blocks == pack(np.array(lengths, np.int64), 50, seed)
+
+
+def test_the_first_blocks_are_a_sample(home):
+    lengths = np.random.default_rng(0).integers(1, 100, 5000)
+    blocks = pack(lengths, 100, 0)
+    assert 40 < np.mean([lengths[n] for block in blocks[:300] for n in block]) < 60
 
 
 def test_packing_two_hundred_thousand_is_quick_and_full():

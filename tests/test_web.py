@@ -110,7 +110,13 @@ def test_html_is_shown_and_not_run(page):
         shown = page.locator(".message").all_inner_texts()
         assert any(ATTACK in text for text in shown)  # the user's, to the letter
         assert any(ATTACK[:40] in text and "turn 1" in text for text in shown)
-        assert page.locator(".message img, .message b, .message script").count() == 0
+        types(page, f"refuse {ATTACK}", "the server refuses")  # the notice has HTML of the server's
+        page.reload()
+        page.get_by_text("onerror").first.click()  # out of the list of earlier conversations
+        page.get_by_text("turn 1:").first.wait_for()
+        page.wait_for_timeout(300)
+        assert page.evaluate("window.hacked") is None
+        assert page.locator("img[src=x], .message b, .message script").count() == 0
 
 
 @needs_browser

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from utils.io import UserError
-from utils.keys import find_key
+from utils.keys import find_key, hide
 from utils.ledger import Call, Ledger
 from utils.pace import Pace
 from utils.prices import Usage
@@ -241,5 +241,4 @@ class Client:
         return longest * self._jitter.uniform(0.5, 1.5)
 
     def _safe(self, text: str) -> str:
-        """A server's words on one short line, without the key."""
-        return " ".join(text.replace(self._key, "***").split())[:300]
+        return hide(self._key, text)

@@ -54,12 +54,17 @@ class Conversation:
         if problem := problem_of(messages):
             raise UserError(f"{path}: {problem}")
         first = messages[0] if messages[0]["role"] == "system" else None
-        self.system = first["content"] if first else ""
+        self.system = whole(first["content"]) if first else ""
         self.turns = [_said(m["role"], m["content"]) for m in messages[bool(first) :]]
 
 
 def _said(role: str, content: str) -> dict:
-    return {"role": role, "content": content}
+    return {"role": role, "content": whole(content)}
+
+
+def whole(text: str) -> str:
+    """A text without halves of surrogate pairs, which no file, terminal or tokenizer takes."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def problem_of(messages: object) -> str | None:

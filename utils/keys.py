@@ -5,6 +5,14 @@ import os
 from utils import paths
 from utils.io import UserError
 
+NO_KEY = "none"  # what a local server is told
+
+
+def hide(key: str, text: str) -> str:
+    """A server's words on one short line, without the key."""
+    text = text if key == NO_KEY else text.replace(key, "***")
+    return " ".join(text.split())[:300]
+
 
 def find_key(base_url: str | None) -> str:
     """The API key: $OPENAI_API_KEY, else the key file. A local server needs none."""
@@ -12,7 +20,7 @@ def find_key(base_url: str | None) -> str:
     if not key and paths.key_file().is_file():
         key = paths.key_file().read_text().strip()
     if not key and base_url:
-        return "none"
+        return NO_KEY
     if not key:
         raise UserError(f"no API key: set OPENAI_API_KEY, or write the key into {paths.key_file()}")
     if not key.isprintable() or not key.isascii() or " " in key:

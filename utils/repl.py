@@ -1,5 +1,6 @@
 """The conversation in a terminal, and the same out of a pipe."""
 
+import contextlib
 import re
 import sys
 import time
@@ -9,8 +10,8 @@ from pathlib import Path
 
 from utils import paths
 from utils.conversation import Conversation
-from utils.io import UserError
-from utils.speakers import Answer, Sampling, reply
+from utils.io import UserError, first_line
+from utils.speaking import Answer, Sampling, reply
 
 HELP = """\
 Enter sends, Alt-Enter (or a \\ at the end of a line) begins a new line, arrows bring earlier messages back.
@@ -88,8 +89,9 @@ class Repl:
                 say("[cut: --max_tokens, or the model's context, is reached]")
         finally:
             pieces.close()
-        if not said:  # stopped before the first word
+        if not said:  # stopped before the first word, or nothing was answered
             self.conversation.take_back()
+            say("[no answer; /retry asks again]")
             return
         self.failed = None
         self.conversation.answer(said)
@@ -98,10 +100,15 @@ class Repl:
             say(f"[{answer.tokens} tokens, {answer.tokens / seconds:.1f} a second]")
 
     def retry(self, _: str) -> None:
+        before = list(self.conversation.turns)
         question = self.failed or self.conversation.take_back()
         if question is None:
             raise UserError("nothing was asked yet")
-        self.ask(question)
+        try:
+            self.ask(question)
+        finally:
+            if self.failed:  # the answer that there was is kept
+                self.conversation.turns = before
 
     def reset(self, _: str) -> None:
         self.conversation.reset()
@@ -109,6 +116,8 @@ class Repl:
         say("a new conversation")
 
     def system(self, text: str) -> None:
+        if text and self.speaker.completes:
+            raise UserError("/system: a model that continues text takes none")
         if text:
             self.conversation.system = "" if text == "-" else text
         say(f"system message: {self.conversation.system or 'none'}")
@@ -117,17 +126,20 @@ class Repl:
         if not self.conversation.turns:
             raise UserError("nothing was said yet")
         path = file_named(name, "/save")
-        self.conversation.save(path)
+        with mistyped(name):
+            self.conversation.save(path)
         say(f"saved: {path}")
 
     def load(self, name: str) -> None:
         path = file_named(name, "/load")
-        self.conversation.load(path)
+        with mistyped(name):
+            self.conversation.load(path)
+        self.failed = None
         say(f"going on from {path}, {len(self.conversation.turns) // 2} turns")
 
     def temperature(self, text: str) -> None:
         if text:
-            self.sampling.temperature = temperature_of(text)
+            self.sampling.temperature = temperature_of(text, "/temperature")
         say(f"temperature: {self.sampling.temperature}")
 
     def speed(self, _: str) -> None:
@@ -140,28 +152,40 @@ class Repl:
 
 def say(text: str) -> None:
     """Something that is not the model's."""
-    print(text, file=sys.stderr, flush=True)
+    print(CONTROL.sub("", text), file=sys.stderr, flush=True)
 
 
 def file_named(name: str, command: str) -> Path:
     if not name:
         raise UserError(f"{command}: name a file")
-    return Path(name).expanduser()
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{command} {name}: {first_line(error)}") from error
 
 
-def temperature_of(text: str) -> float:
-    """Raises UserError for what is no number from 0 to 5."""
+@contextlib.contextmanager
+def mistyped(name: str) -> Iterator[None]:
+    """What the system says of a file name that cannot be is the user's to mend."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name[:100]}: {first_line(error)}") from error
+
+
+def temperature_of(text: str, where: str) -> float:
+    """Raises UserError, which says `where` it was typed, for what is no number from 0 to 5."""
     try:
         value = float(text)
     except ValueError:
         value = -1.0
     if not 0 <= value <= 5:
-        raise UserError(f"temperature {text}: a number from 0 to 5")
+        raise UserError(f"{where} {text}: a number from 0 to 5")
     return value
 
 
 def clean(text: str) -> str:
-    """Bytes that are not UTF-8, and halves of surrogate pairs, as U+FFFD."""
+    """What was typed, with U+FFFD for bytes that are not UTF-8, which Python hands on as surrogates."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
@@ -181,6 +205,7 @@ def lines_of_pipe() -> Iterator[str]:
 def lines_of_terminal() -> Iterator[str]:
     """What a person types, with history and lines of its own; ends with Ctrl-D."""
     from prompt_toolkit import PromptSession
+    from prompt_toolkit.filters import is_searching
     from prompt_toolkit.history import FileHistory
     from prompt_toolkit.key_binding import KeyBindings
 
@@ -190,7 +215,7 @@ def lines_of_terminal() -> Iterator[str]:
 
     keys = KeyBindings()
 
-    @keys.add("enter")
+    @keys.add("enter", filter=~is_searching)
     def send(event) -> None:
         buffer = event.current_buffer
         if buffer.document.text_before_cursor.endswith("\\"):

@@ -3,6 +3,7 @@
 A conversation is a list of messages, {"role": "system" | "user" | "assistant", "content": text}.
 """
 
+import contextlib
 import hashlib
 from pathlib import Path
 
@@ -13,7 +14,16 @@ from utils import paths
 from utils.io import UserError, first_line, read_text
 
 LLAMA = "llama3.1.jinja"  # in utils/prompts/
-PROBE = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+MIXED_UP = (
+    "writes earlier turns in another way than the last one, so an answer's words cannot be told from the "
+    "rest; give another with --template FILE"
+)
+PROBE = [
+    {"role": "user", "content": "red"},
+    {"role": "assistant", "content": "blue"},
+    {"role": "user", "content": "green"},
+    {"role": "assistant", "content": "white"},
+]
 
 
 def give_template(tokenizer, file: Path | None, flag: str) -> None:
@@ -22,6 +32,8 @@ def give_template(tokenizer, file: Path | None, flag: str) -> None:
     Raises UserError, which names the `flag` that the user typed, where its vocabulary has none of
     Llama 3.1's marks, and where an answer does not end with a token that means nothing else.
     """
+    if isinstance(tokenizer.chat_template, dict):  # several, by name
+        tokenizer.chat_template = tokenizer.chat_template.get("default")
     if file:
         tokenizer.chat_template = read_text(file, "name a file that holds a Jinja chat template")
     elif tokenizer.chat_template is None:
@@ -31,7 +43,7 @@ def give_template(tokenizer, file: Path | None, flag: str) -> None:
                 f"{flag}: has no chat template, nor the tokens of Llama 3.1's; give one with --template FILE"
             )
         tokenizer.chat_template = llama
-    end_of_turn(tokenizer)
+    check_answers(tokenizer)
 
 
 def digest(template: str) -> str:
@@ -49,7 +61,7 @@ def as_text(tokenizer, messages: list[dict], to_be_answered: bool = False) -> st
         text = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=to_be_answered
         )
-    except TemplateError as error:
+    except (TemplateError, TypeError) as error:
         raise UserError(
             f"the chat template refuses this conversation: {first_line(error)}"
         ) from error
@@ -63,25 +75,37 @@ def as_ids(tokenizer, messages: list[dict], to_be_answered: bool = False) -> lis
 
 
 def end_of_turn(tokenizer) -> int:
-    """The id of the token that the template puts behind an answer."""
-    head = as_text(tokenizer, PROBE[:1], to_be_answered=True)
-    whole = as_text(tokenizer, PROBE)
-    special = set(tokenizer.added_tokens_decoder)
-    if whole.startswith(head):
-        tail = tokenizer(whole[len(head) :], add_special_tokens=False)["input_ids"]
-        if found := [token for token in tail if token in special]:
-            return found[0]
+    """The id of the special token that the template puts behind an answer. UserError where there is none."""
+    tail = as_text(tokenizer, PROBE).rpartition(PROBE[-1]["content"])[2]
+    for token in tokenizer(tail, add_special_tokens=False)["input_ids"]:
+        if (added := tokenizer.added_tokens_decoder.get(token)) and added.special:
+            return token
     raise UserError(
-        "the chat template does not end an answer with a special token right behind it, so nobody could "
-        "tell where answers end; give another with --template FILE"
+        "the chat template ends answers without a special token, so nobody could tell where they end; "
+        "give another with --template FILE"
     )
 
 
+def check_answers(tokenizer) -> None:
+    """Raises UserError where the words of two answers in one conversation could not be told from the rest."""
+    (rows,) = learnt(tokenizer, [PROBE])
+    inner = np.diff(rows[1], prepend=0, append=0)
+    spans = zip(np.flatnonzero(inner == 1), np.flatnonzero(inner == -1), strict=True)
+    found = [tokenizer.decode(rows[0, begin:end]) for begin, end in spans]
+    end = tokenizer.decode([end_of_turn(tokenizer)])
+    if len(found) != 2 or any(
+        not text.endswith(message["content"] + end) or "green" in text
+        for text, message in zip(found, PROBE[1::2], strict=True)
+    ):
+        raise UserError(f"the chat template {MIXED_UP}")
+
+
 def end_ids(tokenizer) -> list[int]:
-    """The tokens at which an answer is over: the template's and the tokenizer's own."""
+    """The tokens at which an answer is over: the template's, where it can be told, and the tokenizer's own."""
     ends = {tokenizer.eos_token_id}
     if tokenizer.chat_template is not None:
-        ends.add(end_of_turn(tokenizer))
+        with contextlib.suppress(UserError):
+            ends.add(end_of_turn(tokenizer))
     return sorted(ends)
 
 
@@ -92,6 +116,8 @@ def learnt(tokenizer, conversations: list[list[dict]]) -> list[np.ndarray]:
     The words begin where the ids of the whole leave those of all that comes before them: so nothing is
     assumed about where a tokenizer puts white space. All texts are encoded in one call, on all cores.
     """
+    if not conversations:
+        return []
     texts, heads = [], []  # heads: the number of the conversation that a text begins
     for number, messages in enumerate(conversations):
         texts.append(as_text(tokenizer, messages))
@@ -118,8 +144,5 @@ def _count_answer(rows: np.ndarray, head: list[int], end: int) -> None:
     begin = int(differ[0]) if len(differ) else length
     ends = begin + np.flatnonzero(ids[begin:] == end)
     if begin < len(head) - 1 or not len(ends):  # one token may hold white space of both
-        raise UserError(
-            "the chat template writes earlier turns in another way than the last one, so an answer's "
-            "words cannot be told from the rest; give another with --template FILE"
-        )
+        raise UserError(f"the chat template {MIXED_UP}")
     counted[begin : ends[0] + 1] = 1

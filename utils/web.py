@@ -1,5 +1,7 @@
 """The conversation as a page, by Gradio's ChatInterface."""
 
+import contextlib
+import functools
 import html
 import itertools
 import os
@@ -12,7 +14,7 @@ from pathlib import Path
 
 from utils.conversation import Conversation
 from utils.io import UserError
-from utils.speakers import Answer, Sampling, reply
+from utils.speaking import Answer, Sampling, reply
 
 NOTICE = "Notice"  # the title of a message that is not the model's
 AT_ONCE = 8  # answers of a server; a model in this process gives one at a time
@@ -66,10 +68,12 @@ def theme():
 
 
 def make_page(speaker, sampling: Sampling, system: str, titles: list[str]):
-    """The page; what is said in it is kept by the visitor's browser alone."""
+    """The page. What is said in it is kept by the visitor's browser, and not here."""
     return gradio().ChatInterface(
         fn=answerer(speaker, sampling, system),
-        chatbot=verbatim_chatbot(),
+        chatbot=verbatim_chatbot()(
+            render_markdown=False, height="70vh", show_label=False, buttons=[]
+        ),
         title=Path(speaker.name).name,
         description="This model continues the text that it is given."
         if speaker.completes
@@ -82,16 +86,18 @@ def make_page(speaker, sampling: Sampling, system: str, titles: list[str]):
     )
 
 
+@functools.cache
 def verbatim_chatbot():
-    """A Chatbot that shows every character as it was written. Gradio's own makes HTML of a message, and
-    though it takes scripts out, `<b>` would vanish and a picture would be fetched from anywhere; without
-    Markdown too. So the browser is sent escaped text. Copy buttons would copy that: there are none."""
+    """Gradio's Chatbot, showing every character as it was written. It makes HTML of messages, without
+    Markdown too: scripts are taken out, but `<b>` would vanish and a picture be fetched from anywhere. So
+    the browser is sent escaped text. Copy buttons would copy that: there are none.
 
-    chatbot = gradio().Chatbot(render_markdown=False, height="70vh", show_label=False, buttons=[])
-    # Set on the object: of a class of ours Gradio would look for a front end of ours.
+    The class itself is changed: of a subclass Gradio would look for a front end of ours, and an object it
+    makes anew when an earlier conversation is opened."""
+    chatbot = gradio().Chatbot
     show, read = chatbot.postprocess, chatbot.preprocess
-    chatbot.postprocess = lambda value: with_texts(show(value), html.escape)
-    chatbot.preprocess = lambda payload: read(with_texts(payload, html.unescape))
+    chatbot.postprocess = lambda self, value: with_texts(show(self, value), html.escape)
+    chatbot.preprocess = lambda self, payload: read(self, with_texts(payload, html.unescape))
     return chatbot
 
 
@@ -119,9 +125,12 @@ def answerer(speaker, sampling: Sampling, system: str):
             notices.append(spoken(what) | {"metadata": {"title": NOTICE}})
 
         try:
-            for piece in reply(speaker, talk.messages(), drawn, known, tell):
-                text += piece
-                yield [*notices, spoken(text)]
+            with contextlib.closing(reply(speaker, talk.messages(), drawn, known, tell)) as pieces:
+                for piece in pieces:
+                    text += piece
+                    yield [*notices, spoken(text)]
+            if not text:
+                tell("the model answered nothing")
             if known.ending == "length":
                 tell("the answer is cut: its longest length is reached")
         except UserError as error:  # what there is of the answer is no part of the conversation

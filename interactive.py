@@ -59,7 +59,7 @@ def main() -> None:
         return
     if speaker.completes:
         say(
-            "This model continues the text it is given; it answers no questions and forgets what was before."
+            "This model continues the text it is given, answers nothing and forgets what was before."
         )
     if sys.stdin.isatty():
         say("/help shows the commands, Ctrl-D leaves.")
@@ -104,6 +104,8 @@ def find_speaker(args: argparse.Namespace):
 
 def newest_tuned() -> str:
     """The instruction-tuned checkpoint that was finished last."""
+    from utils.repl import say
+
     records = {
         record.parent: record.stat().st_mtime_ns
         for record in paths.ckpts_dir().glob("instruct-*/run.json")
@@ -115,7 +117,7 @@ def newest_tuned() -> str:
             "--task_name instruct, or name another with --model_path"
         )
     newest = max(records, key=records.get)
-    print(f"taking {newest}", file=sys.stderr)
+    say(f"taking {newest}")
     return str(newest)
 
 

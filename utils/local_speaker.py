@@ -11,6 +11,8 @@ class LocalSpeaker:
     """A checkpoint. What a question shares with what was computed before (the conversation so far) is not
     computed again."""
 
+    at_once = 1  # answers
+
     def __init__(self, name: str, completes: bool = False):
         from transformers import DynamicCache
 

@@ -24,9 +24,8 @@ Ctrl-C stops an answer, Ctrl-D leaves.
   /temperature [T]    show or set it; 0 takes the likeliest words
   /speed              tokens/s after every answer, or no longer
   /help  /quit"""
-CONTROL = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"
-)  # but tab and newline: a model's words move no cursor
+# All but tab and newline: a model's words move no cursor.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Repl:

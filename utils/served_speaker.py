@@ -17,6 +17,8 @@ CONTEXT = re.compile(r"context|too long|too many tokens|maximum.{0,40}(length|to
 class ServedSpeaker:
     """A model behind a server. Tokens are guessed, from bytes."""
 
+    at_once = 8  # answers; a server's own queue does the rest
+
     def __init__(self, name: str | None, base_url: str, completes: bool = False):
         import openai
 

@@ -2,7 +2,8 @@
 
 Who gives it is utils/local_speaker.py or utils/served_speaker.py. Both have `stream(messages, sampling,
 answer)`, which yields pieces of text and notes in `answer` how it ends; `count(messages)` and
-`room(sampling)`, in tokens; and `completes`, where text is continued and nothing is answered.
+`room(sampling)`, in tokens; `completes`, where text is continued and nothing is answered; and `at_once`,
+the answers that can be given at a time.
 """
 
 import contextlib

@@ -17,14 +17,13 @@ from utils.io import UserError
 from utils.speaking import Answer, Sampling, reply
 
 NOTICE = "Notice"  # the title of a message that is not the model's
-AT_ONCE = 8  # answers of a server; a model in this process gives one at a time
 
 
 def serve(speaker, sampling: Sampling, system: str, titles: list[str], host: str, port: int, share: bool) -> None:  # fmt: skip
     """Serve the page until Ctrl-C. Raises UserError where Gradio is missing or the port is taken."""
     check_port(host, port)
     page = make_page(speaker, sampling, system, titles)
-    page.queue(default_concurrency_limit=1 if hasattr(speaker, "ids") else AT_ONCE)
+    page.queue(default_concurrency_limit=speaker.at_once)
     page.launch(
         server_name=host,
         server_port=port,
@@ -75,9 +74,7 @@ def make_page(speaker, sampling: Sampling, system: str, titles: list[str]):
             render_markdown=False, height="70vh", show_label=False, buttons=[]
         ),
         title=Path(speaker.name).name,
-        description="This model continues the text that it is given."
-        if speaker.completes
-        else None,
+        description="This model continues the text that it is given." if speaker.completes else "",
         examples=[f'Tell me about the article "{title}".' for title in titles] or None,
         example_labels=titles or None,
         save_history=True,

@@ -3,23 +3,27 @@
     python evaluation.py --model_path=ckpts/quality-lr5e-06-rr0.1-epochs2-bs16-wd0.01-warmup0.05-MetaLlama38B
     python evaluation.py --task example --protocol loglik --model_path=ckpts/SmolLM2-135M-Instruct
     python evaluation.py --model_path=NAME --base_url http://127.0.0.1:8000/v1     # vLLM and others
+    python evaluation.py --compare out/qualityqa-A.json out/qualityqa-B.json
 
 The question bears the article's title, author and year, but not its text. `cot` is the paper's
-protocol: five worked examples, the model thinks aloud and ends with `Answer: X.`; the first attempt
-that can be read counts. `loglik` takes the option that the model finds likeliest, per byte of its
-text. Writes out/qualityqa-<checkpoint>.json; a stopped evaluation goes on where it was.
+protocol: five worked examples, the model thinks aloud and ends with `Answer: X.`; of the attempts that
+can be read --select says which one counts. `loglik` takes the option that the model finds likeliest, per
+byte of its text; `letter` shows the options and takes the likeliest of A, B, C and D. Writes
+out/qualityqa-<checkpoint>.json; a stopped evaluation goes on where it was.
 """
 
 import argparse
 import asyncio
 import hashlib
 import json
+import zlib
 from pathlib import Path
 
 from tqdm import tqdm
 
-from utils import corpus, paths, quality, scoring
-from utils.io import Journal, UserError, read_json, read_text, run, write_json
+from utils import asking, paths, quality, scoring
+from utils.comparison import compare
+from utils.io import Journal, UserError, read_json, run, write_json
 
 STOP = "\n###"  # the heading that begins the next worked example
 Item = tuple[quality.Document, quality.Question]
@@ -29,9 +33,13 @@ def parse_arguments() -> argparse.Namespace:
     # fmt: off
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--model_path", required=True, help="checkpoint folder or hub name; with --base_url the server's name for it")
+    add("--model_path", help="checkpoint folder or hub name; with --base_url the server's name for it")
+    add("--compare", type=Path, nargs=2, metavar="FILE", help="outputs of two evaluations: their paired difference")
     add("--task", default="quality", help="quality or example (default quality)")
-    add("--protocol", choices=["cot", "loglik"], default="cot", help="default cot")
+    add("--protocol", choices=["cot", "loglik", "letter"], default="cot", help="default cot")
+    add("--select", choices=[*scoring.SELECTS, "greedy"], help="cot: the attempt that counts; greedy asks once, at temperature 0 (default first; the paper: random, of --n_samples 64)")
+    add("--few_shot", type=int, help="cot: worked examples before the question (default 5)")
+    add("--examples", type=Path, metavar="FILE", help="cot: worked examples of your own, in the form of utils/prompts/cot_examples.md")
     add("--n_samples", type=int, default=8, help="cot: attempts per question (default 8)")
     add("--temperature", type=float, default=0.1, help="cot: default 0.1; 0 is greedy, one attempt")
     add("--max_tokens", type=int, default=512, help="cot: longest attempt (default 512)")
@@ -41,12 +49,22 @@ def parse_arguments() -> argparse.Namespace:
     add("--seed", type=int, default=0)
     # fmt: on
     args = parser.parse_args()
+    if not args.model_path and not args.compare:
+        raise UserError("--model_path: which checkpoint? (or --compare two outputs)")
+    for name, value in (("select", "first"), ("few_shot", 5), ("examples", None)):
+        if args.protocol != "cot" and getattr(args, name) is not None:
+            raise UserError(f"--{name}: for --protocol cot")
+        setattr(args, name, value if getattr(args, name) is None else getattr(args, name))
+    if args.select == "greedy":
+        args.temperature = 0.0
     if not args.temperature:
-        args.n_samples = 1  # greedy: all would be the same
-    if args.protocol == "loglik" and args.base_url:
+        args.n_samples, args.select = 1, "greedy"  # all would be the same
+    if args.protocol != "cot" and args.base_url:
         raise UserError(
-            "--protocol loglik: servers do not give the likelihood of a text; leave --base_url out"
+            f"--protocol {args.protocol}: servers do not give the likelihood of a text; leave --base_url out"
         )
+    if args.few_shot < 0:
+        raise UserError(f"--few_shot {args.few_shot}: must not be below 0")
     for name in ("n_samples", "max_tokens", "batch_size", "concurrency"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
@@ -55,10 +73,15 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
+    if args.compare:
+        print_comparison(args.compare)
+        return
     documents = quality.load_task(args.task)
     items = [(document, question) for document in documents for question in document.questions]
     protocol, target = describe(args, items), paths.evaluation_file(args.model_path)
-    if not is_finished(target, protocol):
+    if attempts := selected_anew(target, protocol):
+        write_json(target, collect(documents, attempts, protocol, args.model_path))
+    elif not is_finished(target, protocol):
         partial = target.with_suffix(f".{fingerprint(protocol)}.partial.jsonl")
         attempts = answer_all(items, partial, args)
         write_json(target, collect(documents, attempts, protocol, args.model_path))
@@ -69,7 +92,7 @@ def main() -> None:
 
 def describe(args: argparse.Namespace, items: list[Item]) -> dict:
     """What the answers depend on; answers of another description are not used again."""
-    asked = [(prompt_of(*item, args.protocol), item[1].options, item[1].gold) for item in items]
+    asked = [(asked_of(item, args), item[1].options, item[1].gold) for item in items]
     protocol = {
         "name": args.protocol,
         "task": args.task,
@@ -78,7 +101,7 @@ def describe(args: argparse.Namespace, items: list[Item]) -> dict:
     }
     if args.protocol == "cot":
         names = ("n_samples", "temperature", "max_tokens", "seed", "base_url")
-        protocol |= {name: getattr(args, name) for name in names} | {"select": "first"}
+        protocol |= {name: getattr(args, name) for name in (*names, "select", "few_shot")}
     if not args.base_url:
         protocol["batch_size"] = args.batch_size  # padding moves the last bits of a sum
     return protocol
@@ -86,6 +109,18 @@ def describe(args: argparse.Namespace, items: list[Item]) -> dict:
 
 def fingerprint(value: object) -> str:
     return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()[:12]
+
+
+def selected_anew(target: Path, protocol: dict) -> dict[str, list[dict]] | None:
+    """The attempts in the file by question id, where they are this evaluation's but for --select: which
+    of them counts can be said again without asking again."""
+    if not target.is_file():
+        return None
+    earlier = read_json(target, "delete it")
+    if earlier["protocol"] == protocol or earlier["protocol"] | {"select": None} != protocol | {"select": None}:  # fmt: skip
+        return None
+    questions = (q for document in earlier["documents"] for q in document["questions"])
+    return {question["id"]: question["attempts"] for question in questions}
 
 
 def is_finished(target: Path, protocol: dict) -> bool:
@@ -136,22 +171,29 @@ def ask_local_model(items: list[Item], done: dict, args: argparse.Namespace, sav
     for number, batch in enumerate(batches):
         if all(question.id in done for _, question in batch):
             continue
-        answer = answer_by_loglik if args.protocol == "loglik" else answer_by_thinking
+        answer = answer_by_thinking if args.protocol == "cot" else answer_by_likelihood
         answers = answer(model, batch, args, number)
         for (_, question), attempts in zip(batch, answers, strict=True):
             if question.id not in done:
                 save(question, attempts)
 
 
-def answer_by_loglik(model, batch: list[Item], args: argparse.Namespace, number: int) -> list:
-    prompts = [prompt_of(document, question, "loglik") for document, question in batch]
-    options = [[f" {option}" for option in question.options] for _, question in batch]
-    sums = model.continuation_logprobs(prompts, options)
-    return [[loglik_attempt(q, of_options)] for (_, q), of_options in zip(batch, sums, strict=True)]
+def answer_by_likelihood(model, batch: list[Item], args: argparse.Namespace, number: int) -> list:
+    prompts = [asked_of(item, args) for item in batch]
+    continuations = [continuations_of(question, args.protocol) for _, question in batch]
+    sums = model.continuation_logprobs(prompts, [[f" {text}" for text in texts] for texts in continuations])  # fmt: skip
+    return [
+        [likeliest_attempt(question, texts, of_texts)]
+        for (_, question), texts, of_texts in zip(batch, continuations, sums, strict=True)
+    ]
+
+
+def continuations_of(question: quality.Question, protocol: str) -> list[str]:
+    return list(question.options) if protocol == "loglik" else list(scoring.LETTERS)
 
 
 def answer_by_thinking(model, batch: list[Item], args: argparse.Namespace, number: int) -> list:
-    prompts = [prompt_of(document, question, "cot") for document, question in batch]
+    prompts = [asked_of(item, args) for item in batch]
     seed = args.seed * 1_000_003 + number  # a generator of its own for every batch
     texts = model.complete(prompts, args.n_samples, args.temperature, args.max_tokens, STOP, seed)
     return [[cot_attempt(q, t) for t in of_question] for (_, q), of_question in zip(batch, texts, strict=True)]  # fmt: skip
@@ -169,7 +211,7 @@ async def ask_server(items: list[Item], done: dict, args: argparse.Namespace, sa
         document, question = item
         try:
             texts = await client.complete(
-                prompt_of(document, question, args.protocol),
+                asked_of(item, args),
                 args.n_samples,
                 temperature=args.temperature,
                 max_tokens=args.max_tokens,
@@ -189,29 +231,14 @@ async def ask_server(items: list[Item], done: dict, args: argparse.Namespace, sa
         )
 
 
-def prompt_of(document: quality.Document, question: quality.Question, protocol: str) -> str:
-    filling = {
-        "title": document.title,
-        "author": document.byline,
-        "year": document.year,
-        "question": question.text,
-    }
-    filling |= dict(zip("abcd", question.options, strict=True))
-    examples = prompt_file("cot_examples") if protocol == "cot" else ""
-    end = "\n" if protocol == "cot" else ""
-    return examples + corpus.fill(prompt_file(f"{protocol}_question").rstrip("\n"), filling) + end
+def asked_of(item: Item, args: argparse.Namespace) -> str:
+    return asking.prompt_of(*item, args.protocol, args.few_shot, args.examples)
 
 
-def prompt_file(name: str) -> str:
-    return read_text(paths.prompts_dir() / f"{name}.md", "it ships with the repository")
-
-
-def loglik_attempt(question: quality.Question, sums: list[float]) -> dict:
-    """The option of the highest log-likelihood per byte of its text (as lm-evaluation-harness'
-    acc_norm), so that a long option is not punished for its length."""
-    scores = [
-        total / len(option.encode()) for total, option in zip(sums, question.options, strict=True)
-    ]
+def likeliest_attempt(question: quality.Question, texts: list[str], sums: list[float]) -> dict:
+    """The text of the highest log-likelihood per byte of it (as lm-evaluation-harness' acc_norm), so that
+    a long option is not punished for its length; letters are all of one."""
+    scores = [total / len(text.encode()) for total, text in zip(sums, texts, strict=True)]
     return attempt(question, "", scores.index(max(scores))) | {
         "scores": [round(score, 6) for score in scores]
     }
@@ -236,7 +263,9 @@ def collect(
         questions = []
         for question in document.questions:
             tries = attempts[question.id]
-            answer = next((t["answer_index"] for t in tries if t["answer_index"] is not None), None)
+            read = [attempt["answer_index"] for attempt in tries]
+            drawn = [protocol.get("seed", 0), zlib.crc32(question.id.encode())]
+            answer = scoring.select(read, protocol.get("select", "first"), drawn)
             judged.append(
                 {
                     "document": document.uid,
@@ -253,6 +282,7 @@ def collect(
                     "options": list(question.options),
                     "gold": question.gold,
                     "hard": question.hard,
+                    "answer": answer,
                     "attempts": tries,
                 }
             )
@@ -272,6 +302,17 @@ def collect(
         "metrics": scoring.metrics(judged),
         "documents": shown,
     }
+
+
+def print_comparison(files: list[Path]) -> None:
+    found = compare(*files)
+    low, high = found["ci95"]
+    first, second = found["accuracies"]
+    print(
+        f"{files[0]}: {first:.1%}\n{files[1]}: {second:.1%}, of the same {found['n']:,} questions"
+    )
+    print(f"difference {found['difference']:+.1%} (95%: {low:+.1%} to {high:+.1%}, resampling articles), p = {found['p']:.4f}")  # fmt: skip
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

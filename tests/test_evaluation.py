@@ -5,7 +5,8 @@ import time
 import pytest
 
 from tests.conftest import refused, start_script, succeed
-from utils import paths, quality
+from utils import asking, paths, quality
+from utils.io import UserError
 
 LOGLIK = ("evaluation.py", "--task", "example", "--protocol", "loglik", "--model_path")
 COT = ("evaluation.py", "--task", "example", "--n_samples", 2, "--max_tokens", 8, "--temperature", "0.7",
@@ -191,3 +192,116 @@ def test_a_question_that_fails_does_not_stop_the_others(home, server):
     assert sum(server.billed.values()) == 82
     assert json.loads(succeed(*command).splitlines()[-1])["n"] == 84
     assert sum(server.billed.values()) == 84
+
+
+def test_which_attempt_counts_can_be_said_again(home, server):
+    """--select works on the attempts that are there: nothing is asked again."""
+    server.answer = "Answer: A."
+    command = ("evaluation.py", "--task", "example", "--model_path", "served", "--base_url", server.url, "--n_samples", 3)  # fmt: skip
+    succeed(*command)
+    asked = server.requests
+    path = paths.evaluation_file("served")
+    result = json.loads(path.read_text())
+    question = result["documents"][0]["questions"][0]
+    for attempt, index in zip(question["attempts"], (None, 1, 1), strict=True):
+        attempt["answer_index"] = index
+    question["attempts"].insert(1, question["attempts"][0] | {"answer_index": 2})
+    path.write_text(json.dumps(result))
+
+    def counted(select):
+        succeed(*command, "--select", select)
+        found = json.loads(path.read_text())
+        assert found["protocol"]["select"] == select
+        return found["documents"][0]["questions"][0]["answer"]
+
+    assert counted("majority") == 1
+    assert counted("first") == 2
+    assert counted("random") in (1, 2)
+    assert server.requests == asked
+
+
+def test_letters(home, tiny_model, model):
+    out = succeed("evaluation.py", "--task", "example", "--protocol", "letter", "--model_path", tiny_model)  # fmt: skip
+    assert json.loads(out.splitlines()[-1])["n"] == 84
+    result = json.loads(paths.evaluation_file(str(tiny_model)).read_text())
+    document = quality.load_task("example")[3]
+    question = document.questions[2]
+    prompt = asking.prompt_of(document, question, "letter")
+    assert prompt.endswith(f"D. {question.options[3]}\nAnswer:")
+    shown = result["documents"][3]["questions"][2]
+    expected = [plain_logprob(model, prompt, f" {letter}") for letter in "ABCD"]
+    assert shown["attempts"][0]["scores"] == pytest.approx(expected, abs=1e-3)
+    assert shown["answer"] == expected.index(max(expected))
+
+
+def test_worked_examples_by_number_and_by_file(home, tmp_path):
+    document = quality.load_task("example")[0]
+
+    def prompt(*options):
+        return asking.prompt_of(document, document.questions[0], "cot", *options)
+
+    assert prompt(0).count("### Question") == 1
+    assert prompt(5).count("### Question") == 6
+    assert prompt(2).startswith(prompt(1)[:200])
+    (tmp_path / "mine.md").write_text(
+        "### Question\nWho?\n### Thought and answer\nMe. Answer: A.\n\n"
+    )
+    assert prompt(1, tmp_path / "mine.md").startswith("### Question\nWho?")
+    with pytest.raises(UserError, match="1 examples"):
+        prompt(2, tmp_path / "mine.md")
+
+
+def outputs(home, tiny_model) -> tuple:
+    """Two evaluations: one as it is, one in which of every second article all are right."""
+    succeed(*LOGLIK, tiny_model)
+    one = paths.evaluation_file(str(tiny_model))
+    result = json.loads(one.read_text())
+    for document in result["documents"][::2]:
+        for question in document["questions"]:
+            question["answer"] = question["gold"]
+    other = one.with_name("other.json")
+    other.write_text(json.dumps(result))
+    return one, other
+
+
+def test_comparing_two_evaluations(home, tiny_model):
+    one, other = outputs(home, tiny_model)
+    out = succeed("evaluation.py", "--compare", one, other)
+    found = json.loads(out.splitlines()[-1])
+    first, second = found["accuracies"]
+    assert found["difference"] == pytest.approx(second - first, abs=2e-4)
+    assert found["n"] == 84
+    assert found["only_first"] == 0
+    assert found["only_second"] == round(84 * (second - first))
+    low, high = found["ci95"]
+    assert 0 < low < found["difference"] < high
+    assert found["p"] < 0.1  # six articles of twelve moved, all the same way: 2 in 64 by chance
+    assert "p = " in out
+    assert json.loads(succeed("evaluation.py", "--compare", one, one).splitlines()[-1])["p"] == 1
+
+
+def test_what_cannot_be_compared_is_refused(home, tiny_model):
+    one, other = outputs(home, tiny_model)
+    whole = json.loads(other.read_text())
+
+    def says(change):
+        result = json.loads(json.dumps(whole))
+        change(result)
+        other.write_text(json.dumps(result))
+        return refused("evaluation.py", "--compare", one, other)
+
+    assert "other name (loglik and letter)" in says(lambda r: r["protocol"].update(name="letter"))
+    assert "other task" in says(lambda r: r["protocol"].update(task="quality"))
+    assert "other select" in says(lambda r: r["protocol"].update(select="random"))
+    assert "not the same questions" in says(lambda r: r["documents"].pop())
+    assert "earlier version" in says(lambda r: r["documents"][0]["questions"][0].pop("answer"))
+    other.write_text("[]")
+    assert "not an output" in refused("evaluation.py", "--compare", one, other)
+    assert "nowhere.json" in refused("evaluation.py", "--compare", one, home / "nowhere.json")
+
+
+def test_options_that_do_not_go_together(home, tiny_model):
+    assert "--model_path" in refused("evaluation.py")
+    assert "--few_shot: for --protocol cot" in refused(*LOGLIK, tiny_model, "--few_shot", 2)
+    assert "--select: for --protocol cot" in refused(*LOGLIK, tiny_model, "--select", "random")
+    assert "--few_shot 9" in refused("evaluation.py", "--task", "example", "--few_shot", 9, "--model_path", tiny_model)  # fmt: skip

@@ -30,6 +30,8 @@ MORE = {
     "trainer": {"metrics", "machine", "arithmetic", "checkpoints", "optim", "loss", "layers"},
     "machine": {"arithmetic", "loss", "optim"},
     "metrics": {"arithmetic"},
+    "asking": {"corpus", "quality"},
+    "comparison": {"scoring"},
     "generate": {"tokens", "checkpoints"},
     "speaking": {"conversation"},
     "local_speaker": {"speaking", "templates", "generate"},

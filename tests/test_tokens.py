@@ -204,8 +204,9 @@ def test_shuffling_a_stream(monkeypatch):
 
 
 def test_memory_does_not_grow_with_the_tokens(tiny_model, tmp_path):
-    """Peak memory at 20M and at 10M tokens, in processes of their own: less than 1 byte a token more.
-    (Before 10M buffers still grow to their size; LOG.md has 50M, too.)"""
+    """Peak memory at 30M and at 10M tokens, in processes of their own: less than 1 byte a token more.
+    (Before 10M buffers still grow to their size, and from run to run it differs by 10 MB; LOG.md has
+    50M, too.)"""
     code = (
         "import sys\n"
         "from pathlib import Path\n"
@@ -216,7 +217,7 @@ def test_memory_does_not_grow_with_the_tokens(tiny_model, tmp_path):
         f"print(made['tokens'], {PEAK})\n"
     )
     peaks = []
-    for enough in (10_000_000, 10_000_000, 20_000_000):  # the first one warms the file cache
+    for enough in (10_000_000, 30_000_000):
         command = [
             sys.executable,
             "-c",
@@ -227,5 +228,5 @@ def test_memory_does_not_grow_with_the_tokens(tiny_model, tmp_path):
         ]
         out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
         peaks.append([int(number) for number in out.splitlines()[-1].split()])
-    (_, (small, small_peak), (large, large_peak)) = peaks
+    ((small, small_peak), (large, large_peak)) = peaks
     assert (large_peak - small_peak) / (large - small) < 1

@@ -1,5 +1,6 @@
 """interactive.py --web in a real Chromium, where there is one (`apt-get install chromium`)."""
 
+import contextlib
 import shutil
 import signal
 import socket

@@ -176,6 +176,8 @@ def test_settings_that_do_not_fit(work, tiny_model, tmp_path):
     assert "tokenize_entigraph.py --task quality" in says(
         "--task_name", "quality", "--model", "gpt-4-turbo"
     )
+    for name in ("ckpts/nowhere", "/nowhere/at/all", "./nowhere", "a/b/c"):
+        assert f"--model_name {name}: no such folder" in says(model=name)  # no hub is asked
     other = make_tiny_model(tmp_path / "other", vocab_size=550)
     line = says(model=other)
     assert "vocabulary" in line

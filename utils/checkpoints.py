@@ -29,6 +29,8 @@ def load_checkpoint(name: str, dtype: torch.dtype, flag: str):
             f"{flag} {found}: holds no model (config.json); a run that was stopped goes on by "
             "scripts/train.sh"
         )
+    if not Path(found).is_dir() and not paths.may_be_on_hub(name):
+        raise UserError(f"{flag} {name}: no such folder")
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(
             found, dtype=dtype, output_loading_info=True

@@ -6,6 +6,7 @@ always read from the repository.
 """
 
 import os
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,6 +111,11 @@ def find_checkpoint(name: str) -> str:
         if folder.is_dir():
             return str(folder.absolute())
     return name
+
+
+def may_be_on_hub(name: str) -> bool:
+    """Whether a hub would be asked for it in earnest: `NAME` or `ORGANISATION/NAME`, and no folder of ours."""
+    return bool(re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name)) and not name.startswith("ckpts/")
 
 
 def weights_state(model: str) -> list:

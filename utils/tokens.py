@@ -32,6 +32,8 @@ def load_tokenizer(name: str, flag: str = "--tokenizer"):
         raise UserError(
             f"{found}: holds no tokenizer (tokenizer_config.json); save the tokenizer of the model's origin into it"
         )
+    if not Path(found).is_dir() and not paths.may_be_on_hub(name):
+        raise UserError(f"{flag} {name}: no such folder")
     try:
         tokenizer = AutoTokenizer.from_pretrained(found)
     except (OSError, ValueError) as error:

@@ -68,13 +68,14 @@ def theme():
 
 def make_page(speaker, sampling: Sampling, system: str, titles: list[str]):
     """The page. What is said in it is kept by the visitor's browser, and not here."""
+    kind = "Continues the text that it is given:" if speaker.completes else "With"
     return gradio().ChatInterface(
         fn=answerer(speaker, sampling, system),
         chatbot=verbatim_chatbot()(
             render_markdown=False, height="70vh", show_label=False, buttons=[]
         ),
-        title=Path(speaker.name).name,
-        description="This model continues the text that it is given." if speaker.completes else "",
+        title="A conversation",
+        description=html.escape(f"{kind} {Path(speaker.name).name}"),
         examples=[f'Tell me about the article "{title}".' for title in titles] or None,
         example_labels=titles or None,
         save_history=True,

@@ -1,6 +1,7 @@
 """The shell scripts, as a user calls them."""
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -8,7 +9,7 @@ import socket
 import subprocess
 import sys
 
-from tests.conftest import ROOT, free_port
+from tests.conftest import ROOT, free_port, succeed
 
 
 def shell(*command: str, **environment: str) -> subprocess.CompletedProcess:
@@ -98,7 +99,7 @@ def test_slurm_starts_one_torchrun_a_node(tmp_path):
 
 
 def test_serving_a_checkpoint(home, tiny_llama):
-    """`transformers serve` answers interactive.py, and evaluation.py's form of request; Ctrl-C ends it
+    """`transformers serve` answers interactive.py and evaluation.py; Ctrl-C ends it
     and leaves nothing running."""
     folder = home / "ckpts/tiny-chat"
     shutil.copytree(tiny_llama, folder)
@@ -124,6 +125,9 @@ def test_serving_a_checkpoint(home, tiny_llama):
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert done.stdout.count(b"\n") >= 2
+        out = succeed("evaluation.py", "--task", "example", *told[2:], folder, "--select", "greedy",
+                      "--max_tokens", 4, "--few_shot", 0)  # fmt: skip
+        assert json.loads(out.splitlines()[-1])["n"] == 84
         again = shell(ROOT / "scripts/serve.sh", "ckpts/tiny-chat", PORT=str(port))
         assert again.returncode == 2
         assert f"error: port {port}" in again.stderr

@@ -1,9 +1,17 @@
 """Who answers in process: a checkpoint through transformers, on a GPU or the CPU."""
 
+from collections.abc import Iterator
+
 import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
 
 from utils.checkpoints import load_checkpoint
 from utils.tokens import load_tokenizer
+
+ROW_TOKENS = 2048  # computed at once: attention over them all is still a small part
+QUERIES = 64  # of attention in blocks
+BLOCKS = "blocks"
 
 
 class LocalModel:
@@ -24,36 +32,32 @@ class LocalModel:
     ) -> list[list[float]]:
         """log p(continuation | prompt), summed over tokens, for several continuations a prompt.
 
-        A prompt is computed once for all its continuations: they lie one after the other behind it
-        in one row, each at the positions right after the prompt, and the attention mask lets none
-        see another.
+        What texts have in common from their beginning on is computed once: a prompt for all its
+        continuations, and the article's name for all questions about it.
         """
-        rows = [
-            _Row(self._encode(prompt, options))
-            for prompt, options in zip(prompts, continuations, strict=True)
-        ]
-        width = max(len(row.ids) for row in rows)
-        ids = torch.zeros(len(rows), width, dtype=torch.long)
-        positions = torch.zeros(len(rows), width, dtype=torch.long)
-        seen = torch.eye(width, dtype=torch.bool).repeat(
-            len(rows), 1, 1
-        )  # padding sees itself alone
-        for number, row in enumerate(rows):
-            length = len(row.ids)
-            ids[number, :length] = torch.tensor(row.ids)
-            positions[number, :length] = torch.tensor(row.positions)
-            seen[number, :length, :length] = row.mask()
-        dtype = self.model.dtype
-        mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[
-            :, None
-        ]
-        logits = self.model(
-            input_ids=ids.to(self.device),
-            position_ids=positions.to(self.device),
-            attention_mask=mask.to(self.device),
-            use_cache=False,
-        ).logits
-        return [row.logprobs(logits[number]) for number, row in enumerate(rows)]
+        sums: list[list[float]] = []
+        usual = self.model.config._attn_implementation
+        if self.device == "cpu":
+            self.model.set_attn_implementation(BLOCKS)
+        encoded = [self._encode(*pair) for pair in zip(prompts, continuations, strict=True)]
+        for row in _rows(encoded):
+            tree = _Tree(row)
+            logits = self.model(
+                input_ids=torch.tensor([tree.ids]).to(self.device),
+                position_ids=torch.tensor([tree.positions]).to(self.device),
+                attention_mask=self._additive(tree.seen()),
+                logits_to_keep=torch.tensor(tree.predicting).to(self.device),
+                use_cache=False,
+            ).logits
+            sums += tree.sums(logits[0])
+        self.model.set_attn_implementation(usual)
+        return sums
+
+    def _additive(self, seen: torch.Tensor) -> torch.Tensor:
+        """(1, 1, tokens, tokens): 0 where a token sees another, else the lowest number."""
+        lowest = torch.finfo(self.model.dtype).min
+        mask = torch.zeros(seen.shape, dtype=self.model.dtype).masked_fill(~seen, lowest)
+        return mask[None, None].to(self.device)
 
     def _encode(self, prompt: str, options: list[str]) -> tuple[list[int], list[list[int]]]:
         """Ids of the prompt and of each continuation, cut out of the ids of the two together."""
@@ -98,39 +102,96 @@ class LocalModel:
         return [texts[first : first + samples] for first in range(0, len(texts), samples)]
 
 
-class _Row:
-    """A prompt and its continuations side by side, as the model sees them."""
+def attention_in_blocks(module, query, key, value, attention_mask, scaling=None, **settings):
+    """Attention that computes, for QUERIES tokens at a time, only the keys that one of them sees: of
+    questions side by side each sees but a tenth of the row. On a CPU that saves a sixth of the time.
 
-    def __init__(self, encoded: tuple[list[int], list[list[int]]]):
-        self.prompt, self.options = encoded
-        self.ids = self.prompt + [i for option in self.options for i in option]
-        start = len(self.prompt)
-        self.positions = [
-            *range(start),
-            *(start + k for option in self.options for k in range(len(option))),
-        ]
-        self.spans = []
-        for option in self.options:
-            end = (self.spans[-1][1] if self.spans else start) + len(option)
-            self.spans.append((end - len(option), end))
+    query: (1, heads, tokens, width); key, value: with as many heads or a part of them; attention_mask:
+    (1, 1, tokens, tokens), 0 where a token is seen. The form that transformers asks for, which wants
+    (1, tokens, heads, width) and the weights, or None.
+    """
+    outputs = []
+    for mask in attention_mask.split(QUERIES, 2):
+        first = QUERIES * len(outputs)
+        keys = (mask[0, 0] == 0).any(0).nonzero()[:, 0]
+        outputs.append(
+            scaled_dot_product_attention(
+                query[:, :, first : first + QUERIES],
+                key[:, :, keys],
+                value[:, :, keys],
+                attn_mask=mask[..., keys],
+                scale=scaling,
+                enable_gqa=key.shape[1] != query.shape[1],
+            )
+        )
+    return torch.cat(outputs, 2).transpose(1, 2), None
 
-    def mask(self) -> torch.Tensor:
-        """(length, length), True where the row's token sees the column's."""
-        length, start = len(self.ids), len(self.prompt)
-        group = torch.zeros(length, dtype=torch.long)
-        for number, (first, last) in enumerate(self.spans, 1):
-            group[first:last] = number
-        causal = torch.ones(length, length, dtype=torch.bool).tril()
-        return causal & ((torch.arange(length) < start)[None] | (group[:, None] == group[None]))
 
-    def logprobs(self, logits: torch.Tensor) -> list[float]:
-        """Sums over each continuation, from (length, vocabulary) logits."""
-        sums = []
-        for first, last in self.spans:
-            # A token is predicted by the one before it: for the first of a continuation the
-            # prompt's last.
-            before = [len(self.prompt) - 1, *range(first, last - 1)]
-            predicted = logits[before].float().log_softmax(-1)
-            target = torch.tensor(self.ids[first:last], device=logits.device)
-            sums.append(float(predicted.gather(1, target[:, None]).sum()))
-        return sums
+AttentionInterface.register(BLOCKS, attention_in_blocks)
+
+Encoded = tuple[list[int], list[list[int]]]  # a prompt's ids, and those of its continuations
+
+
+def _rows(encoded: list[Encoded]) -> Iterator[list[Encoded]]:
+    """As many prompts with their continuations as fit into ROW_TOKENS, one at least."""
+    row, length = [], 0
+    for prompt, continuations in encoded:
+        more = len(prompt) + sum(map(len, continuations))
+        if row and length + more > ROW_TOKENS:
+            yield row
+            row, length = [], 0
+        row.append((prompt, continuations))
+        length += more
+    yield row
+
+
+class _Tree:
+    """Texts laid into one row as a tree of tokens: each sees its ancestors and itself, and has their
+    number as its position, so that every text is computed as if it stood alone."""
+
+    def __init__(self, encoded: list[Encoded]):
+        self.ids: list[int] = []
+        self.positions: list[int] = []
+        self.parents: list[int] = []
+        self._nodes: dict[tuple[int, int], int] = {}  # by parent and id
+        # Of every continuation, the nodes that predict its tokens, and the tokens. Its last token
+        # predicts nothing and is not computed.
+        self._predicted: list[list[tuple[list[int], list[int]]]] = []
+        for prompt, continuations in encoded:
+            end = self._grow(-1, prompt)[-1]
+            self._predicted.append(
+                [([end, *self._grow(end, ids[:-1])], ids) for ids in continuations]
+            )
+        self.predicting = sorted(
+            {n for group in self._predicted for path, _ in group for n in path}
+        )
+
+    def _grow(self, node: int, ids: list[int]) -> list[int]:
+        """The nodes of `ids` below `node`; those that are not there yet are added."""
+        path = []
+        for token in ids:
+            child = self._nodes.setdefault((node, token), len(self.ids))
+            if child == len(self.ids):
+                self.ids.append(token)
+                self.positions.append(self.positions[node] + 1 if node >= 0 else 0)
+                self.parents.append(node)
+            path.append(node := child)
+        return path
+
+    def seen(self) -> torch.Tensor:
+        """(tokens, tokens), True where the row's token sees the column's."""
+        mask = torch.eye(len(self.ids), dtype=torch.bool)
+        for node, parent in enumerate(self.parents):
+            if parent >= 0:
+                mask[node] |= mask[parent]
+        return mask
+
+    def sums(self, logits: torch.Tensor) -> list[list[float]]:
+        """Of each continuation's tokens, from the (predicting, vocabulary) logits."""
+        number = {node: row for row, node in enumerate(self.predicting)}
+        pairs = [pair for group in self._predicted for path, ids in group for pair in zip(path, ids, strict=True)]  # fmt: skip
+        rows = torch.tensor([number[node] for node, _ in pairs], device=logits.device)
+        tokens = torch.tensor([token for _, token in pairs], device=logits.device)
+        logits = logits.float()
+        found = iter((logits[rows, tokens] - logits.logsumexp(-1)[rows]).tolist())
+        return [[sum(next(found) for _ in ids) for _, ids in group] for group in self._predicted]

@@ -1,31 +1,32 @@
-"""Step 5: closed-book questions about the articles -> answers, accuracy.
+"""Step 5: questions about the articles, closed book or open -> answers, accuracy.
 
     python evaluation.py --model_path=ckpts/quality-lr5e-06-rr0.1-epochs2-bs16-wd0.01-warmup0.05-MetaLlama38B
     python evaluation.py --task example --protocol loglik --model_path=ckpts/SmolLM2-135M-Instruct
     python evaluation.py --model_path=NAME --base_url http://127.0.0.1:8000/v1     # vLLM and others
+    python evaluation.py --model_path=NAME --rag                                   # open book
+    python evaluation.py --rag --retrieval_only                                    # the search alone
     python evaluation.py --compare out/qualityqa-A.json out/qualityqa-B.json
 
 The question bears the article's title, author and year, but not its text. `cot` is the paper's
 protocol: five worked examples, the model thinks aloud and ends with `Answer: X.`; of the attempts that
 can be read --select says which one counts. `loglik` takes the option that the model finds likeliest, per
 byte of its text; `letter` shows the options and takes the likeliest of A, B, C and D. Writes
-out/qualityqa-<checkpoint>.json; a stopped evaluation goes on where it was.
+out/qualityqa-<checkpoint>.json; a stopped evaluation goes on where it was. With --rag the passages that
+a search finds stand before the question, and the file is out/rag/qualityqa-<checkpoint>-<settings>.json.
 """
 
 import argparse
-import asyncio
+import dataclasses
 import hashlib
 import json
 import zlib
 from pathlib import Path
 
-from tqdm import tqdm
-
 from utils import asking, paths, quality, scoring
 from utils.comparison import compare
-from utils.io import Journal, UserError, read_json, run, write_json
+from utils.io import UserError, read_json, run, write_json
 
-STOP = "\n###"  # the heading that begins the next worked example
+RETRIEVERS, ORDERS, QUERIES = ("fusion", "dense", "bm25"), ("best_last", "best_first"), ("full", "question")  # fmt: skip
 Item = tuple[quality.Document, quality.Question]
 
 
@@ -46,11 +47,33 @@ def parse_arguments() -> argparse.Namespace:
     add("--batch_size", type=int, default=8, help="questions at once (default 8)")
     add("--base_url", help="an OpenAI-compatible server in place of this machine (cot only)")
     add("--concurrency", type=int, default=32, help="questions under way at a server (default 32)")
+    add("--timeout", type=float, default=600.0, help="seconds for one try of a call to a server (default 600)")
+    add("--give_up", action="store_true", help="count as wrong what a server fails to answer after all tries")
     add("--seed", type=int, default=0)
+    rag = parser.add_argument_group("open book")
+    rag.add_argument("--rag", action="store_true", help="put the passages that a search finds before the question")
+    rag.add_argument("--retrieval_only", action="store_true", help="how good the search is, without a model")
+    rag.add_argument("--retriever", choices=RETRIEVERS, default="fusion", help="by vectors (dense), by words (bm25) or by both (default fusion)")
+    rag.add_argument("--embedding", metavar="MODEL", help="sentence-transformers folder or hub name, or a server's, text-embedding-3-large for one (default: all-MiniLM-L6-v2, which is installed)")
+    rag.add_argument("--embedding_url", help="an OpenAI-compatible server for --embedding")
+    rag.add_argument("--reranker", metavar="MODEL", help="have a server rank what was found, rerank-english-v3.0 for one")
+    rag.add_argument("--rerank_url", help="its address, up to /rerank: https://api.cohere.com/v2, or a vLLM's or llama.cpp's; its key is $RERANK_API_KEY")
+    rag.add_argument("--chunk_size", type=int, default=1024, help="characters of a passage (default 1024; the paper: 256, 512, 1024)")
+    rag.add_argument("--chunk_overlap", type=int, default=0, help="default 0, as in the paper")
+    rag.add_argument("--retrieve", type=int, default=128, help="passages found, of which the reranker takes the best (default 128)")
+    rag.add_argument("--top_k", type=int, default=8, help="passages before the question (default 8; the paper: 1 to 16)")
+    rag.add_argument("--order", choices=ORDERS, default="best_last", help="of the passages (default best_last)")
+    rag.add_argument("--query", choices=QUERIES, default="full", help="search for the question with the article's name and the options (full), or for its text alone")
     # fmt: on
     args = parser.parse_args()
-    if not args.model_path and not args.compare:
+    if not args.model_path and not args.compare and not args.retrieval_only:
         raise UserError("--model_path: which checkpoint? (or --compare two outputs)")
+    check(args)
+    return args
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what does not go together, and fill in what follows."""
     for name, value in (("select", "first"), ("few_shot", 5), ("examples", None)):
         if args.protocol != "cot" and getattr(args, name) is not None:
             raise UserError(f"--{name}: for --protocol cot")
@@ -65,10 +88,17 @@ def parse_arguments() -> argparse.Namespace:
         )
     if args.few_shot < 0:
         raise UserError(f"--few_shot {args.few_shot}: must not be below 0")
-    for name in ("n_samples", "max_tokens", "batch_size", "concurrency"):
+    for name in ("n_samples", "max_tokens", "batch_size", "concurrency", "chunk_size", "retrieve", "top_k"):  # fmt: skip
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
-    return args
+    if not 0 <= args.chunk_overlap < args.chunk_size:
+        raise UserError(f"--chunk_overlap {args.chunk_overlap}: at least 0 and below --chunk_size")
+    if args.top_k > args.retrieve:
+        raise UserError(f"--top_k {args.top_k}: more than --retrieve {args.retrieve}")
+    if bool(args.reranker) != bool(args.rerank_url):
+        raise UserError("--reranker and --rerank_url: one needs the other")
+    if args.embedding_url and not args.embedding:
+        raise UserError("--embedding_url: which of its models? --embedding")
 
 
 def main() -> None:
@@ -78,32 +108,91 @@ def main() -> None:
         return
     documents = quality.load_task(args.task)
     items = [(document, question) for document in documents for question in document.questions]
-    protocol, target = describe(args, items), paths.evaluation_file(args.model_path)
-    if attempts := selected_anew(target, protocol):
-        write_json(target, collect(documents, attempts, protocol, args.model_path))
-    elif not is_finished(target, protocol):
-        partial = target.with_suffix(f".{fingerprint(protocol)}.partial.jsonl")
-        attempts = answer_all(items, partial, args)
-        write_json(target, collect(documents, attempts, protocol, args.model_path))
-        partial.unlink()
+    found = search(documents, items, args) if args.rag or args.retrieval_only else None
+    if args.retrieval_only:
+        print(json.dumps({"passages": found.total} | found.stages))
+        return
+    asked = ask(items, found, args)
+    protocol, target = describe(args, items, asked), target_of(args)
+    attempts = selected_anew(target, protocol)
+    partial = target.with_suffix(f".{fingerprint(protocol)}.partial.jsonl")
+    if not attempts and not is_finished(target, protocol):
+        from utils.answering import answer_all
+
+        attempts = answer_all(asked, partial, answerer(args))
+    if attempts:
+        write_json(target, collect(documents, attempts, protocol, found, args))
+        partial.unlink(missing_ok=True)
     result = read_json(target, "run evaluation.py again")
+    print_leakage(result)
     print(f"{target}\n{json.dumps(result['metrics'])}")
 
 
-def describe(args: argparse.Namespace, items: list[Item]) -> dict:
+def search(documents: list[quality.Document], items: list[Item], args: argparse.Namespace):
+    """The passages for every question (utils.open_book.Found), and a table of how good they are."""
+    from utils import open_book
+
+    found = open_book.search(documents, items, settings_of(args))
+    columns = list(next(iter(found.stages.values())))
+    print(
+        f"{found.total} passages, {len(items)} questions; the right article is among the first k:"
+    )
+    print(f"{'':10}" + "".join(f"{column:>12}" for column in columns))
+    for stage, values in found.stages.items():
+        print(f"{stage:10}" + "".join(f"{values[column]:12.3f}" for column in columns))
+    return found
+
+
+def settings_of(args: argparse.Namespace):
+    from utils.open_book import Search
+
+    return Search(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Search)})
+
+
+def ask(items: list[Item], found, args: argparse.Namespace) -> list[asking.Asked]:
+    asked = []
+    for number, (document, question) in enumerate(items):
+        passages = [(p.name, p.text) for p in found.passages[number]] if found else []
+        prompt = asking.prompt_of(document, question, args.protocol, args.few_shot, args.examples, passages)  # fmt: skip
+        asked.append(asking.Asked(question.id, prompt, question.options))
+    return asked
+
+
+def answerer(args: argparse.Namespace):
+    from utils.answering import Answerer
+
+    return Answerer(
+        args.protocol, args.model_path, args.base_url, args.n_samples, args.temperature, args.max_tokens,
+        args.batch_size, args.seed, args.concurrency, args.timeout, args.give_up,
+    )  # fmt: skip
+
+
+def target_of(args: argparse.Namespace) -> Path:
+    if not args.rag:
+        return paths.evaluation_file(args.model_path)
+    way = f"t{args.temperature:g}" if args.protocol == "cot" else args.protocol
+    return paths.evaluation_file(args.model_path, f"{settings_of(args).name}-{way}")
+
+
+def describe(args: argparse.Namespace, items: list[Item], asked: list[asking.Asked]) -> dict:
     """What the answers depend on; answers of another description are not used again."""
-    asked = [(asked_of(item, args), item[1].options, item[1].gold) for item in items]
+    both = zip(items, asked, strict=True)
+    whole = [(one.prompt, question.options, question.gold) for (_, question), one in both]
     protocol = {
         "name": args.protocol,
         "task": args.task,
-        "prompts": fingerprint(asked),
+        "prompts": fingerprint(whole),
         "weights": paths.weights_state(args.model_path),
     }
     if args.protocol == "cot":
         names = ("n_samples", "temperature", "max_tokens", "seed", "base_url")
         protocol |= {name: getattr(args, name) for name in (*names, "select", "few_shot")}
     if not args.base_url:
-        protocol["batch_size"] = args.batch_size  # padding moves the last bits of a sum
+        protocol["batch_size"] = (
+            args.batch_size
+        )  # what is computed at once moves the last bits of a sum
+    if args.rag:
+        protocol["search"] = dataclasses.asdict(settings_of(args))
     return protocol
 
 
@@ -136,172 +225,60 @@ def is_finished(target: Path, protocol: dict) -> bool:
     return earlier == protocol
 
 
-def answer_all(items: list[Item], partial: Path, args: argparse.Namespace) -> dict[str, list[dict]]:
-    """Attempts by question id; every batch is in the journal as soon as it is answered."""
-    with Journal(partial) as journal:
-        attempts = {record["id"]: record["attempts"] for record in journal.records}
-        bar = tqdm(total=len(items), initial=len(attempts), desc=args.protocol, unit="question")
-
-        def save(question: quality.Question, answers: list[dict]) -> None:
-            attempts[question.id] = answers
-            journal.append({"id": question.id, "attempts": answers})
-            bar.update()
-
-        with bar:
-            if args.base_url:
-                asyncio.run(ask_server(items, attempts, args, save))
-            else:
-                ask_local_model(items, attempts, args, save)
-    return attempts
-
-
-def ask_local_model(items: list[Item], done: dict, args: argparse.Namespace, save) -> None:
-    """Batches are cut the same way every time, and one of which a question is missing is answered
-    whole: so a resumed evaluation gives what an uninterrupted one does."""
-    batches = [items[i : i + args.batch_size] for i in range(0, len(items), args.batch_size)]
-    if len(done) == len(items):
-        return
-    from transformers.utils import logging
-
-    from utils.generate import LocalModel
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    model = LocalModel(args.model_path)
-    for number, batch in enumerate(batches):
-        if all(question.id in done for _, question in batch):
-            continue
-        answer = answer_by_thinking if args.protocol == "cot" else answer_by_likelihood
-        answers = answer(model, batch, args, number)
-        for (_, question), attempts in zip(batch, answers, strict=True):
-            if question.id not in done:
-                save(question, attempts)
-
-
-def answer_by_likelihood(model, batch: list[Item], args: argparse.Namespace, number: int) -> list:
-    prompts = [asked_of(item, args) for item in batch]
-    continuations = [continuations_of(question, args.protocol) for _, question in batch]
-    sums = model.continuation_logprobs(prompts, [[f" {text}" for text in texts] for texts in continuations])  # fmt: skip
-    return [
-        [likeliest_attempt(question, texts, of_texts)]
-        for (_, question), texts, of_texts in zip(batch, continuations, sums, strict=True)
-    ]
-
-
-def continuations_of(question: quality.Question, protocol: str) -> list[str]:
-    return list(question.options) if protocol == "loglik" else list(scoring.LETTERS)
-
-
-def answer_by_thinking(model, batch: list[Item], args: argparse.Namespace, number: int) -> list:
-    prompts = [asked_of(item, args) for item in batch]
-    seed = args.seed * 1_000_003 + number  # a generator of its own for every batch
-    texts = model.complete(prompts, args.n_samples, args.temperature, args.max_tokens, STOP, seed)
-    return [[cot_attempt(q, t) for t in of_question] for (_, q), of_question in zip(batch, texts, strict=True)]  # fmt: skip
-
-
-async def ask_server(items: list[Item], done: dict, args: argparse.Namespace, save) -> None:
-    """A question whose call fails does not stop the others; the same command asks it again."""
-    from utils.client import Client
-    from utils.schedule import for_each
-    from utils.wire import CallFailed
-
-    client, failures = Client(args.model_path, args.base_url), []
-
-    async def ask(item: Item) -> None:
-        document, question = item
-        try:
-            texts = await client.complete(
-                asked_of(item, args),
-                args.n_samples,
-                temperature=args.temperature,
-                max_tokens=args.max_tokens,
-                stop=[STOP],
-                seed=args.seed,
-            )
-            save(question, [cot_attempt(question, text) for text in texts])
-        except CallFailed as error:
-            failures.append(f"{question.id}: {error}")
-
-    await for_each([item for item in items if item[1].id not in done], ask, args.concurrency)
-    await client.close()
-    if failures:
-        raise UserError(
-            f"{len(failures)} questions were not answered (the last, {failures[-1]}); the others are "
-            "saved, and the same command asks these again"
-        )
-
-
-def asked_of(item: Item, args: argparse.Namespace) -> str:
-    return asking.prompt_of(*item, args.protocol, args.few_shot, args.examples)
-
-
-def likeliest_attempt(question: quality.Question, texts: list[str], sums: list[float]) -> dict:
-    """The text of the highest log-likelihood per byte of it (as lm-evaluation-harness' acc_norm), so that
-    a long option is not punished for its length; letters are all of one."""
-    scores = [total / len(text.encode()) for total, text in zip(sums, texts, strict=True)]
-    return attempt(question, "", scores.index(max(scores))) | {
-        "scores": [round(score, 6) for score in scores]
-    }
-
-
-def cot_attempt(question: quality.Question, text: str) -> dict:
-    return attempt(question, text, scoring.parse_answer(text))
-
-
-def attempt(question: quality.Question, reasoning: str, answer: int | None) -> dict:
-    content = None if answer is None else question.options[answer]
-    return {"reasoning": reasoning, "answer_index": answer, "answer_content": content}
-
-
 def collect(
-    documents: list[quality.Document], attempts: dict[str, list[dict]], protocol: dict, model: str
-) -> dict:
+    documents: list[quality.Document], attempts: dict[str, list[dict]], protocol: dict, found, args: argparse.Namespace
+) -> dict:  # fmt: skip
     """The whole output file."""
-    judged, shown = [], []
+    judged, shown, number = [], [], 0
     for index, document in enumerate(documents):
         split = quality.split_of(index, len(documents))
         questions = []
         for question in document.questions:
-            tries = attempts[question.id]
-            read = [attempt["answer_index"] for attempt in tries]
+            read = [attempt["answer_index"] for attempt in attempts[question.id]]
             drawn = [protocol.get("seed", 0), zlib.crc32(question.id.encode())]
             answer = scoring.select(read, protocol.get("select", "first"), drawn)
+            of_question = {"gold": question.gold, "hard": question.hard, "answer": answer}
             judged.append(
-                {
-                    "document": document.uid,
-                    "gold": question.gold,
-                    "answer": answer,
-                    "hard": question.hard,
-                    "split": split,
-                }
+                {"id": question.id, "document": document.uid, "split": split} | of_question
             )
-            questions.append(
-                {
-                    "id": question.id,
-                    "question": question.text,
-                    "options": list(question.options),
-                    "gold": question.gold,
-                    "hard": question.hard,
-                    "answer": answer,
-                    "attempts": tries,
-                }
-            )
-        shown.append(
-            {
-                "uid": document.uid,
-                "title": document.title,
-                "author": document.author,
-                "year": document.year,
-                "split": split,
-                "questions": questions,
+            entry = {
+                "id": question.id,
+                "question": question.text,
+                "options": list(question.options),
             }
-        )
-    return {
-        "protocol": protocol,
-        "model": model,
-        "metrics": scoring.metrics(judged),
-        "documents": shown,
+            if found:  # in the order in which they stood before the question
+                entry["passages"] = [[p.source, p.number] for p in found.passages[number]]
+            questions.append(entry | of_question | {"attempts": attempts[question.id]})
+            number += 1
+        head = {name: getattr(document, name) for name in ("uid", "title", "author", "year")}
+        shown.append(head | {"split": split, "questions": questions})
+    result = {"protocol": protocol, "model": args.model_path, "metrics": scoring.metrics(judged)}
+    if found:
+        result["retrieval"] = {"passages": found.total} | found.stages
+    return result | {"leakage": leakage_of(documents, judged, args), "documents": shown}
+
+
+def leakage_of(documents: list[quality.Document], judged: list[dict], args: argparse.Namespace) -> dict | None:  # fmt: skip
+    """What of the questions stands in the training text. A server's checkpoint is looked for here."""
+    from utils import leakage
+
+    questions = [question for document in documents for question in document.questions]
+    texts = {
+        question.id: [question.text, question.options[question.gold]] for question in questions
     }
+    right = {question["id"]: question["answer"] == question["gold"] for question in judged}
+    return leakage.report(args.model_path, texts, right)
+
+
+def print_leakage(result: dict) -> None:
+    found = result.get("leakage")
+    if found is None:
+        print("leakage: not known, for no run.json says what the model was trained on")
+    elif "unknown" in found:
+        print(f"leakage: not known ({found['unknown']})")
+    else:
+        rest = f"; accuracy without them {found['accuracy_without']:.1%}" if found["leaked"] else ""
+        print(f"leakage: {len(found['leaked'])} of {result['metrics']['n']} questions stand in the training text (13 words in a row){rest}")  # fmt: skip
 
 
 def print_comparison(files: list[Path]) -> None:

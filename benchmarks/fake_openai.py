@@ -2,7 +2,7 @@
 
     python benchmarks/fake_openai.py --port 8001 --latency 1 --requests_per_minute 600 --fault_share 0.1
 
-Chat completions, completions, files and batches, on a loopback port. It bills what a real one would:
+Chat completions, completions, embeddings, reranking, files and batches, on a loopback port. It bills what a real one would:
 every reply that it has made, whether or not the client was still there to read it; refusals (429 and
 other HTTP errors) are free. `GET /count` returns that bill as JSON.
 """
@@ -148,7 +148,7 @@ class FakeOpenAI:
         if path == "/count":
             return _send(writer, 200, self.count())
         self.paths.append(path)
-        if not path.endswith("completions"):
+        if not path.endswith(("completions", "embeddings", "rerank")):
             return _send(writer, 200, self._files_and_batches(method, path, headers, content))
         self.requests += 1
         self.in_flight += 1
@@ -252,6 +252,10 @@ class FakeOpenAI:
         count["cached"] += usage["prompt_tokens_details"]["cached_tokens"]
         count["completion"] += usage["completion_tokens"]
         reply = {"id": "x", "created": 0, "model": body["model"], "usage": usage}
+        if "input" in body:
+            return reply | {"data": _vectors(body["input"])[fault == "fewer" :]}
+        if "documents" in body:
+            return reply | {"results": _relevance(body)[fault == "fewer" :]}
         choice = {"index": 0, "finish_reason": "stop", "logprobs": None}
         if "prompt" in body:  # /v1/completions; like some real servers it ignores `n`
             return reply | {
@@ -348,7 +352,30 @@ def _uploaded(headers: dict, content: bytes) -> bytes:
     return next(body[:-2] for head, _, body in parts if b"filename=" in head)
 
 
+def _vectors(texts: list[str]) -> list[dict]:
+    """Words hashed into 64 places: texts that share words are near; not in the order of the texts."""
+    data = []
+    for index, text in enumerate(texts):
+        vector = [0.0] * 64
+        for word in re.findall(r"\w+", text.lower()):
+            vector[hashlib.blake2b(word.encode()).digest()[0] % 64] += 1
+        data.append({"index": index, "embedding": vector})
+    return data[::-1]
+
+
+def _relevance(body: dict) -> list[dict]:
+    """The share of a document's words that the query has, best first."""
+    query = set(re.findall(r"\w+", body["query"].lower()))
+    results = []
+    for index, document in enumerate(body["documents"]):
+        words = set(re.findall(r"\w+", document.lower()))
+        results.append({"index": index, "relevance_score": len(words & query) / max(1, len(words))})
+    return sorted(results, key=lambda result: -result["relevance_score"])
+
+
 def _prompt(body: dict) -> str:
+    if "input" in body or "documents" in body:
+        return json.dumps(body.get("input") or [body["query"], body["documents"]])
     return body["prompt"] if "prompt" in body else body["messages"][0]["content"]
 
 

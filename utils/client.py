@@ -55,6 +55,7 @@ class Client:
         pace: Pace | None = None,
         ledger: Ledger | None = None,
         timeout_s: float = TIMEOUT_S,
+        key_variable: str = "OPENAI_API_KEY",
     ):
         self._url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
         self.is_openai = (urlsplit(self._url).hostname or "").endswith("api.openai.com")
@@ -62,7 +63,7 @@ class Client:
         self.pace, self.ledger = pace or Pace(), ledger or Ledger()
         self._stopping = asyncio.Event()
         self._jitter = random.Random()  # spreads retries; no output depends on it
-        self._key = find_key(None if self._url == OPENAI_URL else self._url)
+        self._key = find_key(None if self._url == OPENAI_URL else self._url, key_variable)
         self._timeout_s = timeout_s
 
     @functools.cached_property
@@ -125,6 +126,10 @@ class Client:
             request = {"model": self.model, "prompt": prompt, "n": samples - len(texts)} | settings
             texts += await self._retried("/completions", "", Usage(), request, texts_of)
         return texts[:samples]
+
+    async def post(self, path: str, request: dict, read: Callable[[dict], Any]) -> Any:
+        """What `read` finds in the reply to a request of another kind. Raises as `chat` does."""
+        return await self._retried(path, "", Usage(), request, read)
 
     async def call(self, request: Awaitable):
         """Another of the API's calls, by its own client; UserError where it fails."""

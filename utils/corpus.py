@@ -209,4 +209,7 @@ def distinct(names: list[str]) -> list[str]:
 
 def article_text(document: Document) -> str:
     """An article as the raw baseline trains on it: title, author and year, then the text."""
-    return f"{document.title}\nby {document.byline} ({document.year})\n\n{document.text}"
+    known = [f"by {document.byline}"] if document.author else []
+    known += [f"({document.year})"] if document.year else []
+    head = f"{document.title}\n{' '.join(known)}" if known else document.title
+    return f"{head}\n\n{document.text}"

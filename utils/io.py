@@ -133,6 +133,21 @@ def _parse_object(line: str | bytes, path: Path, number: int) -> dict:
     return value
 
 
+@contextmanager
+def waiting_lock(path: Path, holder: str) -> Iterator[None]:
+    """Hold a lock file; where another process has it, say whom (`holder`) is waited for, and wait."""
+    with disk_errors_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "ab")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for {holder} to end ({path})", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 class Journal:
     """An append-only JSONL file that survives kill -9: what was appended is there at the next start.
 

@@ -14,10 +14,11 @@ def hide(key: str, text: str) -> str:
     return " ".join(text.split())[:300]
 
 
-def find_key(base_url: str | None) -> str:
-    """The API key: $OPENAI_API_KEY, else the key file. A local server needs none."""
-    key = os.environ.get("OPENAI_API_KEY", "").strip()
-    if not key and paths.key_file().is_file():
+def find_key(base_url: str | None, variable: str = "OPENAI_API_KEY") -> str:
+    """The API key: $OPENAI_API_KEY, else the key file; another service's is its `variable` alone. A
+    local server needs none."""
+    key = os.environ.get(variable, "").strip()
+    if not key and variable == "OPENAI_API_KEY" and paths.key_file().is_file():
         key = paths.key_file().read_text().strip()
     if not key and base_url:
         return NO_KEY

@@ -126,5 +126,21 @@ def weights_state(model: str) -> list:
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files] or [model]
 
 
-def evaluation_file(model: str) -> Path:
+def evaluation_file(model: str, search: str | None = None) -> Path:
+    """`search` names the settings of an open-book evaluation."""
+    if search:
+        return out_dir() / "rag" / f"qualityqa-{short_name(model)}-{search}.json"
     return out_dir() / f"qualityqa-{short_name(model)}.json"
+
+
+def cache_dir() -> Path:
+    """What a search has embedded and reranked, by content."""
+    return home() / "data" / "dataset" / "cache"
+
+
+def vectors_file(embedder: str) -> Path:
+    return cache_dir() / f"vectors-{embedder}.jsonl"
+
+
+def reranked_file(model: str) -> Path:
+    return cache_dir() / f"reranked-{short_name(model)}.jsonl"

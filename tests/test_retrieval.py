@@ -1,0 +1,181 @@
+"""Retrieval and open book, with the real local parts: embedding model, FAISS, BM25; only the servers are played."""
+
+import json
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from tests.conftest import refused, start_script, succeed
+from utils import asking, open_book, paths, quality, retrieval
+from utils.embedding import LocalEmbedder, ServedEmbedder, embed
+from utils.io import UserError
+from utils.retrieval import Passage
+
+SEARCH = ("evaluation.py", "--task", "example", "--rag", "--retrieval_only")
+OPEN = ("evaluation.py", "--task", "example", "--rag", "--protocol", "loglik", "--top_k", 2, "--chunk_size", 256,
+        "--retriever", "bm25", "--model_path")  # fmt: skip
+
+
+def vectors() -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(paths.cache_dir().glob("vectors-*")))
+
+
+def test_splitting_loses_no_word():
+    for document in quality.load_task("example")[:3]:
+        for size in (64, 256, 1024):
+            parts = retrieval.split(document.text, size)
+            assert max(map(len, parts)) <= size
+            assert "".join("".join(parts).split()) == "".join(document.text.split())
+    parts = retrieval.split(document.text, 256, 64)
+    assert sum(map(len, parts)) > len(document.text)
+
+
+def test_fusion():
+    # 1 stands second in both; 0 first in one alone.
+    assert retrieval.fuse([[0, 1, 2], [3, 1, 4]], 9) == [1, 0, 3, 2, 4]
+    assert retrieval.fuse([[5, 6], []], 1) == [5]
+
+
+def test_recall_and_mrr():
+    found = retrieval.quality_of([1, 2, None, 8])
+    assert (found["recall@1"], found["recall@2"], found["recall@8"]) == (0.25, 0.5, 0.75)
+    assert found["mrr"] == pytest.approx((1 + 1 / 2 + 1 / 8) / 4, abs=1e-4)
+
+
+def test_words_and_their_stems():
+    passages = [Passage("a", 0, '"Of Whales"', "The lamps burned."), Passage("b", 0, '"Of Tides"', "A gull.")]  # fmt: skip
+    assert retrieval.bm25(passages, ["burning lamp", "tides", "nothing"], 2) == [[0], [1], []]
+
+
+def test_every_stage_on_the_example_corpus(home):
+    """The local embedding model: the same meaning is near; each text is embedded once."""
+    out = succeed(*SEARCH)
+    found = json.loads(out.splitlines()[-1])
+    assert list(found) == ["passages", "dense", "bm25", "fusion"]
+    assert found["fusion"]["recall@8"] == 1
+    assert found["dense"]["recall@8"] > 0.95
+    assert "recall@8" in out.splitlines()[1]
+    before = vectors()
+    assert succeed(*SEARCH) == out
+    assert vectors() == before
+    bare = json.loads(succeed(*SEARCH, "--query", "question").splitlines()[-1])
+    assert bare["fusion"]["recall@8"] >= 0.98
+    assert vectors().startswith(before)  # the queries came to it, the passages were there
+    one, other, third = embed(["A dog barked.", "A hound was barking.", "Bread is dear."], LocalEmbedder(None))  # fmt: skip
+    assert one @ other > 0.6 > 0.3 > one @ third
+    assert np.linalg.norm(one) == pytest.approx(1)
+
+
+def test_a_search_that_was_killed_goes_on_and_ends_alike(home):
+    command = (*SEARCH, "--retriever", "dense")
+    whole = succeed(*command)
+    (file,) = paths.cache_dir().glob("vectors-*")
+    kept = file.read_bytes()
+    file.unlink()
+    process = start_script(*command)
+    while not file.exists() or file.read_bytes().count(b"\n") < 20:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert 20 <= file.read_bytes().count(b"\n") < kept.count(b"\n")
+    assert succeed(*command) == whole
+    assert sorted(file.read_bytes().splitlines()) == sorted(kept.splitlines())
+
+
+def test_two_searches_at_once_take_turns(home):
+    command = (*SEARCH, "--retriever", "dense")
+    both = [start_script(*command) for _ in range(2)]
+    outs = [process.communicate(timeout=200) for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert outs[0][0] == outs[1][0]
+    lines = vectors().splitlines()
+    assert len(lines) == len({json.loads(line)["key"] for line in lines})
+    assert sum("waiting for another search" in err for _, err in outs) == 1
+
+
+def test_served_embeddings_and_reranking(home, server, monkeypatch):
+    """Servers that fail, and that send fewer vectors or scores than asked for: nothing is lost, and
+    nothing is paid for twice."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-mine")
+    server.faults = [500, "fewer", "bad_json", None, None, None, 500, "fewer"]
+    served = ("--embedding", "text-embedding-3-large", "--embedding_url", server.url, "--reranker", "rerank-x",
+              "--rerank_url", server.url, "--retrieve", 16)  # fmt: skip
+    found = json.loads(succeed(*SEARCH, *served).splitlines()[-1])
+    assert list(found) == ["passages", "dense", "bm25", "fusion", "rerank"]
+    assert found["rerank"]["recall@8"] > 0.9
+    assert {"/embeddings", "/rerank"} == set(server.paths)
+    # OpenAI's key is not for the reranker.
+    of_path = {path: body["headers"]["authorization"] for path, body in zip(server.paths, server.bodies, strict=True)}  # fmt: skip
+    assert of_path == {"/embeddings": "Bearer sk-mine", "/rerank": "Bearer none"}
+    asked = server.requests
+    assert json.loads(succeed(*SEARCH, *served).splitlines()[-1]) == found
+    assert server.requests == asked
+    server.faults = [400]
+    assert "--embedding other" in refused(*SEARCH, *served, "--embedding", "other")
+    server.faults = [400] * 3
+    served = (*served, "--reranker", "rerank-y")
+    assert "3 of 84 queries failed" in refused(*SEARCH, *served)
+    asked = server.requests
+    succeed(*SEARCH, *served)
+    assert server.requests == asked + 3
+
+
+def test_vectors_that_are_missing_are_seen(server):
+    server.faults = ["fewer"] * 6
+    embedder = ServedEmbedder("m", server.url)
+    import utils.client
+
+    utils.client.FIRST_DELAY_S, before = 0.001, utils.client.FIRST_DELAY_S
+    try:
+        with pytest.raises(UserError, match="1 vectors for 2 texts"):
+            next(embedder.embed(["a", "b"]))
+    finally:
+        utils.client.FIRST_DELAY_S = before
+
+
+def test_passages_stand_before_the_question(home):
+    documents = quality.load_task("example")
+    items = [(document, question) for document in documents for question in document.questions]
+
+    def passages(**settings):
+        how = open_book.Search(retriever="bm25", top_k=4, **settings)
+        return open_book.search(documents, items, how).passages
+
+    first, last = passages(order="best_first"), passages()
+    assert [row[::-1] for row in last] == first
+    document, question = items[0]
+    assert last[0][-1].source == document.uid
+    shown = [(p.name, p.text) for p in last[0]]
+    prompt = asking.prompt_of(document, question, "cot", 2, None, shown)
+    assert prompt.index("Answer: A.") < prompt.index("### Passages") < prompt.index(last[0][0].text)
+    assert (
+        prompt.index(last[0][3].text) < prompt.rindex("### Question") < prompt.index(question.text)
+    )
+
+
+def test_open_book_evaluation(home, tiny_model):
+    out = succeed(*OPEN, tiny_model)
+    target = paths.evaluation_file(str(tiny_model), "chunk256-k2-best_last-loglik")
+    assert out.splitlines()[-2] == str(target)
+    result = json.loads(target.read_text())
+    assert result["retrieval"]["bm25"]["recall@8"] == 1
+    question = result["documents"][0]["questions"][0]
+    assert len(question["passages"]) == 2
+    assert question["passages"][-1][0] == result["documents"][0]["uid"]
+    assert result["protocol"]["search"]["top_k"] == 2
+    stamp = target.stat().st_mtime_ns
+    assert succeed(*OPEN, tiny_model) == out
+    assert target.stat().st_mtime_ns == stamp
+    succeed(*(part for part in OPEN if part != "--rag"), tiny_model)
+    closed = paths.evaluation_file(str(tiny_model))
+    assert "other prompts" in refused("evaluation.py", "--compare", closed, target)
+
+
+def test_options_of_the_search_that_do_not_go_together(home):
+    assert "--top_k 200" in refused(*SEARCH, "--top_k", 200)
+    assert "--chunk_overlap 1024" in refused(*SEARCH, "--chunk_overlap", 1024)
+    assert "--rerank_url" in refused(*SEARCH, "--reranker", "x")
+    assert "--embedding no/such/model" in refused(*SEARCH, "--embedding", "no/such/model")

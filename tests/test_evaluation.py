@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from tests.conftest import refused, start_script, succeed
+from tests.conftest import refused, run_script, start_script, succeed
 from utils import asking, paths, quality
 from utils.io import UserError
 
@@ -42,6 +42,23 @@ def test_shared_prompts_give_the_plain_likelihoods(model):
         assert sums == pytest.approx(
             [plain_logprob(model, prompt, option) for option in group], abs=1e-4
         )
+
+
+def test_what_prompts_share_changes_nothing(model):
+    """Questions about one article, options that begin alike, one that another goes on from, a row that
+    is full: every figure is the plain one."""
+    prompts = [
+        f'In the context of "The Lamp": {question}\nAnswer:'
+        for question in ("Who?", "Where was it?", "Who?")
+    ]
+    options = [[" the old man", " the old man and his dog", " the"], [" here", " there", " here"], [" nobody", " the old"]]  # fmt: skip
+    many = 40 * prompts, 40 * options
+    found = model.continuation_logprobs(*many)
+    for number in (0, 1, 2, 118, 119):
+        prompt, group = many[0][number], many[1][number]
+        plain = [plain_logprob(model, prompt, option) for option in group]
+        assert found[number] == pytest.approx(plain, abs=1e-4)
+    assert model.model.config._attn_implementation == "sdpa"
 
 
 def test_completions_are_seeded_and_cut(model):
@@ -192,6 +209,31 @@ def test_a_question_that_fails_does_not_stop_the_others(home, server):
     assert sum(server.billed.values()) == 82
     assert json.loads(succeed(*command).splitlines()[-1])["n"] == 84
     assert sum(server.billed.values()) == 84
+
+
+def test_what_a_server_never_answers_can_count_as_wrong(home, server):
+    server.faults = [400, 500]
+    server.answer = "Answer: B."
+    command = ("evaluation.py", "--task", "example", "--model_path", "served", "--base_url", server.url,
+               "--n_samples", 1)  # fmt: skip
+    metrics = json.loads(succeed(*command, "--give_up").splitlines()[-1])
+    assert (metrics["n"], metrics["attempt_rate"]) == (84, round(83 / 84, 4))
+    result = json.loads(paths.evaluation_file("served").read_text())
+    (failed,) = [
+        q for d in result["documents"] for q in d["questions"] if "error" in q["attempts"][0]
+    ]
+    assert failed["answer"] is None
+    assert "400" in failed["attempts"][0]["error"]
+
+
+def test_a_server_that_hangs_is_asked_again(home, server):
+    server.faults = ["hang", None, "hang"]
+    command = ("evaluation.py", "--task", "example", "--model_path", "served", "--base_url", server.url,
+               "--n_samples", 1, "--timeout", 1)  # fmt: skip
+    done = run_script(*command)
+    assert done.returncode == 0, done.stderr
+    assert "2 calls were made again" in done.stderr + done.stdout
+    assert json.loads(done.stdout.splitlines()[-1])["attempt_rate"] == 1
 
 
 def test_which_attempt_counts_can_be_said_again(home, server):

@@ -1,0 +1,56 @@
+import json
+from pathlib import Path
+
+from tests.conftest import ROOT, succeed
+from utils import leakage, paths
+
+LONG = "In which of the three harbours did the keeper of the lamp first learn about the wreck?"
+
+
+def test_thirteen_words_in_a_row():
+    def leaked(text, *training):
+        return bool(leakage.leaked({"q": [text]}, training))
+
+    assert leaked(LONG, f"before. {LONG.upper()} after")
+    words = LONG.split()
+    assert leaked(LONG, " ".join(words[2:15]).replace(" ", ",\n"))  # punctuation does not matter
+    assert not leaked(LONG, " ".join(words[2:14]))  # twelve
+    assert not leaked(LONG, " ".join(words[:8]), " ".join(words[8:]))  # not over two documents
+    assert leaked(" ".join(words[:9]), LONG)  # a text of nine words counts whole
+    assert not leaked(" ".join(words[:7]), LONG)  # of seven it says nothing
+    assert not leaked("", LONG)
+    assert not leaked(LONG, "")
+
+
+def test_one_text_of_several_is_enough():
+    texts = {"a": ["Who?", LONG], "b": ["What?", "Nothing"], "c": [LONG]}
+    assert leakage.leaked(texts, [LONG]) == {"a", "c"}
+
+
+def test_evaluation_reports_it(home, tiny_model, tmp_path):
+    """A checkpoint trained on articles, one of which has a question's text in it."""
+    articles = [json.loads(line) for line in (ROOT / "data/example/articles.jsonl").read_text().splitlines()]  # fmt: skip
+    questions = [q for article in articles for q in article["questions"]]
+    question = next(q for q in questions if len(q["question"].split()) >= 8)
+    articles[0]["article"] += "\n\n" + question["question"]
+    raw = home / "data/dataset/raw/mine.jsonl"
+    raw.parent.mkdir(parents=True)
+    raw.write_text("".join(json.dumps(article) + "\n" for article in articles))
+    succeed("data/tokenize_entigraph.py", "--task", "mine", "--raw", "--tokenizer", tiny_model)
+    run = {"arguments": {"model_name": "base"}, "data": {"train": {"file": str(paths.articles_bin("mine"))}}}  # fmt: skip
+    checkpoint = home / "ckpts/trained"
+    checkpoint.mkdir(parents=True)
+    for path in Path(tiny_model).iterdir():
+        (checkpoint / path.name).write_bytes(path.read_bytes())
+    (checkpoint / "run.json").write_text(json.dumps(run))
+    command = ("evaluation.py", "--task", "example", "--protocol", "loglik", "--model_path", checkpoint)  # fmt: skip
+    out = succeed(*command)
+    result = json.loads(paths.evaluation_file("trained").read_text())
+    assert question["question_unique_id"] in result["leakage"]["leaked"]
+    n = len(result["leakage"]["leaked"])
+    assert f"leakage: {n} of 84 questions" in out
+    assert result["leakage"]["n_without"] == 84 - n
+    assert result["leakage"]["training"] == ["mine_all-raw.bin"]
+    paths.articles_bin("mine").unlink()
+    paths.evaluation_file("trained").unlink()
+    assert "leakage: not known (" in succeed(*command)

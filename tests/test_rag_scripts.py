@@ -1,0 +1,72 @@
+"""The sweep and the 2 x 2, on a tiny model and with BM25 alone."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+from tests.conftest import ROOT, refused, succeed
+from utils import paths
+
+SMALL = {"CHUNKS": "256 512", "TOP_KS": "1 2", "ORDERS": "best_last"}
+OPTIONS = ("--task", "example", "--protocol", "loglik", "--retriever", "bm25")
+
+
+def sweep(model, **environment) -> subprocess.Popen:
+    command = ["bash", ROOT / "scripts/rag_sweep.sh", "--model_path", model, *OPTIONS]
+    return subprocess.Popen(command, cwd="/", env=os.environ | SMALL | environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+
+
+def points() -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (paths.out_dir() / "rag").glob("*.json")}
+
+
+def test_the_sweep_is_killed_and_goes_on(home, tiny_model):
+    assert "rag_sweep.sh" in refused("scripts/rag_table.py", "--model_path", tiny_model)
+    first = sweep(tiny_model)
+    while not points():
+        assert first.poll() is None, first.stderr.read()
+        time.sleep(0.05)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    stamps = {path: path.stat().st_mtime_ns for path in (paths.out_dir() / "rag").glob("*.json")}
+    # A task of an array does its own point, the loop what is left.
+    task = sweep(tiny_model, SLURM_ARRAY_TASK_ID="3", SLURM_SUBMIT_DIR=str(ROOT))
+    assert task.wait() == 0, task.stderr.read()
+    assert "qualityqa-tiny-chunk512-k2-best_last-loglik.json" in points()
+    second = sweep(tiny_model)
+    out, err = second.communicate()
+    assert second.returncode == 0, err
+    assert len(points()) == 4
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+    found = json.loads(out.splitlines()[-1])
+    assert found["points"] == 4
+    rows = [line.split() for line in out[out.index("chunk_size") :].splitlines()[1:5]]
+    assert found["best"]["val"] == max(float(row[6]) for row in rows)
+    low, high = found["best"]["ci95"]
+    assert low <= found["best"]["test"] <= high
+
+
+def test_the_sweep_wants_a_checkpoint():
+    done = subprocess.run(["bash", ROOT / "scripts/rag_sweep.sh"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: --model_path: which checkpoint?\n")
+    done = subprocess.run(["bash", ROOT / "scripts/rag_sweep.sh", "--help"], capture_output=True, text=True)  # fmt: skip
+    assert "sbatch --array" in done.stdout
+
+
+def test_the_two_by_two(home, tiny_model):
+    after = home / "ckpts/after"
+    shutil.copytree(tiny_model, after)
+    out = succeed("scripts/two_by_two.py", "--base", tiny_model, "--entigraph", after, *OPTIONS, "--chunk_size", 256,
+                  "--top_k", 1)  # fmt: skip
+    found = json.loads(out.splitlines()[-1])
+    assert found["base_open"] == found["entigraph_open"]
+    assert found["gain_closed"] == {"difference": 0, "ci95": [0, 0], "p": 1}
+    assert found["base_closed"]["n"] == 84
+    assert (paths.out_dir() / "two_by_two.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((paths.out_dir() / "two_by_two.json").read_text()) == found
+    wrong = ("--base", "no/such/model", "--entigraph", after)
+    assert "no/such/model" in refused("scripts/two_by_two.py", *wrong, *OPTIONS)

@@ -6,6 +6,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from tests.conftest import ROOT, succeed
+from utils import paths, scaling
 
 
 def execute(name: str):
@@ -48,3 +49,32 @@ def test_notebooks_are_committed_without_outputs():
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         for cell in nbformat.read(path, as_version=4).cells:
             assert not cell.get("outputs"), path
+
+
+def test_scaling_curves(home):
+    """Points of the paper's curve: the notebook says what five points more cost."""
+    curve = scaling.Mixture(64.55, (13.84, 8.47, 3.93), (0.9989, 0.8961, 0.0546))
+    points = []
+    for tokens in (0, 0.3, 1, 3, 10, 30, 100, 300, 455):
+        accuracy = curve(tokens) / 100
+        points.append(
+            {
+                "tokens": tokens * 1e6,
+                "accuracy": accuracy,
+                "ci95": [accuracy - 0.002, accuracy + 0.002],
+            }
+        )
+    paths.out_dir().mkdir()
+    (paths.out_dir() / "scaling.json").write_text(json.dumps(points))
+    outputs = [
+        output for cell in execute("nb_scaling.ipynb").cells for output in cell.get("outputs", [])
+    ]
+    table = next(o.data["text/markdown"] for o in outputs if "text/markdown" in o.get("data", {}))
+    cost = table.splitlines()[3].split("|")[3]
+    assert float(cost) == pytest.approx(scaling.more_tokens(curve, 455), rel=0.1)
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+
+
+def test_scaling_without_points_names_the_step(home):
+    with pytest.raises(CellExecutionError, match=r"scripts/scaling\.sh"):
+        execute("nb_scaling.ipynb")

@@ -70,3 +70,26 @@ def test_the_two_by_two(home, tiny_model):
     assert json.loads((paths.out_dir() / "two_by_two.json").read_text()) == found
     wrong = ("--base", "no/such/model", "--entigraph", after)
     assert "no/such/model" in refused("scripts/two_by_two.py", *wrong, *OPTIONS)
+
+
+def test_the_scaling_run(token_files, tiny_model, tmp_path, monkeypatch):
+    """Nested subsets are trained and evaluated once; a second run finds all of it."""
+    shutil.copytree(token_files, tmp_path / "home")
+    monkeypatch.setenv("SCP_HOME", str(tmp_path / "home"))
+    command = [
+        "bash", ROOT / "scripts/scaling.sh", "--lr", "1e-3", "--rr", "0.1", "--bs", "2", "--epochs", "1", "--task_name", "example",
+        "--model", "written", "--model_name", tiny_model, "--block_size", "128", "--", "--task", "example", "--protocol", "loglik",
+    ]  # fmt: skip
+    first, again = (
+        subprocess.run(list(map(str, command)), cwd="/", env=os.environ | {"RATIOS": "0.1 0.3"}, capture_output=True, text=True)
+        for _ in range(2)
+    )  # fmt: skip
+    assert first.returncode == 0, first.stderr
+    points = json.loads(first.stdout.splitlines()[-1])
+    assert [point["n"] for point in points] == [84] * 3
+    assert points[0]["tokens"] == 0 < 2.5 * points[1]["tokens"] < points[2]["tokens"] < 3.5 * points[1]["tokens"]  # fmt: skip
+    assert points == json.loads((paths.out_dir() / "scaling.json").read_text())
+    assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
+    assert again.stderr.count("finished already") == 2
+    done = subprocess.run(["bash", ROOT / "scripts/scaling.sh", "--subsample_ratio", "1"], capture_output=True, text=True)  # fmt: skip
+    assert (done.returncode, done.stderr) == (2, "error: --subsample_ratio: RATIOS says which subsets\n")  # fmt: skip

@@ -1,0 +1,47 @@
+"""The points of a scaling curve, out of checkpoints and their evaluations: out/scaling.json. Called by scaling.sh.
+
+python scripts/scaling_points.py --base meta-llama/Meta-Llama-3-8B ckpts/scaling-subsample_ratio0.1-… ckpts/…
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from utils import paths
+from utils.io import UserError, read_json, run, write_json
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--base", required=True, help="the model that all began from")
+    parser.add_argument("checkpoints", nargs="+", help="trained on subsets, and evaluated")
+    args = parser.parse_args()
+    points = [point(args.base, 0)] + [point(name, tokens_of(name)) for name in args.checkpoints]
+    points.sort(key=lambda one: one["tokens"])
+    protocols = {points[0]["protocol"], *(one["protocol"] for one in points)}
+    if len(protocols) > 1:
+        raise UserError(f"evaluated by several protocols ({', '.join(sorted(protocols))}); evaluate all in the same way")  # fmt: skip
+    print(f"{'synthetic tokens':>18}{'accuracy':>10}{'95% interval':>18}")
+    for one in points:
+        low, high = one["ci95"]
+        print(f"{one['tokens']:18,}{one['accuracy']:10.1%}{f'{low:.1%} - {high:.1%}':>18}")
+    write_json(paths.out_dir() / "scaling.json", points)
+    print(f"{paths.out_dir() / 'scaling.json'}; notebooks/nb_scaling.ipynb fits the curves")
+    print(json.dumps(points))
+
+
+def point(checkpoint: str, tokens: int) -> dict:
+    result = read_json(paths.evaluation_file(checkpoint), f"run: python evaluation.py --model_path {checkpoint}")  # fmt: skip
+    of_metrics = {key: result["metrics"][key] for key in ("accuracy", "ci95", "n")}
+    return {"checkpoint": checkpoint, "tokens": tokens, "protocol": result["protocol"]["name"]} | of_metrics  # fmt: skip
+
+
+def tokens_of(checkpoint: str) -> int:
+    """Different synthetic tokens: those of the run, without replay, of one epoch."""
+    run = read_json(Path(paths.find_checkpoint(checkpoint)) / "run.json", "train it first")
+    arguments = run["arguments"]
+    return round(run["tokens"] * (1 - float(arguments["rr"])) / float(arguments["epochs"]))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -22,7 +22,7 @@ import json
 import zlib
 from pathlib import Path
 
-from utils import asking, paths, quality, scoring
+from utils import asking, paths, quality, reading, scoring
 from utils.comparison import compare
 from utils.io import UserError, read_json, run, write_json
 
@@ -37,6 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--model_path", help="checkpoint folder or hub name; with --base_url the server's name for it")
     add("--compare", type=Path, nargs=2, metavar="FILE", help="outputs of two evaluations: their paired difference")
     add("--task", default="quality", help="quality or example (default quality)")
+    add("--corpus", type=Path, metavar="DIR", help="a folder of your own documents (txt, md, jsonl, html, pdf), in place of --task")
     add("--protocol", choices=["cot", "loglik", "letter"], default="cot", help="default cot")
     add("--select", choices=[*scoring.SELECTS, "greedy"], help="cot: the attempt that counts; greedy asks once, at temperature 0 (default first; the paper: random, of --n_samples 64)")
     add("--few_shot", type=int, help="cot: worked examples before the question (default 5)")
@@ -106,6 +107,8 @@ def main() -> None:
     if args.compare:
         print_comparison(args.compare)
         return
+    if args.corpus:
+        args.task = reading.take_in(args.corpus)
     documents = quality.load_task(args.task)
     items = [(document, question) for document in documents for question in document.questions]
     found = search(documents, items, args) if args.rag or args.retrieval_only else None

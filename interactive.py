@@ -36,6 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     web.add_argument("--share", action="store_true", help="a public link through gradio.live, for anybody who has it")
     web.add_argument("--articles", action="store_true", help="the titles of the corpus, to click")
     web.add_argument("--task", default="quality", help="whose articles (default quality)")
+    web.add_argument("--corpus", metavar="DIR", help="a folder of your own documents (txt, md, jsonl, html, pdf), in place of --task")
     return parser.parse_args()
 # fmt: on
 
@@ -43,6 +44,10 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     check(args)
+    if args.corpus:
+        from utils import reading
+
+        args.task = reading.take_in(args.corpus)
     titles = titles_of(args.task) if args.articles else []
     speaker = find_speaker(args)
 
@@ -80,6 +85,8 @@ def check(args: argparse.Namespace) -> None:
         )
     if (args.share or args.articles) and not args.web:
         raise UserError("--share and --articles: for --web")
+    if args.corpus and not args.articles:
+        raise UserError("--corpus: whose titles --articles shows")
 
 
 def find_speaker(args: argparse.Namespace):

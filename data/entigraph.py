@@ -21,7 +21,7 @@ from contextlib import closing
 from pathlib import Path
 
 from data.generation import Batched, Live, import_published, summarize
-from utils import corpus, paths, quality
+from utils import corpus, paths, quality, reading
 from utils.batch import under_way
 from utils.io import UserError, run
 from utils.ledger import Ledger
@@ -36,6 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("articles", nargs="?", help="which, by number from 0: 7, 0-9, 0,3,7 or all")
     add("--task", default="quality", help="quality, example, or your own (data/dataset/raw/<task>.jsonl; default quality)")
+    add("--corpus", type=Path, metavar="DIR", help="a folder of your own documents (txt, md, jsonl, html, pdf), in place of --task")
     add("--model", default=paths.DEFAULT_GENERATOR, help="the generator (default %(default)s)")
     add("--base_url", help="an OpenAI-compatible server (default $OPENAI_BASE_URL, else OpenAI)")
     add("--method", choices=corpus.METHODS, default="entigraph", help="how to rewrite (default %(default)s)")
@@ -89,6 +90,8 @@ def above_zero(text: str) -> float:
 
 def main() -> None:
     args = parse_arguments()
+    if args.corpus:
+        args.task = reading.take_in(args.corpus)
     documents = quality.load_task(args.task)
     chosen = [
         documents[n]

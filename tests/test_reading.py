@@ -1,0 +1,108 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import refused, succeed
+from utils import paths, quality, reading
+from utils.io import UserError
+
+PAGE = """<html><head><title>The  Weir</title><script>var x = "hidden";</script></head>
+<body><nav>Home</nav><main><h1>The Weir</h1><p>It held &amp; held.</p><ul><li><p>One</p></li><li>Two</li></ul>
+</main><footer>imprint</footer></body></html>"""
+
+
+def write_pdf(path: Path, text: str) -> None:
+    """A page with a line of text, by hand: no library here writes one."""
+    stream = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET".encode()
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R /Resources << /Font << /F1 5 0 R >> >> >>",
+        b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream),
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    data, offsets = b"%PDF-1.4\n", []
+    for number, content in enumerate(objects, 1):
+        offsets.append(len(data))
+        data += b"%d 0 obj\n%s\nendobj\n" % (number, content)
+    start = len(data)
+    data += b"xref\n0 6\n0000000000 65535 f \n" + b"".join(b"%010d 00000 n \n" % o for o in offsets)
+    path.write_bytes(data + b"trailer << /Size 6 /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF" % start)
+
+
+@pytest.fixture
+def handbook(tmp_path) -> Path:
+    folder = tmp_path / "handbook"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "on_lamps.txt").write_text("Trim the wick daily.")
+    (folder / "rules.md").write_text("intro\n\n# The Rules\n\nNo shouting.\n")
+    (folder / "page.HTML").write_text(PAGE)
+    write_pdf(folder / "deep" / "tides.pdf", "High water at nine.")
+    (folder / "more.jsonl").write_text(
+        '{"title": "A", "text": "a."}\n{"title": "B", "article": "b.", "author": "Doe, Jo"}\n'
+    )
+    (folder / "notes.xyz").write_text("not a document")
+    return folder
+
+
+def test_every_kind(home, handbook):
+    assert reading.take_in(handbook) == "handbook"
+    documents = {d.title: d for d in quality.load_task("handbook")}
+    assert set(documents) == {"on lamps", "The Rules", "The Weir", "tides", "A", "B"}
+    assert documents["on lamps"].text == "Trim the wick daily."
+    assert documents["The Weir"].text == "The Weir\n\nIt held & held.\n\nOne\n\nTwo"
+    assert documents["tides"].text == "High water at nine."
+    assert documents["B"].byline == "Jo Doe"
+    before = paths.corpus_file("handbook").read_bytes()
+    reading.take_in(handbook)
+    assert paths.corpus_file("handbook").read_bytes() == before
+
+
+def test_step_1_and_the_search_take_it(home, handbook):
+    assert "entities" in succeed("data/entigraph.py", "all", "--corpus", handbook, "--dry_run")
+    (handbook / "quiz.jsonl").write_text(
+        json.dumps(
+            {
+                "title": "Quiz",
+                "text": "The gull is called Ada.",
+                "questions": [
+                    {
+                        "question_unique_id": "1",
+                        "question": "Who is the gull?",
+                        "options": ["Ada", "Bo", "Cy", "Di"],
+                        "gold_label": 1,
+                        "difficult": 0,
+                    }
+                ],
+            }
+        )
+        + "\n"
+    )
+    out = succeed(
+        "evaluation.py", "--corpus", handbook, "--rag", "--retrieval_only", "--retriever", "bm25"
+    )
+    assert json.loads(out.splitlines()[-1])["bm25"]["recall@1"] == 1
+
+
+def test_what_the_user_can_mend(home, handbook, tmp_path):
+    assert "no such folder" in refused("data/entigraph.py", "0", "--corpus", tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no documents"):
+        reading.take_in(tmp_path / "empty")
+    (handbook / "bad.pdf").write_bytes(b"%PDF-1.4 nonsense")
+    with pytest.raises(UserError, match=r"bad\.pdf"):
+        reading.take_in(handbook)
+    (handbook / "bad.pdf").unlink()
+    (handbook / "blank.txt").write_text(" \n")
+    with pytest.raises(UserError, match=r"blank\.txt: no text"):
+        reading.take_in(handbook)
+    (handbook / "blank.txt").write_text("x")
+    (handbook / "rules2.md").write_text("# The Rules\nothers")
+    with pytest.raises(UserError, match="same title"):
+        reading.take_in(handbook)
+    (handbook / "rules2.md").unlink()
+    paths.corpus_file("handbook").parent.mkdir(parents=True)
+    paths.corpus_file("handbook").write_text('{"title": "mine", "article": "x"}\n')
+    with pytest.raises(UserError, match="not made by --corpus"):
+        reading.take_in(handbook)

@@ -1,0 +1,110 @@
+"""A folder of one's own documents -> articles in QuALITY's schema, that every step takes by `--task`."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from utils import paths
+from utils.io import UserError, first_line, read_jsonl, read_text, replacing
+
+KINDS = (".txt", ".md", ".jsonl", ".html", ".htm", ".pdf")
+TAKEN = ("quality", "example")
+
+
+def take_in(folder: Path) -> str:
+    """Read every document in the folder and below, in order of path, into data/dataset/raw/NAME.jsonl,
+    NAME being the folder's; returns NAME, the task. The same documents give the same file.
+
+    Raises UserError where a document cannot be read, holds no text, or the file is somebody else's.
+    """
+    folder = Path(folder).absolute()
+    task = folder.name
+    if not folder.is_dir():
+        raise UserError(f"--corpus {folder}: no such folder")
+    if task in TAKEN:
+        raise UserError(
+            f"--corpus {folder}: {task} is a task of its own; name the folder otherwise"
+        )
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in KINDS and path.is_file())  # fmt: skip
+    articles = [article for path in files for article in read(path, folder)]
+    if not articles:
+        raise UserError(f"--corpus {folder}: no documents in it ({', '.join(KINDS)})")
+    seen: dict[tuple[str, str], str] = {}
+    for article in articles:
+        key = (article["title"], article.get("author", ""))
+        if key in seen:
+            raise UserError(f"--corpus {folder}: {seen[key]} and {article['source']} have the same title and author, {article['title']!r}; one of them needs another")  # fmt: skip
+        seen[key] = article["source"]
+    target = paths.corpus_file(task)
+    if target.is_file() and not all("source" in line for line in read_jsonl(target, "")):
+        raise UserError(f"--corpus {folder}: {target} is there and was not made by --corpus; rename the folder, or use --task {task}")  # fmt: skip
+    with replacing(target) as file:
+        file.writelines(json.dumps(article, ensure_ascii=False).encode() + b"\n" for article in articles)  # fmt: skip
+    return task
+
+
+def read(path: Path, folder: Path) -> Iterator[dict]:
+    """The documents of a file: many of a .jsonl, one of any other."""
+    source = str(path.relative_to(folder))
+    kind = path.suffix.lower()
+    if kind == ".jsonl":
+        for number, line in enumerate(read_jsonl(path, "name another folder"), 1):
+            text = line.get("article") or line.get("text")
+            if not isinstance(text, str) or not isinstance(line.get("title"), str):
+                raise UserError(f"{path}, record {number}: needs a title, and a text as article or text")  # fmt: skip
+            kept = {key: line[key] for key in ("author", "year", "questions") if key in line}
+            yield {"title": line["title"], "article": text, "source": f"{source}:{number}"} | kept
+        return
+    readers = {".md": read_markdown, ".html": read_html, ".htm": read_html, ".pdf": read_pdf}
+    title, text = readers.get(kind, read_plain)(path)
+    if not text.strip():
+        hint = " (scanned pages? they need text recognition first)" if kind == ".pdf" else ""
+        raise UserError(f"{path}: no text in it{hint}; mend it or take it out of the folder")
+    yield {"title": " ".join(title.split()) or path.stem, "article": text, "source": source}
+
+
+def read_plain(path: Path) -> tuple[str, str]:
+    return path.stem.replace("_", " "), read_text(path, "name another folder")
+
+
+def read_markdown(path: Path) -> tuple[str, str]:
+    """Its first heading is the title."""
+    text = read_text(path, "name another folder")
+    headings = [line.lstrip("# ") for line in text.splitlines() if line.startswith("# ")]
+    return headings[0] if headings else path.stem.replace("_", " "), text
+
+
+def read_html(path: Path) -> tuple[str, str]:
+    """What a reader sees of its main part, block by block; the title is that of its head."""
+    from selectolax.lexbor import LexborHTMLParser
+
+    page = LexborHTMLParser(path.read_bytes())
+    for node in page.css("script, style, noscript, template, nav, header, footer, aside, form"):
+        node.decompose()
+    title = page.css_first("title") or page.css_first("h1")
+    body = page.css_first("article") or page.css_first("main") or page.body
+    blocks = body.css("p, h1, h2, h3, h4, h5, h6, li, pre, td, th, blockquote") if body else []
+    inner = {block.mem_id for block in blocks if block.tag not in ("li", "td", "th", "blockquote")}
+    texts = [
+        " ".join(block.text().split())
+        for block in blocks
+        if block.mem_id in inner
+        or not any(node.mem_id in inner for node in block.css("p, h1, h2, h3, h4, h5, h6, pre"))
+    ]
+    if body and not any(texts):
+        texts = [body.text(separator="\n")]
+    return title.text() if title else path.stem, "\n\n".join(text for text in texts if text)
+
+
+def read_pdf(path: Path) -> tuple[str, str]:
+    """Its pages' text; the title is that of its description."""
+    from pypdf import PdfReader
+    from pypdf.errors import PyPdfError
+
+    try:
+        pdf = PdfReader(path)
+        text = "\n\n".join(page.extract_text() for page in pdf.pages)
+        title = (pdf.metadata and pdf.metadata.title) or path.stem.replace("_", " ")
+    except PyPdfError as error:
+        raise UserError(f"{path}: not a PDF that can be read ({first_line(error)})") from error
+    return title, text

@@ -3,8 +3,10 @@ text once, by its content."""
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import importlib.util
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,8 +35,10 @@ class LocalEmbedder:
     def embed(self, texts: list[str]) -> Iterator[tuple[list[str], np.ndarray]]:
         """Batches of texts with their (texts, width) vectors. One at a time: in a batch the last bits
         would depend on its other texts. On two cores 65 texts/s in place of 130 (LOG.md, 2026-11-24)."""
-        from sentence_transformers import SentenceTransformer
         from transformers.utils import logging
+
+        with contextlib.redirect_stdout(sys.stderr):  # it speaks of wandb
+            from sentence_transformers import SentenceTransformer
 
         logging.disable_progress_bar()
         try:

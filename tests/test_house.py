@@ -37,6 +37,7 @@ MORE = {
     "retrieval": {"embedding", "client", "schedule", "wire"},
     "open_book": {"asking", "quality", "retrieval", "embedding"},
     "leakage": {"tokens"},
+    "quiz": {"asking", "corpus", "quality"},
     "generate": {"tokens", "checkpoints"},
     "speaking": {"conversation"},
     "local_speaker": {"speaking", "templates", "generate"},

@@ -63,6 +63,11 @@ def corpus_file(task: str) -> Path:
     return raw_dir() / f"{short_name(task)}.jsonl"
 
 
+def questions_file(task: str) -> Path:
+    """make_questions.py's output: the questions about such a corpus, in the same schema."""
+    return raw_dir() / f"{short_name(task)}_questions.jsonl"
+
+
 def prices_file() -> Path:
     return ROOT / "data" / "prices.json"
 

@@ -54,7 +54,8 @@ def task_files(task: str) -> list[Path]:
         raise UserError(
             f"--task {task}: there is quality, example, and your own if you write {own}"
         )
-    return [own]
+    questions = paths.questions_file(task)
+    return [own, questions] if questions.is_file() else [own]
 
 
 def load_task(task: str) -> list[Document]:

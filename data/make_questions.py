@@ -1,0 +1,155 @@
+"""Questions about a corpus of one's own -> a closed-book quiz of four options, as QuALITY's.
+
+    python data/make_questions.py --corpus DIR --per_document 10
+    python data/make_questions.py --task NAME --base_model Meta-Llama-3-8B --base_model_url http://127.0.0.1:8000/v1
+
+One call a document writes questions that name it. Dropped, and counted: those that do not, those whose
+right option gives itself away by its length, duplicates; then those that a second call does not answer
+rightly with the document, and those that the base model answers rightly without it in two orders of
+the options. Writes data/dataset/raw/<task>_questions.jsonl, which `--task` finds in every step; step 1
+never sees it. Every reply is kept at once in <task>_questions.calls.jsonl, and none is paid for twice.
+"""
+
+import argparse
+import asyncio
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+
+from tqdm import tqdm
+
+from utils import paths, quality, quiz, reading, scoring
+from utils.client import Client
+from utils.io import Journal, UserError, replacing, run
+from utils.schedule import for_each
+from utils.wire import CallFailed
+
+ORDERS = 2  # in which the base model must be right to have a question dropped: by chance 1 in 16
+
+
+def parse_arguments() -> argparse.Namespace:
+    # fmt: off
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--corpus", type=Path, metavar="DIR", help="a folder of documents (txt, md, jsonl, html, pdf)")
+    add("--task", help="or a corpus that is in data/dataset/raw/<task>.jsonl already")
+    add("--per_document", type=int, default=10, help="questions asked for (default 10); fewer are kept")
+    add("--model", default=paths.DEFAULT_GENERATOR, help="writes and checks (default %(default)s)")
+    add("--base_url", help="its OpenAI-compatible server (default $OPENAI_BASE_URL, else OpenAI)")
+    add("--base_model", help="who must not know the answers without the document (default: --model)")
+    add("--base_model_url", help="its server (default: --base_url)")
+    add("--concurrency", type=int, default=16, help="documents under way at once (default 16)")
+    add("--timeout", type=float, default=600.0, help="seconds for one try of a call (default 600)")
+    add("--seed", type=int, default=0, help="of the options' order, and sent with each call")
+    # fmt: on
+    args = parser.parse_args()
+    if bool(args.corpus) == bool(args.task):
+        raise UserError("--corpus DIR or --task NAME: which documents?")
+    if args.task in reading.TAKEN:
+        raise UserError(f"--task {args.task}: has its questions already")
+    for name in ("per_document", "concurrency"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
+    args.base_model, args.base_model_url = args.base_model or args.model, args.base_model_url or args.base_url  # fmt: skip
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
+    if args.corpus:
+        args.task = reading.take_in(args.corpus)
+    documents = quality.load_documents([paths.corpus_file(args.task)], "write it, or use --corpus DIR")  # fmt: skip
+    target = paths.questions_file(args.task)
+    with Journal(target.with_suffix(".calls.jsonl")) as journal:
+        maker = Maker(args, journal)
+        kept = asyncio.run(maker.run(documents))
+    print("\n".join(f"{number:6} {what}" for what, number in maker.counts.items()))
+    print(f"{len(kept):6} kept, about {len({document.uid for document, _ in kept})} of {len(documents)} documents")  # fmt: skip
+    if maker.failures:
+        raise UserError(f"{len(maker.failures)} documents failed (the last, {maker.failures[-1]}); the replies are kept, and the same command asks for the rest")  # fmt: skip
+    if not kept:
+        raise UserError("no question was kept; a stronger --model, or more --per_document")
+    with replacing(target) as file:
+        file.writelines(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in quiz.lay_out(kept, args.seed))  # fmt: skip
+    print(f"{target}\n{json.dumps(maker.counts | {'kept': len(kept)})}")
+
+
+class Maker:
+    """Asks, through a journal of replies by what was asked."""
+
+    def __init__(self, args: argparse.Namespace, journal: Journal):
+        self.args, self._journal = args, journal
+        self._replies = {record["key"]: record["text"] for record in journal.records}
+        self.counts: Counter[str] = Counter({"written": 0})
+        self.failures: list[str] = []
+
+    async def run(self, documents: list) -> list[tuple]:
+        """(document, question) of those that are kept, in the documents' order."""
+        args = self.args
+        self._writer = Client(args.model, args.base_url, timeout_s=args.timeout)
+        self._base = Client(args.base_model, args.base_model_url, timeout_s=args.timeout)
+        found: dict[str, list] = {}
+        with tqdm(total=len(documents), unit="document") as bar:
+
+            async def work(document) -> None:
+                try:
+                    found[document.uid] = await self._questions(document)
+                except CallFailed as error:
+                    self.failures.append(f"{document.title}: {error}")
+                bar.update()
+
+            try:
+                await for_each(documents, work, args.concurrency)
+            finally:
+                await self._writer.close()
+                await self._base.close()
+        return [(document, draft) for document in documents for draft in found.get(document.uid, [])]  # fmt: skip
+
+    async def _questions(self, document) -> list[quiz.Draft]:
+        """Those about a document that stand all checks."""
+        prompt = quiz.writing_prompt(document, self.args.per_document)
+        try:
+            reply = await self._ask(self._writer, prompt, 400 * self.args.per_document)
+            drafts = quiz.parse(reply, document)
+        except ValueError as error:
+            raise CallFailed(f"{error}; the reply is in the .calls.jsonl, delete its line to ask again") from error  # fmt: skip
+        self.counts["written"] += len(drafts)
+        drafts, dropped = quiz.screen(drafts, document)
+        self.counts.update(dropped)
+        kept = []
+        for draft in drafts:
+            why = await self._refused(document, draft)
+            self.counts.update([why] if why else [])
+            kept += [] if why else [draft]
+        return kept
+
+    async def _refused(self, document, draft: quiz.Draft) -> str | None:
+        """Why a question is not kept."""
+        orders = quiz.orders(draft, ORDERS, self.args.seed)
+        reply = await self._ask(self._writer, quiz.open_prompt(document, draft, orders[0]), 200)
+        if not is_right(reply, orders[0]):
+            return "not answered with the document"
+        replies = [await self._ask(self._base, quiz.closed_prompt(draft, order), 200) for order in orders]  # fmt: skip
+        if all(is_right(reply, order) for reply, order in zip(replies, orders, strict=True)):
+            return "answered without the document"
+        return None
+
+    async def _ask(self, client: Client, prompt: str, max_tokens: int) -> str:
+        asked = json.dumps([client.model, prompt, self.args.seed], ensure_ascii=False)
+        key = hashlib.sha256(asked.encode()).hexdigest()[:32]
+        if key not in self._replies:
+            settings = {"temperature": 0.0, "seed": self.args.seed}
+            reply = await client.chat(prompt, max_tokens=max_tokens, **settings)
+            self._replies[key] = reply.text
+            self._journal.append({"key": key, "text": reply.text, "finish_reason": reply.finish_reason})  # fmt: skip
+        return self._replies[key]
+
+
+def is_right(reply: str, order) -> bool:
+    answer = scoring.parse_answer(reply)
+    return answer is not None and order[answer] == 0
+
+
+if __name__ == "__main__":
+    run(main)

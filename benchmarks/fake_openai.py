@@ -17,6 +17,7 @@ import re
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 ENTITIES = ["Ada", "Bell", "Clock", "Door", "Egg", "Fog"]
@@ -62,6 +63,7 @@ class FakeOpenAI:
     seed: int = 0
     keeps_bodies: bool = True
     answer: str = "Thought. Answer: B."
+    replies: Callable[[str], str] | None = None  # to a chat's prompt, in place of its own
     batch_delay: float = 0.0
     faults: list = field(default_factory=list)
     requests: int = 0
@@ -269,6 +271,8 @@ class FakeOpenAI:
         return reply | {"object": "chat.completion", "choices": choices}
 
     def _text(self, prompt: str, fault: object) -> str:
+        if self.replies:
+            return self.replies(prompt)
         task = prompt.split("# Task")[-1]
         if '"entities"' in task or '"strategies"' in task:
             named = [] if fault == "no_entities" else list(self.entities)

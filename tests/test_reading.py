@@ -8,7 +8,7 @@ from utils import paths, quality, reading
 from utils.io import UserError
 
 PAGE = """<html><head><title>The  Weir</title><script>var x = "hidden";</script></head>
-<body><nav>Home</nav><main><h1>The Weir</h1><p>It held &amp; held.</p><ul><li><p>One</p></li><li>Two</li></ul>
+<body><nav>Home</nav><main><h1>The Weir</h1><p>It held &amp; held.</p><ul><li><p>One</p></li><li>Two <b>bold</b><ul><li>Three</li></ul></li></ul>
 </main><footer>imprint</footer></body></html>"""
 
 
@@ -51,7 +51,7 @@ def test_every_kind(home, handbook):
     documents = {d.title: d for d in quality.load_task("handbook")}
     assert set(documents) == {"on lamps", "The Rules", "The Weir", "tides", "A", "B"}
     assert documents["on lamps"].text == "Trim the wick daily."
-    assert documents["The Weir"].text == "The Weir\n\nIt held & held.\n\nOne\n\nTwo"
+    assert documents["The Weir"].text == "The Weir\n\nIt held & held.\n\nOne\n\nTwo bold\n\nThree"
     assert documents["tides"].text == "High water at nine."
     assert documents["B"].byline == "Jo Doe"
     before = paths.corpus_file("handbook").read_bytes()

@@ -86,7 +86,7 @@ def read_html(path: Path) -> tuple[str, str]:
     blocks = body.css("p, h1, h2, h3, h4, h5, h6, li, pre, td, th, blockquote") if body else []
     inner = {block.mem_id for block in blocks if block.tag not in ("li", "td", "th", "blockquote")}
     texts = [
-        " ".join(block.text().split())
+        " ".join(own_text(block).split())
         for block in blocks
         if block.mem_id in inner
         or not any(node.mem_id in inner for node in block.css("p, h1, h2, h3, h4, h5, h6, pre"))
@@ -94,6 +94,12 @@ def read_html(path: Path) -> tuple[str, str]:
     if body and not any(texts):
         texts = [body.text(separator="\n")]
     return title.text() if title else path.stem, "\n\n".join(text for text in texts if text)
+
+
+def own_text(block) -> str:
+    """Without the lists inside it, which come for themselves."""
+    children = block.iter(include_text=True)
+    return "".join(child.text() for child in children if child.tag not in ("ul", "ol"))
 
 
 def read_pdf(path: Path) -> tuple[str, str]:

@@ -27,6 +27,8 @@ from utils.comparison import compare
 from utils.io import UserError, read_json, run, write_json
 
 RETRIEVERS, ORDERS, QUERIES = ("fusion", "dense", "bm25"), ("best_last", "best_first"), ("full", "question")  # fmt: skip
+# What the search's options are unless they are given.
+SEARCH = {"retriever": "fusion", "embedding": None, "embedding_url": None, "reranker": None, "rerank_url": None, "chunk_size": 1024, "chunk_overlap": 0, "retrieve": 128, "top_k": 8, "order": "best_last", "query": "full"}  # fmt: skip
 Item = tuple[quality.Document, quality.Question]
 
 
@@ -54,18 +56,19 @@ def parse_arguments() -> argparse.Namespace:
     rag = parser.add_argument_group("open book")
     rag.add_argument("--rag", action="store_true", help="put the passages that a search finds before the question")
     rag.add_argument("--retrieval_only", action="store_true", help="how good the search is, without a model")
-    rag.add_argument("--retriever", choices=RETRIEVERS, default="fusion", help="by vectors (dense), by words (bm25) or by both (default fusion)")
+    rag.add_argument("--retriever", choices=RETRIEVERS, help="by vectors (dense), by words (bm25) or by both (default fusion)")
     rag.add_argument("--embedding", metavar="MODEL", help="sentence-transformers folder or hub name, or a server's, text-embedding-3-large for one (default: all-MiniLM-L6-v2, which is installed)")
     rag.add_argument("--embedding_url", help="an OpenAI-compatible server for --embedding")
     rag.add_argument("--reranker", metavar="MODEL", help="have a server rank what was found, rerank-english-v3.0 for one")
     rag.add_argument("--rerank_url", help="its address, up to /rerank: https://api.cohere.com/v2, or a vLLM's or llama.cpp's; its key is $RERANK_API_KEY")
-    rag.add_argument("--chunk_size", type=int, default=1024, help="characters of a passage (default 1024; the paper: 256, 512, 1024)")
-    rag.add_argument("--chunk_overlap", type=int, default=0, help="default 0, as in the paper")
-    rag.add_argument("--retrieve", type=int, default=128, help="passages found, of which the reranker takes the best (default 128)")
-    rag.add_argument("--top_k", type=int, default=8, help="passages before the question (default 8; the paper: 1 to 16)")
-    rag.add_argument("--order", choices=ORDERS, default="best_last", help="of the passages (default best_last)")
-    rag.add_argument("--query", choices=QUERIES, default="full", help="search for the question with the article's name and the options (full), or for its text alone")
+    rag.add_argument("--chunk_size", type=int, help="characters of a passage (default 1024; the paper: 256, 512, 1024)")
+    rag.add_argument("--chunk_overlap", type=int, help="default 0, as in the paper")
+    rag.add_argument("--retrieve", type=int, help="passages found, of which the reranker takes the best (default 128)")
+    rag.add_argument("--top_k", type=int, help="passages before the question (default 8; the paper: 1 to 16)")
+    rag.add_argument("--order", choices=ORDERS, help="of the passages (default best_last)")
+    rag.add_argument("--query", choices=QUERIES, help="search for the question with the article's name and the options (full), or for its text alone")
     # fmt: on
+    parser.set_defaults(**SEARCH)
     args = parser.parse_args()
     if not args.model_path and not args.compare and not args.retrieval_only:
         raise UserError("--model_path: which checkpoint? (or --compare two outputs)")
@@ -94,6 +97,14 @@ def check(args: argparse.Namespace) -> None:
             raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
     if not 0 <= args.chunk_overlap < args.chunk_size:
         raise UserError(f"--chunk_overlap {args.chunk_overlap}: at least 0 and below --chunk_size")
+    if not (args.rag or args.retrieval_only):
+        search = {name: value for name, value in SEARCH.items() if getattr(args, name) != value}
+        if search:
+            raise UserError(f"--{min(search)}: for --rag")
+    if args.retriever == "bm25" and args.embedding:
+        raise UserError("--embedding: BM25 has no vectors")
+    if args.give_up and not args.base_url:
+        raise UserError("--give_up: for --base_url")
     if args.top_k > args.retrieve:
         raise UserError(f"--top_k {args.top_k}: more than --retrieve {args.retrieve}")
     if bool(args.reranker) != bool(args.rerank_url):
@@ -111,6 +122,8 @@ def main() -> None:
         args.task = reading.take_in(args.corpus)
     documents = quality.load_task(args.task)
     items = [(document, question) for document in documents for question in document.questions]
+    if not items:
+        raise UserError(f"--task {args.task}: its documents have no questions; python data/make_questions.py writes some")  # fmt: skip
     found = search(documents, items, args) if args.rag or args.retrieval_only else None
     if args.retrieval_only:
         print(json.dumps({"passages": found.total} | found.stages))
@@ -216,16 +229,24 @@ def selected_anew(target: Path, protocol: dict) -> dict[str, list[dict]] | None:
 
 
 def is_finished(target: Path, protocol: dict) -> bool:
-    """Whether the file holds this evaluation. Another one of the same checkpoint is set aside."""
-    if not target.is_file():
-        return False
-    earlier = read_json(target, "delete it").get("protocol")
-    if earlier != protocol:
-        aside = target.parent / "earlier" / f"{target.stem}.{fingerprint(earlier)}.json"
+    """Whether the file holds this evaluation. Another one of the same checkpoint is set aside, and comes
+    back when it is asked for again."""
+    earlier = read_json(target, "delete it").get("protocol") if target.is_file() else None
+    if earlier == protocol:
+        return True
+    if earlier:
+        aside = aside_of(target, earlier)
         aside.parent.mkdir(exist_ok=True)
         target.rename(aside)
         print(f"{target} was of another protocol; it is now {aside}")
-    return earlier == protocol
+    if aside_of(target, protocol).is_file():
+        aside_of(target, protocol).rename(target)
+        return True
+    return False
+
+
+def aside_of(target: Path, protocol: dict) -> Path:
+    return target.parent / "earlier" / f"{target.stem}.{fingerprint(protocol)}.json"
 
 
 def collect(

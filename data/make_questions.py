@@ -15,6 +15,7 @@ import asyncio
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from tqdm import tqdm
@@ -25,6 +26,7 @@ from utils.io import Journal, UserError, replacing, run
 from utils.schedule import for_each
 from utils.wire import CallFailed
 
+WRITINGS = 3  # tries to have questions written that can be read, each with a seed of its own
 ORDERS = 2  # in which the base model must be right to have a question dropped: by chance 1 in 16
 
 
@@ -37,7 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--per_document", type=int, default=10, help="questions asked for (default 10); fewer are kept")
     add("--model", default=paths.DEFAULT_GENERATOR, help="writes and checks (default %(default)s)")
     add("--base_url", help="its OpenAI-compatible server (default $OPENAI_BASE_URL, else OpenAI)")
-    add("--base_model", help="who must not know the answers without the document (default: --model)")
+    add("--base_model", help="who must not know the answers without the document, by /completions (default: --model, by chat)")
     add("--base_model_url", help="its server (default: --base_url)")
     add("--concurrency", type=int, default=16, help="documents under way at once (default 16)")
     add("--timeout", type=float, default=600.0, help="seconds for one try of a call (default 600)")
@@ -51,7 +53,8 @@ def parse_arguments() -> argparse.Namespace:
     for name in ("per_document", "concurrency"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
-    args.base_model, args.base_model_url = args.base_model or args.model, args.base_model_url or args.base_url  # fmt: skip
+    if args.base_model_url and not args.base_model:
+        raise UserError("--base_model_url: which of its models? --base_model")
     return args
 
 
@@ -66,12 +69,15 @@ def main() -> None:
         kept = asyncio.run(maker.run(documents))
     print("\n".join(f"{number:6} {what}" for what, number in maker.counts.items()))
     print(f"{len(kept):6} kept, about {len({document.uid for document, _ in kept})} of {len(documents)} documents")  # fmt: skip
-    if maker.failures:
-        raise UserError(f"{len(maker.failures)} documents failed (the last, {maker.failures[-1]}); the replies are kept, and the same command asks for the rest")  # fmt: skip
+    failed = f"{len(maker.failures)} documents failed (the last, {maker.failures[-1]}); the replies are kept, and the same command asks for the rest" if maker.failures else ""  # fmt: skip
     if not kept:
-        raise UserError("no question was kept; a stronger --model, or more --per_document")
+        raise UserError(
+            failed or "no question was kept; a stronger --model, or more --per_document"
+        )
     with replacing(target) as file:
         file.writelines(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in quiz.lay_out(kept, args.seed))  # fmt: skip
+    if failed:
+        raise UserError(f"{failed}; {target} has the questions about the others")
     print(f"{target}\n{json.dumps(maker.counts | {'kept': len(kept)})}")
 
 
@@ -88,7 +94,8 @@ class Maker:
         """(document, question) of those that are kept, in the documents' order."""
         args = self.args
         self._writer = Client(args.model, args.base_url, timeout_s=args.timeout)
-        self._base = Client(args.base_model, args.base_model_url, timeout_s=args.timeout)
+        base_url = args.base_model_url or args.base_url
+        self._base = Client(args.base_model or args.model, base_url, timeout_s=args.timeout)
         found: dict[str, list] = {}
         with tqdm(total=len(documents), unit="document") as bar:
 
@@ -108,12 +115,7 @@ class Maker:
 
     async def _questions(self, document) -> list[quiz.Draft]:
         """Those about a document that stand all checks."""
-        prompt = quiz.writing_prompt(document, self.args.per_document)
-        try:
-            reply = await self._ask(self._writer, prompt, 400 * self.args.per_document)
-            drafts = quiz.parse(reply, document)
-        except ValueError as error:
-            raise CallFailed(f"{error}; the reply is in the .calls.jsonl, delete its line to ask again") from error  # fmt: skip
+        drafts = await self._drafts(document)
         self.counts["written"] += len(drafts)
         drafts, dropped = quiz.screen(drafts, document)
         self.counts.update(dropped)
@@ -124,25 +126,55 @@ class Maker:
             kept += [] if why else [draft]
         return kept
 
+    async def _drafts(self, document) -> list[quiz.Draft]:
+        """Of the first reply that can be read; none where WRITINGS cannot, which is counted."""
+        prompt = quiz.writing_prompt(document, self.args.per_document)
+        for attempt in range(WRITINGS):
+            reply = await self._chat(self._writer, prompt, 400 * self.args.per_document, attempt)
+            try:
+                return quiz.parse(reply, document)
+            except ValueError:
+                self.counts["replies that could not be read"] += 1
+        return []
+
     async def _refused(self, document, draft: quiz.Draft) -> str | None:
         """Why a question is not kept."""
         orders = quiz.orders(draft, ORDERS, self.args.seed)
-        reply = await self._ask(self._writer, quiz.open_prompt(document, draft, orders[0]), 200)
+        reply = await self._chat(self._writer, quiz.open_prompt(document, draft, orders[0]), 200)
         if not is_right(reply, orders[0]):
             return "not answered with the document"
-        replies = [await self._ask(self._base, quiz.closed_prompt(draft, order), 200) for order in orders]  # fmt: skip
+        replies = [await self._without_document(draft, order) for order in orders]
         if all(is_right(reply, order) for reply, order in zip(replies, orders, strict=True)):
             return "answered without the document"
         return None
 
-    async def _ask(self, client: Client, prompt: str, max_tokens: int) -> str:
-        asked = json.dumps([client.model, prompt, self.args.seed], ensure_ascii=False)
-        key = hashlib.sha256(asked.encode()).hexdigest()[:32]
+    async def _without_document(self, draft: quiz.Draft, order) -> str:
+        """A base model has no chat template: it continues the question."""
+        if not self.args.base_model:
+            return await self._chat(self._base, quiz.closed_prompt(draft, order), 200)
+        prompt = quiz.closed_prompt(draft, order, continues=True)
+        settings = {"max_tokens": 8, "temperature": 0.0, "stop": ["\n"], "seed": self.args.seed}
+
+        async def ask() -> str:
+            return "Answer:" + (await self._base.complete(prompt, 1, **settings))[0]
+
+        return await self._once([self._base.model, "continues", prompt, self.args.seed], ask)
+
+    async def _chat(self, client: Client, prompt: str, max_tokens: int, attempt: int = 0) -> str:
+        seed = self.args.seed + 1_000_003 * attempt
+        settings = {"temperature": 1.0 if attempt else 0.0, "seed": seed}
+
+        async def ask() -> str:
+            return (await client.chat(prompt, max_tokens=max_tokens, **settings)).text
+
+        return await self._once([client.model, prompt, max_tokens, seed], ask)
+
+    async def _once(self, asked: list, ask: Callable[[], Awaitable[str]]) -> str:
+        """The reply to what is asked, which is paid for the first time alone."""
+        key = hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()[:32]
         if key not in self._replies:
-            settings = {"temperature": 0.0, "seed": self.args.seed}
-            reply = await client.chat(prompt, max_tokens=max_tokens, **settings)
-            self._replies[key] = reply.text
-            self._journal.append({"key": key, "text": reply.text, "finish_reason": reply.finish_reason})  # fmt: skip
+            self._replies[key] = await ask()
+            self._journal.append({"key": key, "text": self._replies[key]})
         return self._replies[key]
 
 

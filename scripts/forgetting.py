@@ -14,9 +14,11 @@ import json
 import math
 
 from utils import paths
+from utils.comparison import check_same_protocol
 from utils.io import UserError, read_json, run, write_json
 
-ACCURACY = {"hellaswag": "acc_norm,none"}  # what its authors report; of others the plain one
+# Of a task's measures the one that is shown: what hellaswag's authors report, then what there is.
+MEASURES = ("acc,none", "exact_match,strict-match", "exact_match,none", "word_perplexity,none")
 
 
 def main() -> None:
@@ -34,10 +36,14 @@ def main() -> None:
     args = parser.parse_args()
     if args.block_size < 2 or args.blocks < 1:
         raise UserError("--block_size, --blocks: at least 2 and 1")
+    if not args.harness and (args.harness_tasks or args.limit):
+        raise UserError("--harness_tasks and --limit: for --harness")
+    if paths.evaluation_file(args.before) == paths.evaluation_file(args.after):
+        raise UserError(f"--before and --after: both are called {paths.short_name(args.after)}, and so are their files in out/; rename one")  # fmt: skip
     if args.harness and not importlib.util.find_spec("lm_eval"):
         raise UserError('--harness: lm-evaluation-harness is not installed: .venv/bin/pip install "lm-eval[hf]==0.4.13"')  # fmt: skip
     rows = {when: measures(getattr(args, when), args) for when in ("before", "after")}
-    check_same_questions(rows)
+    compare_accuracies(args, rows)
     print_table(rows)
     target = paths.out_dir() / f"forgetting-{paths.short_name(args.after)}.json"
     write_json(target, rows)
@@ -46,11 +52,6 @@ def main() -> None:
 
 def measures(checkpoint: str, args: argparse.Namespace) -> dict:
     found = {"checkpoint": checkpoint, "perplexity": perplexity(checkpoint, args)}
-    evaluated = paths.evaluation_file(checkpoint)
-    if evaluated.is_file():
-        result = read_json(evaluated, "run evaluation.py")
-        found["asked"] = [result["protocol"][key] for key in ("name", "task", "prompts")]
-        found["accuracy"] = result["metrics"]["accuracy"]
     if args.harness:
         found |= harness(checkpoint, args)
     return found
@@ -94,16 +95,30 @@ def harness(checkpoint: str, args: argparse.Namespace) -> dict[str, float]:
         device="cuda" if torch.cuda.is_available() else "cpu",
         log_samples=False,
     )["results"]
-    return {name: round(float(value[ACCURACY.get(name, "acc,none")]), 4) for name, value in results.items()}  # fmt: skip
+    return {f"{name} {measure}": value for name, of_task in results.items() for measure, value in shown(name, of_task)}  # fmt: skip
 
 
-def check_same_questions(rows: dict[str, dict]) -> None:
-    """Accuracies of two protocols are no gain: neither is shown then."""
-    asked = [row.pop("asked", None) for row in rows.values()]
-    if asked[0] != asked[1]:
-        print("accuracy: not shown, for the two were not both evaluated in the same way (evaluation.py)")  # fmt: skip
-        for row in rows.values():
-            row.pop("accuracy", None)
+def shown(name: str, of_task: dict) -> list[tuple[str, float]]:
+    """The measure of a task that the table has."""
+    wanted = ("acc_norm,none", *MEASURES) if name == "hellaswag" else MEASURES
+    for measure in (*wanted, *(key for key in of_task if "stderr" not in key)):
+        if isinstance(of_task.get(measure), float | int):
+            return [(measure.split(",")[0], round(float(of_task[measure]), 4))]
+    return []
+
+
+def compare_accuracies(args: argparse.Namespace, rows: dict[str, dict]) -> None:
+    """Add both, where evaluation.py has asked these weights, and in the same way."""
+    files = [paths.evaluation_file(name) for name in (args.before, args.after)]
+    if not all(file.is_file() for file in files):
+        print("accuracy: not known, for evaluation.py has not been run on both")
+        return
+    results = [read_json(file, "run evaluation.py") for file in files]
+    check_same_protocol(*files, *(result["protocol"] for result in results))
+    for row, result in zip(rows.values(), results, strict=True):
+        if result["protocol"]["weights"] != paths.weights_state(row["checkpoint"]):
+            raise UserError(f"{row['checkpoint']}: was trained again since it was evaluated; run evaluation.py")  # fmt: skip
+        row["accuracy"] = result["metrics"]["accuracy"]
 
 
 def print_table(rows: dict[str, dict]) -> None:

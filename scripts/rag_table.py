@@ -21,6 +21,8 @@ def main() -> None:
     rows = [row_of(read_json(file, "run scripts/rag_sweep.sh")) for file in sorted(pattern.parent.glob(pattern.name))]  # fmt: skip
     if not rows:
         raise UserError(f"{pattern}: no such files; run scripts/rag_sweep.sh first")
+    if rows[0]["val"] is None:
+        raise UserError("fewer than five articles, so none are for validation and no settings can be chosen")  # fmt: skip
     rows.sort(key=lambda row: (-row["val"], row["top_k"], row["chunk_size"]))
     columns = [name for name in rows[0] if name != "ci95"]
     print("".join(f"{name:>12}" for name in columns))

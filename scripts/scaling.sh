@@ -22,6 +22,7 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
     shift
 done
 [ $# -eq 0 ] || shift
+case " $* " in *" --rag "*) echo "error: --rag: the curve is of what a model has learnt, so closed book" >&2; exit 2 ;; esac
 checkpoints=()
 for ratio in ${RATIOS:-0.0625 0.125 0.25 0.5 1}; do
     echo "== $ratio of the passages"

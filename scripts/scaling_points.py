@@ -8,7 +8,8 @@ import json
 from pathlib import Path
 
 from utils import paths
-from utils.io import UserError, read_json, run, write_json
+from utils.comparison import check_same_protocol
+from utils.io import read_json, run, write_json
 
 
 def main() -> None:
@@ -18,9 +19,10 @@ def main() -> None:
     args = parser.parse_args()
     points = [point(args.base, 0)] + [point(name, tokens_of(name)) for name in args.checkpoints]
     points.sort(key=lambda one: one["tokens"])
-    protocols = {points[0]["protocol"], *(one["protocol"] for one in points)}
-    if len(protocols) > 1:
-        raise UserError(f"evaluated by several protocols ({', '.join(sorted(protocols))}); evaluate all in the same way")  # fmt: skip
+    files = [paths.evaluation_file(one["checkpoint"]) for one in points]
+    protocols = [read_json(file, "run evaluation.py")["protocol"] for file in files]
+    for file, protocol in zip(files, protocols, strict=True):
+        check_same_protocol(files[0], file, protocols[0], protocol)
     print(f"{'synthetic tokens':>18}{'accuracy':>10}{'95% interval':>18}")
     for one in points:
         low, high = one["ci95"]
@@ -33,14 +35,14 @@ def main() -> None:
 def point(checkpoint: str, tokens: int) -> dict:
     result = read_json(paths.evaluation_file(checkpoint), f"run: python evaluation.py --model_path {checkpoint}")  # fmt: skip
     of_metrics = {key: result["metrics"][key] for key in ("accuracy", "ci95", "n")}
-    return {"checkpoint": checkpoint, "tokens": tokens, "protocol": result["protocol"]["name"]} | of_metrics  # fmt: skip
+    return {"checkpoint": checkpoint, "tokens": tokens} | of_metrics
 
 
 def tokens_of(checkpoint: str) -> int:
     """Different synthetic tokens: those of the run, without replay, of one epoch."""
     run = read_json(Path(paths.find_checkpoint(checkpoint)) / "run.json", "train it first")
     arguments = run["arguments"]
-    return round(run["tokens"] * (1 - float(arguments["rr"])) / float(arguments["epochs"]))
+    return round(run["tokens"] * (1 - float(arguments["rr"])) / max(1, float(arguments["epochs"])))
 
 
 if __name__ == "__main__":

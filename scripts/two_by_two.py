@@ -16,7 +16,7 @@ from pathlib import Path
 
 from utils import paths
 from utils.comparison import compare
-from utils.io import read_json, replacing, run, write_json
+from utils.io import UserError, read_json, replacing, run, write_json
 
 NAMES = {"base": "base model", "entigraph": "EntiGraph CPT"}
 BOOKS = ("closed", "open")
@@ -31,6 +31,8 @@ def main() -> None:
     for name in SEARCH:
         search.add_argument(f"--{name}")
     args, others = parser.parse_known_args()
+    if paths.evaluation_file(args.base) == paths.evaluation_file(args.entigraph):
+        raise UserError(f"--base and --entigraph: both are called {paths.short_name(args.base)}, and so would their files be; rename one")  # fmt: skip
     files = {}
     for name in NAMES:
         files[name, "closed"] = evaluate([f"--model_path={getattr(args, name)}", *others])

@@ -197,6 +197,11 @@ def test_evaluations_of_other_protocols_are_set_aside(home, tiny_model):
     assert "another protocol" in succeed(*LOGLIK, tiny_model, "--batch_size", 84)
     (aside,) = (paths.out_dir() / "earlier").iterdir()
     assert aside.read_bytes() == first
+    other = target.read_bytes()
+    succeed(*LOGLIK, tiny_model)  # the first comes back, and nothing is computed
+    assert target.read_bytes() == first
+    (aside,) = (paths.out_dir() / "earlier").iterdir()
+    assert aside.read_bytes() == other
     kept = [json.loads(data)["metrics"] for data in (first, target.read_bytes())]
     assert kept[0] == kept[1]
 

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT, refused, start_script, succeed
+from tests.conftest import ROOT, refused, run_script, start_script, succeed
 from utils import paths, quality, quiz
 
 DOCUMENT = quality.Document(
@@ -146,6 +146,39 @@ def test_what_the_user_can_mend(home, server, corpus):
         "data/make_questions.py", "--task", "nowhere", "--base_url", server.url
     )
     server.replies = lambda prompt: "I would rather not."
+    done = run_script(*options(corpus, server))
+    assert done.returncode == 2
+    assert "18 replies that could not be read" in done.stdout
+    assert "no question was kept" in done.stderr
+    assert "--base_model_url: which" in refused(
+        *options(corpus, server), "--base_model_url", server.url
+    )
+
+
+def test_a_document_that_fails_does_not_stop_the_others(home, server, corpus):
+    server.replies = reply
+    server.faults = [400]
     line = refused(*options(corpus, server))
-    assert "6 documents failed" in line
-    assert "delete its line" in line
+    assert "1 documents failed" in line
+    assert len(paths.questions_file("islands").read_text().splitlines()) == 5
+    assert json.loads(succeed(*options(corpus, server)).splitlines()[-1])["kept"] == 6
+
+
+def test_a_base_model_continues_the_question(home, server, corpus):
+    server.replies, server.answer = reply, " C"
+    succeed(*options(corpus, server), "--base_model", "base", "--base_model_url", server.url)
+    prompts = [body["prompt"] for body in server.bodies if "prompt" in body]
+    assert {body["model"] for body in server.bodies if "prompt" in body} == {"base"}
+    assert len(prompts) == 24
+    assert all(prompt.endswith("\nAnswer:") for prompt in prompts)
+    assert len(quality.load_task("islands")[0].questions) == 2  # who says C twice knows nothing
+
+
+def test_a_quiz_about_a_document_that_is_gone_brings_it_not_back(home, server, corpus):
+    server.replies = reply
+    succeed(*options(corpus, server))
+    gone = sorted(corpus.iterdir())[0]
+    gone.unlink()
+    succeed("data/entigraph.py", "all", "--corpus", corpus, "--dry_run")
+    assert len(quality.load_task("islands")) == 5
+    assert "What is lost" not in " ".join(d.text for d in quality.load_task("islands"))

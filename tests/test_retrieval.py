@@ -169,12 +169,34 @@ def test_open_book_evaluation(home, tiny_model):
     stamp = target.stat().st_mtime_ns
     assert succeed(*OPEN, tiny_model) == out
     assert target.stat().st_mtime_ns == stamp
-    succeed(*(part for part in OPEN if part != "--rag"), tiny_model)
+    succeed(
+        "evaluation.py", "--task", "example", "--protocol", "loglik", "--model_path", tiny_model
+    )
     closed = paths.evaluation_file(str(tiny_model))
     assert "other prompts" in refused("evaluation.py", "--compare", closed, target)
 
 
+def test_what_the_model_cannot_read_is_said(home, tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from tests.conftest import make_tiny_model
+
+    folder = make_tiny_model(tmp_path / "short")
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=700, n_embd=32, n_layer=1, n_head=2, n_positions=256)
+    ).save_pretrained(folder)
+    line = refused(*OPEN, folder, "--top_k", 8, "--chunk_size", 1024)
+    assert "the model reads 256: smaller --top_k" in line
+
+
 def test_options_of_the_search_that_do_not_go_together(home):
+    assert "--top_k: for --rag" in refused(
+        "evaluation.py", "--task", "example", "--model_path", "x", "--top_k", 4
+    )
+    assert "BM25 has no vectors" in refused(*SEARCH, "--retriever", "bm25", "--embedding", "x")
+    assert "--give_up: for --base_url" in refused(
+        "evaluation.py", "--task", "example", "--model_path", "x", "--give_up"
+    )
     assert "--top_k 200" in refused(*SEARCH, "--top_k", 200)
     assert "--chunk_overlap 1024" in refused(*SEARCH, "--chunk_overlap", 1024)
     assert "--rerank_url" in refused(*SEARCH, "--reranker", "x")

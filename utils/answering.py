@@ -37,7 +37,11 @@ class Answerer:
 
 def answer_all(asked: list[Asked], partial: Path, how: Answerer) -> dict[str, list[dict]]:
     """Attempts by question id; every batch is in the journal as soon as it is answered."""
-    with Journal(partial) as journal:
+
+    def is_kept(record: dict) -> bool:
+        return how.give_up or not any("error" in attempt for attempt in record["attempts"])
+
+    with Journal(partial, is_kept) as journal:
         attempts = {record["id"]: record["attempts"] for record in journal.records}
         bar = tqdm(total=len(asked), initial=len(attempts), desc=how.protocol, unit="question")
 

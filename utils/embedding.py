@@ -62,15 +62,18 @@ class ServedEmbedder:
         """One call at a time, so that a kill costs one call."""
         client = Client(self._name, self._url)
         with asyncio.Runner() as runner:
-            for first in range(0, len(texts), TEXTS_A_CALL):
-                batch = texts[first : first + TEXTS_A_CALL]
-                request = {"model": self._name, "input": batch, "encoding_format": "float"}
-                try:
-                    vectors = runner.run(client.post("/embeddings", request, lambda r: vectors_of(r, len(batch))))  # fmt: skip  # noqa: B023
-                except CallFailed as error:
-                    raise UserError(f"--embedding {self._name}: {error}; what was embedded is kept, and the same command goes on") from error  # fmt: skip
-                yield batch, vectors
-            runner.run(client.close())
+            try:
+                for first in range(0, len(texts), TEXTS_A_CALL):
+                    batch = texts[first : first + TEXTS_A_CALL]
+                    yield batch, runner.run(self._call(client, batch))
+            except CallFailed as error:
+                raise UserError(f"--embedding {self._name}: {error}; what was embedded is kept, and the same command goes on") from error  # fmt: skip
+            finally:
+                runner.run(client.close())
+
+    async def _call(self, client: Client, batch: list[str]) -> np.ndarray:
+        request = {"model": self._name, "input": batch, "encoding_format": "float"}
+        return await client.post("/embeddings", request, lambda reply: vectors_of(reply, len(batch)))  # fmt: skip
 
 
 def vectors_of(reply: dict, number: int) -> np.ndarray:

@@ -7,6 +7,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from utils.checkpoints import load_checkpoint
+from utils.io import UserError
 from utils.tokens import load_tokenizer
 
 ROW_TOKENS = 2048  # computed at once: attention over them all is still a small part
@@ -42,6 +43,7 @@ class LocalModel:
         encoded = [self._encode(*pair) for pair in zip(prompts, continuations, strict=True)]
         for row in _rows(encoded):
             tree = _Tree(row)
+            self._check_length(1 + max(tree.positions))
             logits = self.model(
                 input_ids=torch.tensor([tree.ids]).to(self.device),
                 position_ids=torch.tensor([tree.positions]).to(self.device),
@@ -52,6 +54,11 @@ class LocalModel:
             sums += tree.sums(logits[0])
         self.model.set_attn_implementation(usual)
         return sums
+
+    def _check_length(self, tokens: int) -> None:
+        most = getattr(self.model.config, "max_position_embeddings", None)
+        if most and tokens > most:
+            raise UserError(f"a prompt and its answer take {tokens} tokens and the model reads {most}: smaller --top_k, --chunk_size, --few_shot or --max_tokens")  # fmt: skip
 
     def _additive(self, seen: torch.Tensor) -> torch.Tensor:
         """(1, 1, tokens, tokens): 0 where a token sees another, else the lowest number."""
@@ -79,6 +86,7 @@ class LocalModel:
         """`samples` continuations of every prompt, cut before `stop`; the same for the same seed
         and the same batch of prompts. Temperature 0 is greedy."""
         batch = self.tokenizer(prompts, return_tensors="pt", padding=True).to(self.device)
+        self._check_length(batch["input_ids"].shape[1] + max_tokens)
         torch.manual_seed(seed)
         sampling = (
             {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}

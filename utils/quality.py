@@ -54,12 +54,17 @@ def task_files(task: str) -> list[Path]:
         raise UserError(
             f"--task {task}: there is quality, example, and your own if you write {own}"
         )
-    questions = paths.questions_file(task)
-    return [own, questions] if questions.is_file() else [own]
+    return [own]
 
 
 def load_task(task: str) -> list[Document]:
-    return load_documents(task_files(task), "run: bash scripts/download_data.sh")
+    documents = load_documents(task_files(task), "run: bash scripts/download_data.sh")
+    quiz = paths.questions_file(task)
+    if task not in ("quality", "example") and quiz.is_file():
+        asked = {(d.title, d.author): d.questions for d in load_documents([quiz], "")}
+        for document in documents:  # and no document that the quiz has alone
+            document.questions += asked.get((document.title, document.author), [])
+    return documents
 
 
 def load_documents(files: list[Path], made_by: str) -> list[Document]:

@@ -37,7 +37,10 @@ def open_prompt(document: Document, draft: Draft, order: np.ndarray) -> str:
     return corpus.fill(asking.prompt_file("document") + asking.prompt_file("quiz_open"), filling)
 
 
-def closed_prompt(draft: Draft, order: np.ndarray) -> str:
+def closed_prompt(draft: Draft, order: np.ndarray, continues: bool = False) -> str:
+    """`continues`: for a model that continues a text, as base models do."""
+    if continues:
+        return corpus.fill(asking.prompt_file("quiz_base"), draft.shown(order)).rstrip("\n")
     return corpus.fill(asking.prompt_file("quiz_closed"), draft.shown(order))
 
 

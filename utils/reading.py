@@ -36,10 +36,14 @@ def take_in(folder: Path) -> str:
             raise UserError(f"--corpus {folder}: {seen[key]} and {article['source']} have the same title and author, {article['title']!r}; one of them needs another")  # fmt: skip
         seen[key] = article["source"]
     target = paths.corpus_file(task)
-    if target.is_file() and not all("source" in line for line in read_jsonl(target, "")):
-        raise UserError(f"--corpus {folder}: {target} is there and was not made by --corpus; rename the folder, or use --task {task}")  # fmt: skip
+    if target.is_file() and any(line.get("corpus") != str(folder) for line in read_jsonl(target, "")):  # fmt: skip
+        raise UserError(f"--corpus {folder}: {target} is there and was not made from this folder; rename the folder, or use --task {task}")  # fmt: skip
     with replacing(target) as file:
-        file.writelines(json.dumps(article, ensure_ascii=False).encode() + b"\n" for article in articles)  # fmt: skip
+        for article in articles:
+            line = json.dumps(article | {"corpus": str(folder)}, ensure_ascii=False)
+            file.write(
+                line.encode("utf-8", "replace") + b"\n"
+            )  # half of a surrogate pair becomes ?
     return task
 
 
@@ -52,7 +56,13 @@ def read(path: Path, folder: Path) -> Iterator[dict]:
             text = line.get("article") or line.get("text")
             if not isinstance(text, str) or not isinstance(line.get("title"), str):
                 raise UserError(f"{path}, record {number}: needs a title, and a text as article or text")  # fmt: skip
-            kept = {key: line[key] for key in ("author", "year", "questions") if key in line}
+            kept = {
+                key: line[key]
+                for key in ("author", "year", "questions")
+                if line.get(key) is not None
+            }
+            if not isinstance(kept.get("author", ""), str):
+                raise UserError(f"{path}, record {number}: the author is no text")
             yield {"title": line["title"], "article": text, "source": f"{source}:{number}"} | kept
         return
     readers = {".md": read_markdown, ".html": read_html, ".htm": read_html, ".pdf": read_pdf}
@@ -75,42 +85,22 @@ def read_markdown(path: Path) -> tuple[str, str]:
 
 
 def read_html(path: Path) -> tuple[str, str]:
-    """What a reader sees of its main part, block by block; the title is that of its head."""
-    from selectolax.lexbor import LexborHTMLParser
+    """The text of its main part, in the page's own character set; the title is that of its head."""
+    from trafilatura import bare_extraction
 
-    page = LexborHTMLParser(path.read_bytes())
-    for node in page.css("script, style, noscript, template, nav, header, footer, aside, form"):
-        node.decompose()
-    title = page.css_first("title") or page.css_first("h1")
-    body = page.css_first("article") or page.css_first("main") or page.body
-    blocks = body.css("p, h1, h2, h3, h4, h5, h6, li, pre, td, th, blockquote") if body else []
-    inner = {block.mem_id for block in blocks if block.tag not in ("li", "td", "th", "blockquote")}
-    texts = [
-        " ".join(own_text(block).split())
-        for block in blocks
-        if block.mem_id in inner
-        or not any(node.mem_id in inner for node in block.css("p, h1, h2, h3, h4, h5, h6, pre"))
-    ]
-    if body and not any(texts):
-        texts = [body.text(separator="\n")]
-    return title.text() if title else path.stem, "\n\n".join(text for text in texts if text)
-
-
-def own_text(block) -> str:
-    """Without the lists inside it, which come for themselves."""
-    children = block.iter(include_text=True)
-    return "".join(child.text() for child in children if child.tag not in ("ul", "ol"))
+    page = bare_extraction(path.read_bytes(), favor_recall=True, include_comments=False, with_metadata=True)  # fmt: skip
+    return (page.title or path.stem.replace("_", " "), page.text or "") if page else ("", "")
 
 
 def read_pdf(path: Path) -> tuple[str, str]:
     """Its pages' text; the title is that of its description."""
     from pypdf import PdfReader
-    from pypdf.errors import PyPdfError
+    from pypdf.errors import DependencyError, PyPdfError
 
     try:
         pdf = PdfReader(path)
         text = "\n\n".join(page.extract_text() for page in pdf.pages)
         title = (pdf.metadata and pdf.metadata.title) or path.stem.replace("_", " ")
-    except PyPdfError as error:
+    except (PyPdfError, DependencyError) as error:
         raise UserError(f"{path}: not a PDF that can be read ({first_line(error)})") from error
     return title, text

@@ -127,8 +127,10 @@ class Reranker:
             except CallFailed as error:
                 failures.append(str(error))
 
-        await for_each(missing.items(), ask, self.concurrency)
-        await client.close()
+        try:
+            await for_each(missing.items(), ask, self.concurrency)
+        finally:
+            await client.close()
         if failures:
             raise UserError(f"--reranker {self.model}: {len(failures)} of {len(missing)} queries failed (the last, {failures[-1]}); the others are kept, and the same command asks these again")  # fmt: skip
 

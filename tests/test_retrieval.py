@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.conftest import refused, start_script, succeed
+from tests.conftest import ROOT, refused, start_script, succeed
 from utils import asking, open_book, paths, quality, retrieval
 from utils.embedding import LocalEmbedder, ServedEmbedder, embed
 from utils.io import UserError
@@ -16,6 +16,16 @@ from utils.retrieval import Passage
 SEARCH = ("evaluation.py", "--task", "example", "--rag", "--retrieval_only")
 OPEN = ("evaluation.py", "--task", "example", "--rag", "--protocol", "loglik", "--top_k", 2, "--chunk_size", 256,
         "--retriever", "bm25", "--model_path")  # fmt: skip
+
+
+@pytest.fixture
+def few(home) -> tuple:
+    """The search by meaning alone, on four of the articles."""
+    raw = home / "data/dataset/raw/few.jsonl"
+    raw.parent.mkdir(parents=True)
+    articles = (ROOT / "data/example/articles.jsonl").read_bytes().splitlines(True)
+    raw.write_bytes(b"".join(articles[:4]))
+    return ("evaluation.py", "--task", "few", "--rag", "--retrieval_only", "--retriever", "dense")
 
 
 def vectors() -> bytes:
@@ -68,26 +78,24 @@ def test_every_stage_on_the_example_corpus(home):
     assert np.linalg.norm(one) == pytest.approx(1)
 
 
-def test_a_search_that_was_killed_goes_on_and_ends_alike(home):
-    command = (*SEARCH, "--retriever", "dense")
-    whole = succeed(*command)
+def test_a_search_that_was_killed_goes_on_and_ends_alike(few):
+    whole = succeed(*few)
     (file,) = paths.cache_dir().glob("vectors-*")
     kept = file.read_bytes()
     file.unlink()
-    process = start_script(*command)
+    process = start_script(*few)
     while not file.exists() or file.read_bytes().count(b"\n") < 20:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert 20 <= file.read_bytes().count(b"\n") < kept.count(b"\n")
-    assert succeed(*command) == whole
+    assert succeed(*few) == whole
     assert sorted(file.read_bytes().splitlines()) == sorted(kept.splitlines())
 
 
-def test_two_searches_at_once_take_turns(home):
-    command = (*SEARCH, "--retriever", "dense")
-    both = [start_script(*command) for _ in range(2)]
+def test_two_searches_at_once_take_turns(few):
+    both = [start_script(*few) for _ in range(2)]
     outs = [process.communicate(timeout=200) for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert outs[0][0] == outs[1][0]

@@ -25,10 +25,10 @@ from pathlib import Path
 from utils import asking, paths, quality, reading, scoring
 from utils.comparison import compare
 from utils.io import UserError, read_json, run, write_json
+from utils.open_book import ORDERS, QUERIES, Found, Search, search
+from utils.retrieval import RETRIEVERS
 
-RETRIEVERS, ORDERS, QUERIES = ("fusion", "dense", "bm25"), ("best_last", "best_first"), ("full", "question")  # fmt: skip
-# What the search's options are unless they are given.
-SEARCH = {"retriever": "fusion", "embedding": None, "embedding_url": None, "reranker": None, "rerank_url": None, "chunk_size": 1024, "chunk_overlap": 0, "retrieve": 128, "top_k": 8, "order": "best_last", "query": "full"}  # fmt: skip
+SEARCH = dataclasses.asdict(Search())  # its options, unless they are given
 Item = tuple[quality.Document, quality.Question]
 
 
@@ -98,9 +98,9 @@ def check(args: argparse.Namespace) -> None:
     if not 0 <= args.chunk_overlap < args.chunk_size:
         raise UserError(f"--chunk_overlap {args.chunk_overlap}: at least 0 and below --chunk_size")
     if not (args.rag or args.retrieval_only):
-        search = {name: value for name, value in SEARCH.items() if getattr(args, name) != value}
-        if search:
-            raise UserError(f"--{min(search)}: for --rag")
+        given = [name for name, value in SEARCH.items() if getattr(args, name) != value]
+        if given:
+            raise UserError(f"--{given[0]}: for --rag")
     if args.retriever == "bm25" and args.embedding:
         raise UserError("--embedding: BM25 has no vectors")
     if args.give_up and not args.base_url:
@@ -124,7 +124,10 @@ def main() -> None:
     items = [(document, question) for document in documents for question in document.questions]
     if not items:
         raise UserError(f"--task {args.task}: its documents have no questions; python data/make_questions.py writes some")  # fmt: skip
-    found = search(documents, items, args) if args.rag or args.retrieval_only else None
+    found = None
+    if args.rag or args.retrieval_only:
+        found = search(documents, items, settings_of(args))
+        print_stages(found, len(items))
     if args.retrieval_only:
         print(json.dumps({"passages": found.total} | found.stages))
         return
@@ -144,28 +147,19 @@ def main() -> None:
     print(f"{target}\n{json.dumps(result['metrics'])}")
 
 
-def search(documents: list[quality.Document], items: list[Item], args: argparse.Namespace):
-    """The passages for every question (utils.open_book.Found), and a table of how good they are."""
-    from utils import open_book
+def settings_of(args: argparse.Namespace) -> Search:
+    return Search(**{name: getattr(args, name) for name in SEARCH})
 
-    found = open_book.search(documents, items, settings_of(args))
+
+def print_stages(found: Found, questions: int) -> None:
     columns = list(next(iter(found.stages.values())))
-    print(
-        f"{found.total} passages, {len(items)} questions; the right article is among the first k:"
-    )
+    print(f"{found.total} passages, {questions} questions; the right article is among the first k:")
     print(f"{'':10}" + "".join(f"{column:>12}" for column in columns))
     for stage, values in found.stages.items():
         print(f"{stage:10}" + "".join(f"{values[column]:12.3f}" for column in columns))
-    return found
 
 
-def settings_of(args: argparse.Namespace):
-    from utils.open_book import Search
-
-    return Search(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Search)})
-
-
-def ask(items: list[Item], found, args: argparse.Namespace) -> list[asking.Asked]:
+def ask(items: list[Item], found: Found | None, args: argparse.Namespace) -> list[asking.Asked]:
     asked = []
     for number, (document, question) in enumerate(items):
         passages = [(p.name, p.text) for p in found.passages[number]] if found else []
@@ -204,9 +198,8 @@ def describe(args: argparse.Namespace, items: list[Item], asked: list[asking.Ask
         names = ("n_samples", "temperature", "max_tokens", "seed", "base_url")
         protocol |= {name: getattr(args, name) for name in (*names, "select", "few_shot")}
     if not args.base_url:
-        protocol["batch_size"] = (
-            args.batch_size
-        )  # what is computed at once moves the last bits of a sum
+        # What is computed at once moves the last bits of a sum.
+        protocol["batch_size"] = args.batch_size
     if args.rag:
         protocol["search"] = dataclasses.asdict(settings_of(args))
     return protocol
@@ -250,7 +243,7 @@ def aside_of(target: Path, protocol: dict) -> Path:
 
 
 def collect(
-    documents: list[quality.Document], attempts: dict[str, list[dict]], protocol: dict, found, args: argparse.Namespace
+    documents: list[quality.Document], attempts: dict[str, list[dict]], protocol: dict, found: Found | None, args: argparse.Namespace
 ) -> dict:  # fmt: skip
     """The whole output file."""
     judged, shown, number = [], [], 0

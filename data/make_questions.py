@@ -26,6 +26,7 @@ from utils.io import Journal, UserError, replacing, run
 from utils.schedule import for_each
 from utils.wire import CallFailed
 
+QUESTION_TOKENS = 400  # room for a question with its options, as JSON
 WRITINGS = 3  # tries to have questions written that can be read, each with a seed of its own
 ORDERS = 2  # in which the base model must be right to have a question dropped: by chance 1 in 16
 
@@ -130,7 +131,9 @@ class Maker:
         """Of the first reply that can be read; none where WRITINGS cannot, which is counted."""
         prompt = quiz.writing_prompt(document, self.args.per_document)
         for attempt in range(WRITINGS):
-            reply = await self._chat(self._writer, prompt, 400 * self.args.per_document, attempt)
+            reply = await self._chat(
+                self._writer, prompt, QUESTION_TOKENS * self.args.per_document, attempt
+            )
             try:
                 return quiz.parse(reply, document)
             except ValueError:

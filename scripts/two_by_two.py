@@ -9,6 +9,7 @@ out/two_by_two.json, which is the last line too. What is evaluated already is no
 """
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
@@ -17,10 +18,11 @@ from pathlib import Path
 from utils import paths
 from utils.comparison import compare
 from utils.io import UserError, read_json, replacing, run, write_json
+from utils.open_book import Search
 
 NAMES = {"base": "base model", "entigraph": "EntiGraph CPT"}
 BOOKS = ("closed", "open")
-SEARCH = ("retriever", "embedding", "embedding_url", "reranker", "rerank_url", "chunk_size", "chunk_overlap", "retrieve", "top_k", "order", "query")  # fmt: skip
+SEARCH = [field.name for field in dataclasses.fields(Search)]
 
 
 def main() -> None:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 from tests.conftest import ROOT, succeed
 from utils import leakage, paths
+from utils.io import sha256_of
 
 LONG = "In which of the three harbours did the keeper of the lamp first learn about the wreck?"
 
@@ -37,7 +38,7 @@ def test_evaluation_reports_it(home, tiny_model, tmp_path):
     raw.parent.mkdir(parents=True)
     raw.write_text("".join(json.dumps(article) + "\n" for article in articles))
     succeed("data/tokenize_entigraph.py", "--task", "mine", "--raw", "--tokenizer", tiny_model)
-    run = {"arguments": {"model_name": "base"}, "data": {"train": {"file": str(paths.articles_bin("mine"))}}}  # fmt: skip
+    run = {"arguments": {"model_name": "base"}, "data": {"train": {"file": str(paths.articles_bin("mine")), "sha256": sha256_of(paths.articles_bin("mine"))}}}  # fmt: skip
     checkpoint = home / "ckpts/trained"
     checkpoint.mkdir(parents=True)
     for path in Path(tiny_model).iterdir():
@@ -51,6 +52,10 @@ def test_evaluation_reports_it(home, tiny_model, tmp_path):
     assert f"leakage: {n} of 84 questions" in out
     assert result["leakage"]["n_without"] == 84 - n
     assert result["leakage"]["training"] == ["mine_all-raw.bin"]
+    run["data"]["train"]["sha256"] = "another"
+    (checkpoint / "run.json").write_text(json.dumps(run))
+    paths.evaluation_file("trained").unlink()
+    assert "was made again since" in succeed(*command)
     paths.articles_bin("mine").unlink()
     paths.evaluation_file("trained").unlink()
     assert "leakage: not known (" in succeed(*command)

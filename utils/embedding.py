@@ -84,6 +84,9 @@ def vectors_of(reply: dict, number: int) -> np.ndarray:
     found = {item.get("index"): item.get("embedding") for item in data}
     if found.keys() != set(range(number)):
         raise ValueError(f"{len(found)} vectors for {number} texts")
+    widths = {len(vector) if isinstance(vector, list) else 0 for vector in found.values()}
+    if len(widths) > 1 or 0 in widths:
+        raise ValueError("vectors of no length, or of several")
     return np.array([found[index] for index in range(number)], np.float32)
 
 

@@ -1,6 +1,5 @@
 """Which texts stand in the training text word for word."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -9,7 +8,7 @@ import numpy as np
 
 from utils import paths
 from utils.bins import TokenFile
-from utils.io import UserError
+from utils.io import UserError, read_json
 from utils.tokens import load_tokenizer
 
 GRAM = 13  # words, as for GPT-3 (Brown et al. 2020, appendix C)
@@ -54,22 +53,25 @@ def grams(ids: np.ndarray, length: int) -> np.ndarray:
     return sums
 
 
-def training_files(checkpoint: str) -> list[Path] | None:
-    """The token files that a checkpoint was trained on, and those before it, as their run.json say;
+def training_files(checkpoint: str) -> dict[Path, str] | None:
+    """The token files, with their sha256, that a checkpoint was trained on, and those before it, as their run.json say;
     None of one that no run.json describes."""
     record = Path(paths.find_checkpoint(checkpoint)) / "run.json"
     if not record.is_file():
         return None
-    run = json.loads(record.read_text())
-    files = [Path(data["file"]) for name, data in run["data"].items() if name != "held_out"]
-    return files + (training_files(run["arguments"]["model_name"]) or [])
+    run = read_json(record, "train it again")
+    files = {Path(data["file"]): data["sha256"] for name, data in run["data"].items() if name != "held_out"}  # fmt: skip
+    return files | (training_files(run["arguments"]["model_name"]) or {})
 
 
-def training_text(checkpoint: str, files: list[Path]) -> Iterator[str]:
-    """The documents of the files, as text."""
+def training_text(checkpoint: str, files: dict[Path, str]) -> Iterator[str]:
+    """The documents of the files, as text. UserError where one is gone, or not what was trained on."""
     tokenizer = load_tokenizer(checkpoint, "--model_path")
-    for file in files:
-        for ids in TokenFile(file, "run the step that makes it again").documents():
+    for path, sha256 in files.items():
+        file = TokenFile(path, "run the step that makes it again")
+        if file.meta.get("sha256") != sha256:
+            raise UserError(f"{path}: was made again since")
+        for ids in file.documents():
             yield tokenizer.decode(ids, skip_special_tokens=True)
 
 

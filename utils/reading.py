@@ -41,9 +41,7 @@ def take_in(folder: Path) -> str:
     with replacing(target) as file:
         for article in articles:
             line = json.dumps(article | {"corpus": str(folder)}, ensure_ascii=False)
-            file.write(
-                line.encode("utf-8", "replace") + b"\n"
-            )  # half of a surrogate pair becomes ?
+            file.write(line.encode("utf-8", "replace") + b"\n")  # half a surrogate pair: ?
     return task
 
 

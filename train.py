@@ -17,8 +17,8 @@ from pathlib import Path
 
 from data import cptdata
 from utils import paths
-from utils.bins import TokenFile
 from utils.io import UserError, read_json, run, write_json
+from utils.token_file import TokenFile
 
 
 class Typed(float):
@@ -76,7 +76,7 @@ def machine_arguments(group: argparse.ArgumentParser) -> None:
     add("--compile", choices=["auto", "on", "off"], default="auto", help="torch.compile (default: where the run is long enough to gain)")
     add("--sharding", choices=["auto", "none", "full", "hybrid"], default="auto", help="of the model: over all GPUs, or (hybrid) those of a node (default: over all)")
     add("--report_to", choices=["none", "wandb"], default="none")
-# fmt: on
+
 
 
 def check(args: argparse.Namespace) -> None:
@@ -126,25 +126,27 @@ def main() -> None:
 
     from transformers.utils import logging
 
-    from utils import checkpoints, layers, machine, templates, tokens, trainer
+    from utils import chat_template, layers, machine, trainer
+    from utils.checkpoint import tidy
+    from utils.tokenizer import fingerprint, load_tokenizer
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     settings = choose_settings(args)
     machine.choose_micro_batch(settings)  # what does not divide is said before a model is loaded
-    tokenizer = tokens.load_tokenizer(args.model_name, "--model_name")
+    tokenizer = load_tokenizer(args.model_name, "--model_name")
     if template := files["train"].meta.get("template"):
         tokenizer.chat_template = template  # saved beside the weights
     blocks, held_out = make_datasets(args, files)
     record = describe(args, settings, files)
     if is_finished(folder, record):
         if machine.is_main_process():
-            checkpoints.tidy(folder)
+            tidy(folder)
             print(f"{folder}: finished already; delete the folder to train it again")
         return
     model = trainer.load_model(args.model_name)
     if template:
-        model.generation_config.eos_token_id = templates.end_ids(tokenizer)
+        model.generation_config.eos_token_id = chat_template.end_ids(tokenizer)
     if args.mask_documents:
         layers.keep_inside_documents(model)
     if args.lora_rank:
@@ -152,7 +154,7 @@ def main() -> None:
     settings, memory = machine.fit_memory(model, settings, args.gradient_checkpointing)
     flops = len(blocks) * args.block_size * trainer.flops_per_token(model, settings)
     settings = replace(settings, compiled=machine.choose_compile(args.compile, flops))
-    fingerprint = tokens.fingerprint(tokenizer)
+    fingerprint = fingerprint(tokenizer)
     for file in files.values():
         file.check_vocabulary(fingerprint, model.config.vocab_size, args.model_name)
     if machine.is_main_process():
@@ -165,7 +167,7 @@ def main() -> None:
     result = trainer.train(model, tokenizer, blocks, held_out, settings, folder)
     if machine.is_main_process():
         write_json(folder / "run.json", record | {"finished": True} | result)
-        checkpoints.tidy(folder)
+        tidy(folder)
         print(
             f"{folder}: {result['tokens']:,} tokens at {result['tokens_per_s']:,} tokens/s, last loss {result['last_losses'][-1]:.3f}"
         )

@@ -71,12 +71,12 @@ def texts(files: list[Path], megabytes: float) -> Iterator[str]:
 
 
 def ours(folder: Path, megabytes: float, out: Path) -> None:
-    from utils import tokens
+    from utils.tokenizer import load_tokenizer, write_documents
 
-    tokenizer = tokens.load_tokenizer(str(folder))
+    tokenizer = load_tokenizer(str(folder))
     files = find_files()
     begun = time.monotonic()
-    made = tokens.write_documents(out, lambda: texts(files, megabytes), tokenizer, {})
+    made = write_documents(out, lambda: texts(files, megabytes), tokenizer, {})
     report(made["tokens"], time.monotonic() - begun, made["encoder"])
 
 

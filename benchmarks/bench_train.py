@@ -42,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--optim_state_dtype", default="fp32", help="of ours (default fp32)")
     add("--worker", choices=["ours", "plain"], help=argparse.SUPPRESS)
     return parser.parse_args()
-# fmt: on
+
 
 
 class Texts:
@@ -55,9 +55,10 @@ class Texts:
         if args.shape == "llama-3-8b":
             self.ids = torch.randint(128256, (args.bs * args.steps * args.block_size,))
             return
-        from utils import paths, tokens
+        from utils import paths
+        from utils.tokenizer import load_tokenizer
 
-        tokenizer = tokens.load_tokenizer(str(paths.ckpts_dir() / "SmolLM2-135M-Instruct"))
+        tokenizer = load_tokenizer(str(paths.ckpts_dir() / "SmolLM2-135M-Instruct"))
         lines = (ROOT / "data/example/articles.jsonl").read_text().splitlines()
         text = "\n".join(json.loads(line)["article"] for line in lines)
         self.ids = torch.tensor(tokenizer(text)["input_ids"])

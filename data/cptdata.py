@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from utils import paths
-from utils.bins import TokenFile
 from utils.corpus import METHODS
 from utils.io import UserError, run
+from utils.token_file import TokenFile
 
 SYNTHETIC, REPLAY = 0, 1
 IGNORED = -100  # a label that counts for nothing, as torch and transformers have it
@@ -429,7 +429,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--blocks", type=int, default=5, help="how many to print (default 5)")
     add("--seed", type=int, default=0)
     return parser.parse_args()
-# fmt: on
+
 
 
 def main() -> None:
@@ -443,7 +443,7 @@ def main() -> None:
     plan = make_plan(*lengths, args.epochs, args.rr, args.bs, args.seed)
     blocks = Blocks(plan, *sources)
 
-    from utils.tokens import fingerprint, load_tokenizer  # a second to import: not for --help
+    from utils.tokenizer import fingerprint, load_tokenizer  # a second to import: not for --help
 
     tokenizer = load_tokenizer(args.model_name, "--model_name")
     for file in files:

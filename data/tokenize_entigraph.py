@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import corpus, inspection, passages, paths, quality, tokens
+from utils import corpus, inspection, passages, paths, quality
 from utils.io import UserError, run
+from utils.tokenizer import load_tokenizer, write_documents
 
 
 # fmt: off
@@ -33,7 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--raw", action="store_true", help="the articles in place of the passages")
     add("--seed", type=int, default=0, help="of the order of documents")
     return parser.parse_args()
-# fmt: on
+
 
 
 def main() -> None:
@@ -45,8 +46,8 @@ def main() -> None:
     else:
         target = paths.passages_bin(args.task, args.model, args.method)
         build, sources = passages_of(args, rng)
-    tokenizer = tokens.load_tokenizer(args.tokenizer)
-    tokens.write_documents(target, build, tokenizer, {"seed": args.seed, "sources": sources})
+    tokenizer = load_tokenizer(args.tokenizer)
+    write_documents(target, build, tokenizer, {"seed": args.seed, "sources": sources})
 
 
 def articles(task: str, rng: np.random.Generator) -> tuple[Callable[[], Iterable[str]], list[str]]:

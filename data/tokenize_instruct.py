@@ -19,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import paths, templates, tokens
-from utils.bins import write_tokens
+from utils import chat_template, paths
 from utils.conversation import problem_of
 from utils.io import UserError, first_line, iterate_jsonl, run
+from utils.token_file import write_tokens
+from utils.tokenizer import fingerprint, load_tokenizer
 
 ULTRACHAT = "HuggingFaceH4/ultrachat_200k"
 BATCH = 512  # conversations in memory at a time; of UltraChat half a million tokens
@@ -53,22 +54,22 @@ def parse_arguments() -> argparse.Namespace:
     if args.block_size < 1 or len(args.splits) > 2:
         raise UserError("--block_size: above 0; --splits: one or two")
     return args
-# fmt: on
+
 
 
 def main() -> None:
     args = parse_arguments()
     build, sources = from_files(args) if args.jsonl else from_hub(args)
-    tokenizer = tokens.load_tokenizer(args.tokenizer)
-    templates.give_template(tokenizer, args.template, f"--tokenizer {args.tokenizer}")
+    tokenizer = load_tokenizer(args.tokenizer)
+    chat_template.give_template(tokenizer, args.template, f"--tokenizer {args.tokenizer}")
     for split in ("test", "train"):
         path = paths.conversations_bin(args.name, split)
         made = {
             "tokenizer": tokenizer.name_or_path,
-            "tokenizer_sha256": tokens.fingerprint(tokenizer),
+            "tokenizer_sha256": fingerprint(tokenizer),
             "vocab_size": len(tokenizer),
             "template": tokenizer.chat_template,
-            "template_sha256": templates.digest(tokenizer.chat_template),
+            "template_sha256": chat_template.digest(tokenizer.chat_template),
             "learnt": "all" if args.train_on_all else "assistant",
             "block_size": args.block_size,
             "seed": args.seed,
@@ -152,7 +153,7 @@ def documents(
         counts["conversations"] += len(good)
         counts["refused"] += len(batch) - len(good)
         found = []
-        for messages, rows in zip(good, templates.learnt(tokenizer, good), strict=True):
+        for messages, rows in zip(good, chat_template.learnt(tokenizer, good), strict=True):
             if rows.shape[1] <= args.block_size:
                 found.append(rows)
             else:
@@ -176,11 +177,11 @@ def cut(tokenizer, messages: list[dict], longest: int, counts: dict) -> list[np.
     pieces: list[list[dict]] = []
     for index in range(0, len(turns), 2):
         exchange = turns[index : index + 2]
-        if pieces and len(templates.as_ids(tokenizer, pieces[-1] + exchange)) <= longest:
+        if pieces and len(chat_template.as_ids(tokenizer, pieces[-1] + exchange)) <= longest:
             pieces[-1] += exchange
         else:
             pieces.append(system + exchange)
-    rows = templates.learnt(tokenizer, pieces)
+    rows = chat_template.learnt(tokenizer, pieces)
     kept = [row for row in rows if row.shape[1] <= longest]
     counts["left_out"] += len(rows) - len(kept)
     return kept

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import paths, tokens
+from utils import paths
 from utils.io import UserError, first_line, iterate_jsonl, run
+from utils.tokenizer import load_tokenizer, write_documents
 
 REDPAJAMA = "togethercomputer/RedPajama-Data-1T-Sample"
 FINEWEB_EDU = "HuggingFaceFW/fineweb-edu:sample-10BT"
@@ -43,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--name", default=paths.DEFAULT_REPLAY, help="of the files (default %(default)s)")
     add("--seed", type=int, default=0, help="of the order of documents")
     return parser.parse_args()
-# fmt: on
+
 
 
 def main() -> None:
@@ -51,17 +52,17 @@ def main() -> None:
     if args.tokens < 1 or args.test_tokens < 1:
         raise UserError("--tokens and --test_tokens: must be above 0")
     build, source = text_files(args.text) if args.text else hub_dataset(args.dataset)
-    tokenizer = tokens.load_tokenizer(args.tokenizer)
+    tokenizer = load_tokenizer(args.tokenizer)
     made = {"seed": args.seed, "sources": source}
 
     def documents(skipped: int) -> Callable[[], Iterable[str]]:
         return lambda: itertools.islice(shuffled(build(), args.seed), skipped, None)
 
     test_file, train_file = (paths.replay_bin(args.name, split) for split in ("test", "train"))
-    test = tokens.write_documents(
+    test = write_documents(
         test_file, documents(0), tokenizer, made, args.test_tokens, leave_rest=True
     )
-    tokens.write_documents(train_file, documents(test["documents"]), tokenizer, made, args.tokens)
+    write_documents(train_file, documents(test["documents"]), tokenizer, made, args.tokens)
 
 
 def text_files(files: list[Path]) -> tuple[Callable[[], Iterable[str]], list[str]]:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from gptj import formats
-from utils.checkpoints import COMPLETE
+from utils.checkpoint import COMPLETE
 from utils.io import UserError, replacing
 
 NAME = re.compile(r"checkpoint_(\d+)\.mdl")

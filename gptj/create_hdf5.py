@@ -63,7 +63,7 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     check(args)
     return args
-# fmt: on
+
 
 
 def check(args: argparse.Namespace) -> None:
@@ -165,7 +165,7 @@ def jsonl_documents(path: Path, key: str) -> Iterator[Document]:
 
 def load_tokenizer(args: argparse.Namespace):
     if args.tokenizer:
-        from utils.tokens import load_tokenizer
+        from utils.tokenizer import load_tokenizer
 
         return load_tokenizer(args.tokenizer)
     from transformers import GPT2TokenizerFast

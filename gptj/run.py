@@ -15,7 +15,7 @@ an absolute --max_steps the same command ends where it would have ended. Several
 import argparse
 from pathlib import Path
 
-from gptj import params as yaml_params
+from gptj.params import load
 from utils.io import UserError, replacing, run
 
 
@@ -41,12 +41,12 @@ def parse_arguments() -> argparse.Namespace:
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: must be above 0")
     return args
-# fmt: on
+
 
 
 def main() -> None:
     args = parse_arguments()
-    params, ignored = yaml_params.load(args.params)
+    params, ignored = load(args.params)
     override(params["runconfig"], args)
 
     from gptj import session

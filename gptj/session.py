@@ -410,7 +410,7 @@ def export(model, folder: Path, tokenizer: str | None, data: Data) -> None:
         found = read_json(manifest, "give --tokenizer")
         tokenizer = found.get("settings", {}).get("tokenizer") if isinstance(found, dict) else None
     if tokenizer and tokenizer != "None":
-        from utils.tokens import load_tokenizer
+        from utils.tokenizer import load_tokenizer
 
         load_tokenizer(tokenizer).save_pretrained(folder)
     else:

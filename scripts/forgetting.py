@@ -62,9 +62,9 @@ def perplexity(checkpoint: str, args: argparse.Namespace) -> float:
     import numpy as np
     import torch
 
-    from utils.bins import TokenFile
     from utils.generate import LocalModel
-    from utils.tokens import fingerprint
+    from utils.token_file import TokenFile
+    from utils.tokenizer import fingerprint
 
     file = TokenFile(paths.replay_bin(args.replay, "test"), "run: python data/tokenize_redpj.py")
     model = LocalModel(checkpoint)

@@ -46,7 +46,7 @@ def ask(checkpoint: str, conversations: list[dict]) -> list[tuple[str, bool]]:
     import torch
     from transformers.utils import logging
 
-    from utils import templates
+    from utils import chat_template
     from utils.generate import LocalModel
 
     logging.disable_progress_bar()
@@ -54,9 +54,11 @@ def ask(checkpoint: str, conversations: list[dict]) -> list[tuple[str, bool]]:
     print(f"asking {Path(checkpoint).name} {len(conversations)} questions ...", flush=True)
     model = LocalModel(checkpoint)
     tokenizer = model.tokenizer
-    questions = [templates.as_text(tokenizer, talk["messages"][:1], True) for talk in conversations]
+    questions = [
+        chat_template.as_text(tokenizer, talk["messages"][:1], True) for talk in conversations
+    ]
     batch = tokenizer(questions, add_special_tokens=False, padding=True, return_tensors="pt")
-    ends = templates.end_ids(tokenizer)
+    ends = chat_template.end_ids(tokenizer)
     with torch.inference_mode():
         output = model.model.generate(
             **batch.to(model.device), do_sample=False, max_new_tokens=LONGEST, eos_token_id=ends,

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from data.cptdata import REPLAY, SYNTHETIC, Blocks, Plan, Text, cut_blocks, make_plan, subsample
 from tests.conftest import succeed
-from utils.bins import TokenFile, write_tokens
 from utils.io import UserError
+from utils.token_file import TokenFile, write_tokens
 
 
 @settings(max_examples=200, deadline=None)

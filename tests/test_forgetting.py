@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import refused, succeed
 from utils import paths
-from utils.bins import TokenFile
+from utils.token_file import TokenFile
 
 
 def test_before_and_after(token_files, tiny_model, tmp_path, monkeypatch):

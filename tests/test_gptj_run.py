@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, GPTJConfig, GPTJForCausalLM
 
 from data import cptdata
 from gptj import convert_checkpoint, formats
-from gptj import params as yaml_params
 from gptj import run as script
+from gptj.params import MODEL, checked, learning_rate, load
 from tests.conftest import ROOT, SHARED, refused, start_script
 from utils.io import UserError
 
@@ -267,9 +267,7 @@ def test_bin_and_hdf5_give_the_same_losses(tmp_path):
         settings = machine.Settings(lr=1e-2, bs=4, wd=0.1, warmup=0.1, seed=0, block_size=24, save_steps=99,
                                     keep_checkpoints=1, precision="fp32")  # fmt: skip
         torch.manual_seed(0)
-        config = GPTJConfig(
-            **formats.config_to_hf(yaml_params.checked(TINY, yaml_params.MODEL, "model"))
-        )
+        config = GPTJConfig(**formats.config_to_hf(checked(TINY, MODEL, "model")))
         model = GPTJForCausalLM(config)
         model.config.use_cache = False
         trainer.train(model, None, dataset, None, settings, tmp_path / name)
@@ -377,12 +375,12 @@ def test_another_trainers_checkpoints_are_left_alone_and_other_settings_refused(
 
 
 def test_learning_rates():
-    rate = yaml_params.learning_rate(RATES)
+    rate = learning_rate(RATES)
     assert [rate(step) for step in (0, 2, 4)] == [0, 0.005, 0.01]
     assert rate(7) == pytest.approx(0.001 + 0.009 / 2)
     assert rate(10) == rate(1000) == 0.001
-    spec = yaml_params.load(ROOT / "gptj/configs/params_gptj_6B_TRC2.yaml")[0]["optimizer"]
-    rate = yaml_params.learning_rate(spec["learning_rate"])
+    spec = load(ROOT / "gptj/configs/params_gptj_6B_TRC2.yaml")[0]["optimizer"]
+    rate = learning_rate(spec["learning_rate"])
     assert rate(250) == pytest.approx(3e-6)
     assert rate(25_500) == pytest.approx(3.6e-6)
 

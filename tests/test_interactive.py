@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from tests.conftest import ROOT, refused, succeed
 from tests.streaming_server import StreamingServer
-from utils import templates
+from utils import chat_template
 from utils.conversation import Conversation, fit
 from utils.io import UserError
 
@@ -27,7 +27,7 @@ def chat_model(tiny_llama, tmp_path_factory):
     folder = tmp_path_factory.mktemp("chat") / "tiny-chat"
     shutil.copytree(tiny_llama, folder)
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-    templates.give_template(tokenizer, None, "")
+    chat_template.give_template(tokenizer, None, "")
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -406,7 +406,7 @@ def test_ctrl_c_in_a_local_answer(home, chat_model):
     terminal.types("/speed")
     terminal.sees("answer: on")
     assert terminal.leaves() == 0
-# fmt: on
+
 
 
 def test_the_cache_changes_nothing(chat_model):

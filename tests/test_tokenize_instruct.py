@@ -10,9 +10,9 @@ from transformers import AutoTokenizer
 
 from data.cptdata import IGNORED, Conversations, pack
 from tests.conftest import PEAK, ROOT, refused, succeed
-from utils import paths, templates
-from utils.bins import TokenFile
+from utils import chat_template, paths
 from utils.io import UserError
+from utils.token_file import TokenFile
 
 TALKS = ROOT / "data/example/conversations"
 
@@ -47,11 +47,11 @@ def test_what_is_written(files, tiny_llama):
         file.verify()
         assert file.mask.sum() == file.meta["learnt_tokens"] > 0
     assert (train.meta["conversations"], test.meta["conversations"]) == (40, 20)
-    assert train.meta["template_sha256"] == templates.digest(
+    assert train.meta["template_sha256"] == chat_template.digest(
         (ROOT / "utils/prompts/llama3.1.jinja").read_text()
     )
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-    templates.give_template(tokenizer, None, "")
+    chat_template.give_template(tokenizer, None, "")
     first = json.loads((TALKS / "train.jsonl").open().readline())["messages"]
     text = tokenizer.apply_chat_template(first, tokenize=False)
     assert tokenizer.decode(next(train.documents())) == text

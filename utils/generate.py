@@ -6,9 +6,9 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from utils.checkpoints import load_checkpoint
+from utils.checkpoint import load_checkpoint
 from utils.io import UserError
-from utils.tokens import load_tokenizer
+from utils.tokenizer import load_tokenizer
 
 ROW_TOKENS = 2048  # computed at once: attention over them all is still a small part
 QUERIES = 64  # of attention in blocks
@@ -136,7 +136,6 @@ def attention_in_blocks(module, query, key, value, attention_mask, scaling=None,
 
 
 AttentionInterface.register(BLOCKS, attention_in_blocks)
-
 Encoded = tuple[list[int], list[list[int]]]  # a prompt's ids, and those of its continuations
 
 

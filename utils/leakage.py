@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from utils import paths
-from utils.bins import TokenFile
 from utils.io import UserError, read_json
-from utils.tokens import load_tokenizer
+from utils.token_file import TokenFile
+from utils.tokenizer import load_tokenizer
 
 GRAM = 13  # words, as for GPT-3 (Brown et al. 2020, appendix C)
 SHORTEST = 8  # words; of a shorter text nobody can say where it is from

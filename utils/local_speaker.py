@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator
 
-from utils import templates
+from utils import chat_template
 from utils.speaking import UNKNOWN, Answer, Sampling, room_for_question
 
 
@@ -35,7 +35,7 @@ class LocalSpeaker:
     def ids(self, messages: list[dict]) -> list[int]:
         if self.completes:
             return self.tokenizer(messages[-1]["content"])["input_ids"]
-        return templates.as_ids(self.tokenizer, messages, to_be_answered=True)
+        return chat_template.as_ids(self.tokenizer, messages, to_be_answered=True)
 
     def stream(self, messages: list[dict], sampling: Sampling, answer: Answer) -> Iterator[str]:
         import torch
@@ -59,7 +59,11 @@ class LocalSpeaker:
     def _ends(self) -> set[int]:
         named = self._model.generation_config.eos_token_id
         named = named if isinstance(named, list) else [named]
-        own = [self.tokenizer.eos_token_id] if self.completes else templates.end_ids(self.tokenizer)
+        own = (
+            [self.tokenizer.eos_token_id]
+            if self.completes
+            else chat_template.end_ids(self.tokenizer)
+        )
         return {*own, *named} - {None}
 
     def _next_logits(self, ids: list[int]):

@@ -16,17 +16,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, default_da
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from utils import arithmetic, optim
-from utils.checkpoints import COMPLETE, last_checkpoint, load_checkpoint
+from utils.checkpoint import COMPLETE, last_checkpoint, load_checkpoint
 from utils.io import UserError, replacing
 from utils.layers import base_of, compile_layers, recompute
 from utils.loss import restore, use_chunked_loss
-from utils.machine import (
-    Settings,
-    choose_micro_batch,
-    is_main_process,
-    sharing_ranks,
-    world_size,
-)
+from utils.machine import Settings, choose_micro_batch, is_main_process, sharing_ranks, world_size
 from utils.metrics import Metrics
 
 

@@ -7,16 +7,18 @@ import pytest
 
 from data import tokenize_redpj
 from tests.conftest import PEAK, ROOT, refused, succeed
-from utils import paths, tokens
-from utils.bins import TokenFile
+from utils import paths
+from utils import tokenizer as tokenizer_module
 from utils.io import UserError
+from utils.token_file import TokenFile
+from utils.tokenizer import _encode_fast, fingerprint, load_tokenizer, write_documents
 
 TEXTS = ["One two three.", "", "Ünïcode — naïve 日本 🙂", "a" * 300, "line\nline\n\n  spaces  "]
 
 
 @pytest.fixture
 def tokenizer(tiny_model):
-    return tokens.load_tokenizer(str(tiny_model))
+    return load_tokenizer(str(tiny_model))
 
 
 @pytest.fixture
@@ -29,11 +31,11 @@ def written(path):
 
 
 def test_fast_and_slow_give_the_tokenizers_ids(tmp_path, tokenizer, expected, monkeypatch):
-    sidecar = tokens.write_documents(tmp_path / "a.bin", lambda: iter(TEXTS), tokenizer, {})
+    sidecar = write_documents(tmp_path / "a.bin", lambda: iter(TEXTS), tokenizer, {})
     assert sidecar["encoder"] == "gigatoken"
     assert written(tmp_path / "a.bin") == expected
-    monkeypatch.setattr(tokens, "_gigatoken", lambda tokenizer: None)
-    sidecar = tokens.write_documents(tmp_path / "b.bin", lambda: iter(TEXTS), tokenizer, {})
+    monkeypatch.setattr(tokenizer_module, "_gigatoken", lambda tokenizer: None)
+    sidecar = write_documents(tmp_path / "b.bin", lambda: iter(TEXTS), tokenizer, {})
     assert sidecar["encoder"] == "transformers"
     assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "b.bin").read_bytes()
 
@@ -44,7 +46,7 @@ def test_a_beginning_token_is_kept(tmp_path, tokenizer):
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 0)]
     )
-    sidecar = tokens.write_documents(tmp_path / "a.bin", lambda: iter(TEXTS), tokenizer, {})
+    sidecar = write_documents(tmp_path / "a.bin", lambda: iter(TEXTS), tokenizer, {})
     assert sidecar["bos"]
     for document, text in zip(written(tmp_path / "a.bin"), TEXTS, strict=True):
         assert document == [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
@@ -55,7 +57,7 @@ def test_other_ids_are_found_and_everything_is_encoded_again(
     tmp_path, tokenizer, expected, monkeypatch, capsys
 ):
     """A gigatoken that goes wrong late: the part that was written before is not kept."""
-    real = tokens._encode_fast
+    real = _encode_fast
     batches = []
 
     def wrong(batch, tokenizer, fast):
@@ -63,39 +65,37 @@ def test_other_ids_are_found_and_everything_is_encoded_again(
         documents = real(batch, tokenizer, fast)
         return [document + (len(batches) == 3) for document in documents]
 
-    monkeypatch.setattr(tokens, "_encode_fast", wrong)
-    monkeypatch.setattr(tokens, "BATCH_CHARACTERS", 1)
-    sidecar = tokens.write_documents(tmp_path / "a.bin", lambda: iter(TEXTS), tokenizer, {})
+    monkeypatch.setattr(tokenizer_module, "_encode_fast", wrong)
+    monkeypatch.setattr(tokenizer_module, "BATCH_CHARACTERS", 1)
+    sidecar = write_documents(tmp_path / "a.bin", lambda: iter(TEXTS), tokenizer, {})
     assert sidecar["encoder"] == "transformers"
     assert written(tmp_path / "a.bin") == expected
     assert "encoding with transformers" in capsys.readouterr().out
 
 
 def test_enough_is_whole_documents(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(tokens, "BATCH_CHARACTERS", 40)
+    monkeypatch.setattr(tokenizer_module, "BATCH_CHARACTERS", 40)
     lengths = np.cumsum([len(tokenizer(text)["input_ids"]) + 1 for text in TEXTS])
     for enough in (1, int(lengths[1]), int(lengths[1]) + 1, int(lengths[-1]) + 5):
-        sidecar = tokens.write_documents(
-            tmp_path / "a.bin", lambda: iter(TEXTS), tokenizer, {}, enough
-        )
+        sidecar = write_documents(tmp_path / "a.bin", lambda: iter(TEXTS), tokenizer, {}, enough)
         taken = min(int(np.searchsorted(lengths, enough)) + 1, len(TEXTS))
         assert (sidecar["documents"], sidecar["tokens"]) == (taken, lengths[taken - 1])
 
 
 def test_tokenizers_that_are_not_there(tmp_path, home):
     with pytest.raises(UserError, match="--tokenizer no/such"):
-        tokens.load_tokenizer("no/such")
+        load_tokenizer("no/such")
     (home / "ckpts/empty").mkdir(parents=True)
     with pytest.raises(UserError, match="holds no tokenizer"):
-        tokens.load_tokenizer("ckpts/empty")
+        load_tokenizer("ckpts/empty")
 
 
 def test_fingerprints_tell_vocabularies_apart(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path / "again")
-    again = tokens.load_tokenizer(str(tmp_path / "again"))
-    assert tokens.fingerprint(again) == tokens.fingerprint(tokenizer)
+    again = load_tokenizer(str(tmp_path / "again"))
+    assert fingerprint(again) == fingerprint(tokenizer)
     again.add_tokens(["new"])
-    assert tokens.fingerprint(again) != tokens.fingerprint(tokenizer)
+    assert fingerprint(again) != fingerprint(tokenizer)
 
 
 def test_step_2_same_seed_same_bytes(home, tiny_model):
@@ -146,7 +146,7 @@ def test_step_3_takes_files_of_every_kind(home, tiny_model, tmp_path):
     train, test = (TokenFile(paths.replay_bin("mine", split), "") for split in ("train", "test"))
     assert len(train.ends) + len(test.ends) == 103  # 3 pieces of the text file
     assert len(test.ids) >= 1000
-    tokenizer = tokens.load_tokenizer(str(tiny_model))
+    tokenizer = load_tokenizer(str(tiny_model))
     text = "".join(
         tokenizer.decode(document, skip_special_tokens=True)
         for file in (train, test)
@@ -210,10 +210,10 @@ def test_memory_does_not_grow_with_the_tokens(tiny_model, tmp_path):
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from utils import tokens\n"
-        "tokenizer = tokens.load_tokenizer(sys.argv[1])\n"
+        "from utils.tokenizer import load_tokenizer, write_documents\n"
+        "tokenizer = load_tokenizer(sys.argv[1])\n"
         "texts = lambda: (f'Document {n}: ' + 'some words about a thing. ' * 150 for n in range(10**6))\n"
-        "made = tokens.write_documents(Path(sys.argv[2]), texts, tokenizer, {}, int(sys.argv[3]))\n"
+        "made = write_documents(Path(sys.argv[2]), texts, tokenizer, {}, int(sys.argv[3]))\n"
         f"print(made['tokens'], {PEAK})\n"
     )
     peaks = []

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from utils import paths
-from utils.bins import write_tokens
 from utils.io import UserError, first_line
+from utils.token_file import write_tokens
 
 BATCH_CHARACTERS = 1 << 22  # about a million tokens: what is in memory at a time
 # Characters that both tokenizers encode, of the first batch and of every other. The check was once of

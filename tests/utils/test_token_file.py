@@ -3,8 +3,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from utils.bins import TokenFile, write_tokens
 from utils.io import UserError
+from utils.token_file import TokenFile, write_tokens
 
 DOCUMENTS = [np.arange(5), np.arange(3) + 100, np.arange(0), np.arange(7)]
 

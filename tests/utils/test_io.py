@@ -69,7 +69,7 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path):
         "import resource, signal\n"
         "from pathlib import Path\n"
         "import numpy as np\n"
-        "from utils.bins import write_tokens\n"
+        "from utils.token_file import write_tokens\n"
         "from utils.io import run\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"

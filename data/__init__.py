@@ -1,0 +1,1 @@
+"""The numbered data steps, and the datasets a model trains on."""

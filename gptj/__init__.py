@@ -1,0 +1,1 @@
+"""The second front: GPT-J continued pretraining from a YAML file."""

@@ -1,0 +1,1 @@
+"""Ground for everything else: errors, files, paths, the command line, tokenizers, token files, checkpoints."""

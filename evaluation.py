@@ -22,11 +22,11 @@ import json
 import zlib
 from pathlib import Path
 
+from inference.retrieval import RETRIEVERS
 from utils import asking, paths, quality, reading, scoring
 from utils.comparison import compare
 from utils.io import UserError, read_json, run, write_json
 from utils.open_book import ORDERS, QUERIES, Found, Search, search
-from utils.retrieval import RETRIEVERS
 
 SEARCH = dataclasses.asdict(Search())  # its options, unless they are given
 Item = tuple[quality.Document, quality.Question]

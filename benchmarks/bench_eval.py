@@ -24,7 +24,7 @@ def main() -> None:
     args = parser.parse_args()
     from transformers.utils import logging
 
-    from utils.generate import LocalModel
+    from inference.local_model import LocalModel
 
     logging.disable_progress_bar()
     model = LocalModel(args.model_path)

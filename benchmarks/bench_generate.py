@@ -4,7 +4,7 @@ what is lost, what is paid twice.
     python benchmarks/bench_generate.py             # all parts: about nine minutes
     python benchmarks/bench_generate.py throughput kills
 
-The server is benchmarks/fake_openai.py in a process of its own; data/entigraph.py runs as a user runs
+The server is tests/fake_openai.py in a process of its own; data/entigraph.py runs as a user runs
 it, in an empty home folder. Prints a table a part; the last line is one JSON object.
 """
 
@@ -37,7 +37,7 @@ class Server:
     def __init__(self, **settings: float | bool):
         command = [
             sys.executable,
-            str(ROOT / "benchmarks/fake_openai.py"),
+            str(ROOT / "tests/fake_openai.py"),
             "--entities",
             str(ENTITIES),
         ]

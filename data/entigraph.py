@@ -21,13 +21,13 @@ from contextlib import closing
 from pathlib import Path
 
 from data.generation import Batched, Live, import_published, summarize
+from inference.batch_api import under_way
+from inference.budget import Ledger
+from inference.prices import find_price
 from utils import corpus, paths, quality, reading
-from utils.batch import under_way
 from utils.io import UserError, run
-from utils.ledger import Ledger
 from utils.passages import Store
 from utils.plan import dollars, make_plan, wall_seconds
-from utils.prices import find_price
 
 
 # fmt: off
@@ -64,7 +64,7 @@ def parse_arguments() -> argparse.Namespace:
     if args.articles is None and not args.import_json:
         parser.error("which articles? 0, 0-9, 0,3,7 or all")
     return args
-# fmt: on
+
 
 
 def count(text: str) -> int:

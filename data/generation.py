@@ -11,20 +11,20 @@ from contextlib import closing
 from itertools import chain, islice
 from pathlib import Path
 
+from inference.batch_api import Batches
+from inference.budget import BudgetSpent, Ledger
+from inference.client import Client
+from inference.completions import FILTERED as CODES_OF_FILTERS
+from inference.completions import CallFailed, Reply, Stopped, reply_of, usage_of
+from inference.prices import Usage
+from inference.rate_limiter import Pace
 from utils import corpus
-from utils.batch import Batches
-from utils.client import Client
 from utils.corpus import Recipe, Request
 from utils.io import UserError, read_json, write_json
-from utils.ledger import BudgetSpent, Ledger
-from utils.pace import Pace
 from utils.passages import FAILED, FINISHED, Store
-from utils.prices import Usage
 from utils.progress import Progress
 from utils.quality import Document, uid_of
 from utils.schedule import ROUND, Schedule, for_each
-from utils.wire import FILTERED as CODES_OF_FILTERS
-from utils.wire import CallFailed, Reply, Stopped, reply_of, usage_of
 
 LIST_TRIES = 3  # a reply that lists nothing is paid for; three times, not for ever
 FILTERED = "content_filter"  # a finish_reason

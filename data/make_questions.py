@@ -20,11 +20,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from inference.client import Client
+from inference.completions import CallFailed
 from utils import paths, quality, quiz, reading, scoring
-from utils.client import Client
 from utils.io import Journal, UserError, replacing, run
 from utils.schedule import for_each
-from utils.wire import CallFailed
 
 QUESTION_TOKENS = 400  # room for a question with its options, as JSON
 WRITINGS = 3  # tries to have questions written that can be read, each with a seed of its own

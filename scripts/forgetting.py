@@ -62,7 +62,7 @@ def perplexity(checkpoint: str, args: argparse.Namespace) -> float:
     import numpy as np
     import torch
 
-    from utils.generate import LocalModel
+    from inference.local_model import LocalModel
     from utils.token_file import TokenFile
     from utils.tokenizer import fingerprint
 

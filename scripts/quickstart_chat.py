@@ -46,8 +46,8 @@ def ask(checkpoint: str, conversations: list[dict]) -> list[tuple[str, bool]]:
     import torch
     from transformers.utils import logging
 
+    from inference.local_model import LocalModel
     from utils import chat_template
-    from utils.generate import LocalModel
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()

@@ -7,8 +7,8 @@ from math import comb
 
 import pytest
 
-from benchmarks.fake_openai import ENTITIES
 from tests.conftest import refused, run_script, start_script, succeed
+from tests.fake_openai import ENTITIES
 from utils import paths
 
 CALLS = 1 + comb(len(ENTITIES), 2) + comb(len(ENTITIES), 3)  # of one article: 36

@@ -15,7 +15,7 @@ COT = ("evaluation.py", "--task", "example", "--n_samples", 2, "--max_tokens", 8
 
 @pytest.fixture(scope="module")
 def model(tiny_model):
-    from utils.generate import LocalModel
+    from inference.local_model import LocalModel
 
     return LocalModel(str(tiny_model))
 

@@ -13,7 +13,7 @@ from utils.token_file import TokenFile
 def test_before_and_after(token_files, tiny_model, tmp_path, monkeypatch):
     import torch
 
-    from utils.generate import LocalModel
+    from inference.local_model import LocalModel
 
     shutil.copytree(token_files, tmp_path / "home")
     monkeypatch.setenv("SCP_HOME", str(tmp_path / "home"))

@@ -2,11 +2,11 @@ import re
 
 import pytest
 
+from inference.prices import Price
 from tests.conftest import refused, succeed
 from tests.test_entigraph import entigraph, records
 from utils import corpus, plan, quality
 from utils.passages import Store
-from utils.prices import Price
 
 
 def rows_of(out):

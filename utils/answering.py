@@ -7,12 +7,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from inference.client import Client
+from inference.completions import CallFailed
 from utils import scoring
 from utils.asking import Asked
-from utils.client import Client
 from utils.io import Journal, UserError
 from utils.schedule import for_each
-from utils.wire import CallFailed
 
 STOP = "\n###"  # the heading that begins the next worked example
 
@@ -66,7 +66,7 @@ def _ask_local_model(asked: list[Asked], done: dict, how: Answerer, save: Callab
         return
     from transformers.utils import logging
 
-    from utils.generate import LocalModel
+    from inference.local_model import LocalModel
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()

@@ -16,7 +16,7 @@ class LocalSpeaker:
     def __init__(self, name: str, completes: bool = False):
         from transformers import DynamicCache
 
-        from utils.generate import LocalModel
+        from inference.local_model import LocalModel
 
         local = LocalModel(name)
         self.name, self.tokenizer = name, local.tokenizer

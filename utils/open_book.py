@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
-from utils import asking, paths, retrieval
-from utils.embedding import LocalEmbedder, ServedEmbedder
+from inference import retrieval
+from inference.embeddings import LocalEmbedder, ServedEmbedder
+from inference.retrieval import Passage, Reranker
+from utils import asking, paths
 from utils.io import waiting_lock
 from utils.quality import Document, Question
-from utils.retrieval import Passage, Reranker
 
 ORDERS = ("best_last", "best_first")
 QUERIES = ("full", "question")

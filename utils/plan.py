@@ -3,10 +3,10 @@
 from collections import Counter
 from dataclasses import dataclass
 
+from inference.prices import Price, Usage
 from utils import corpus
 from utils.corpus import Recipe
 from utils.passages import Store
-from utils.prices import Price, Usage
 from utils.quality import Document
 
 BYTES_A_TOKEN = 4.3  # English prose; taken from the replies' own counts once there are any

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from inference.keys import find_key, hide
 from utils.conversation import whole
 from utils.io import UserError, first_line, read_json
-from utils.keys import find_key, hide
 from utils.speaking import UNKNOWN, Answer, Sampling, TooLong, room_for_question
 
 BYTES_A_TOKEN = 3  # of a model whose tokenizer is not here: English has 4 to 5

@@ -5,8 +5,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from inference.prices import Usage
 from utils.io import UserError
-from utils.prices import Usage
 
 # A wrong key, no money, no access, no such model: the same for every call.
 REFUSED = {401, 402, 403, 404}

@@ -1,9 +1,9 @@
 import json
 
-from benchmarks.fake_openai import ENTITIES
+from inference.budget import Ledger
 from tests.conftest import refused, run_script, succeed
+from tests.fake_openai import ENTITIES
 from utils import paths
-from utils.ledger import Ledger
 
 CALLS = 1 + 15 + 4  # of one article, at most four triples
 assert len(ENTITIES) == 6

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
+from inference.budget import BudgetSpent, Ledger
+from inference.prices import Price, Usage, find_price
 from utils.io import Journal, UserError
-from utils.ledger import BudgetSpent, Ledger
-from utils.prices import Price, Usage, find_price
 
 PRICE = Price(10.0, 5.0, 30.0, 0.5)
 

@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from utils.client import TEMPLATE_TOKENS, Client
+from inference.budget import Ledger
+from inference.client import TEMPLATE_TOKENS, Client
+from inference.prices import Usage
 from utils.io import Journal, read_journal
-from utils.ledger import Ledger
-from utils.prices import Usage
 
 MOST_REQUESTS, MOST_BYTES = 50_000, 190 * 10**6  # of a file; OpenAI takes 200 MB
 ENDED = {"completed", "expired", "cancelled", "failed"}

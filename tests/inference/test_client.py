@@ -2,10 +2,11 @@ import asyncio
 
 import pytest
 
-from utils import client as wire
+from inference import client as wire
+from inference.client import MAX_TRIES, TEMPLATE_TOKENS, Client, find_key
+from inference.completions import CallFailed, Stopped
 from utils.io import UserError
 from utils.schedule import for_each
-from utils.wire import CallFailed, Stopped
 
 KEY = "sk-secret-123"
 
@@ -14,7 +15,7 @@ KEY = "sk-secret-123"
 def client(home, server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setattr(wire, "FIRST_DELAY_S", 0.01)
-    return wire.Client("m", server.url)
+    return Client("m", server.url)
 
 
 def run(client, work):
@@ -59,7 +60,7 @@ def test_what_a_server_does_not_count_is_the_most_it_can_be(client, server, odd)
     server.faults = [odd]
     reply = run(client, client.chat("hello # Task\n- x", max_tokens=9))
     assert (reply.text, reply.usage) == ("About x", {})
-    assert client.ledger.tokens() == len("hello # Task\n- x") + wire.TEMPLATE_TOKENS + 9
+    assert client.ledger.tokens() == len("hello # Task\n- x") + TEMPLATE_TOKENS + 9
 
 
 def test_half_a_character_and_no_reason_to_finish(client, server):
@@ -90,7 +91,7 @@ def test_retries_are_bounded(client, server):
     server.faults = [500] * 100
     with pytest.raises(CallFailed, match="500") as caught:
         run(client, client.chat("hello", max_tokens=9))
-    assert server.requests == wire.MAX_TRIES
+    assert server.requests == MAX_TRIES
     assert KEY not in str(caught.value)
 
 
@@ -133,13 +134,13 @@ def test_for_each_is_bounded_and_in_order(client):
 
 def test_keys(home, monkeypatch):
     with pytest.raises(UserError, match=r"OPENAI_API_KEY.*openai\.key"):
-        wire.find_key(None)
-    assert wire.find_key("http://127.0.0.1:1/v1") == "none"
+        find_key(None)
+    assert find_key("http://127.0.0.1:1/v1") == "none"
     (home / "data/dataset").mkdir(parents=True)
     (home / "data/dataset/openai.key").write_text("from-file\n")
-    assert wire.find_key(None) == "from-file"
+    assert find_key(None) == "from-file"
     monkeypatch.setenv("OPENAI_API_KEY", "from-environment")
-    assert wire.find_key(None) == "from-environment"
+    assert find_key(None) == "from-environment"
     monkeypatch.setenv("OPENAI_API_KEY", "two words")
     with pytest.raises(UserError):
-        wire.find_key(None)
+        find_key(None)

@@ -7,11 +7,12 @@ import time
 import numpy as np
 import pytest
 
+from inference import client, retrieval
+from inference.embeddings import LocalEmbedder, ServedEmbedder, embed
+from inference.retrieval import Passage
 from tests.conftest import ROOT, refused, start_script, succeed
-from utils import asking, open_book, paths, quality, retrieval
-from utils.embedding import LocalEmbedder, ServedEmbedder, embed
+from utils import asking, open_book, paths, quality
 from utils.io import UserError
-from utils.retrieval import Passage
 
 SEARCH = ("evaluation.py", "--task", "example", "--rag", "--retrieval_only")
 OPEN = ("evaluation.py", "--task", "example", "--rag", "--protocol", "loglik", "--top_k", 2, "--chunk_size", 256,
@@ -131,17 +132,12 @@ def test_served_embeddings_and_reranking(home, server, monkeypatch):
     assert server.requests == asked + 3
 
 
-def test_vectors_that_are_missing_are_seen(server):
+def test_vectors_that_are_missing_are_seen(server, monkeypatch):
     server.faults = ["fewer"] * 6
     embedder = ServedEmbedder("m", server.url)
-    import utils.client
-
-    utils.client.FIRST_DELAY_S, before = 0.001, utils.client.FIRST_DELAY_S
-    try:
-        with pytest.raises(UserError, match="1 vectors for 2 texts"):
-            next(embedder.embed(["a", "b"]))
-    finally:
-        utils.client.FIRST_DELAY_S = before
+    monkeypatch.setattr(client, "FIRST_DELAY_S", 0.001)
+    with pytest.raises(UserError, match="1 vectors for 2 texts"):
+        next(embedder.embed(["a", "b"]))
 
 
 def test_passages_stand_before_the_question(home):

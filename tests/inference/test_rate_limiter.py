@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from utils.pace import BURST_S, FIRST_LOOK, FIRST_LOOK_S, Pace
+from inference.rate_limiter import BURST_S, FIRST_LOOK, FIRST_LOOK_S, Pace
 
 
 class Simulation:

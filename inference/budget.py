@@ -11,8 +11,8 @@ from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from inference.prices import ZERO, Price, Usage
 from utils.io import Journal
-from utils.prices import ZERO, Price, Usage
 
 
 class BudgetSpent(Exception):

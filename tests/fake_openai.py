@@ -1,6 +1,6 @@
 """An OpenAI-compatible server that answers with nothing of worth, bills exactly, and behaves as badly as told.
 
-    python benchmarks/fake_openai.py --port 8001 --latency 1 --requests_per_minute 600 --fault_share 0.1
+    python tests/fake_openai.py --port 8001 --latency 1 --requests_per_minute 600 --fault_share 0.1
 
 Chat completions, completions, embeddings, reranking, files and batches, on a loopback port. It bills what a real one would:
 every reply that it has made, whether or not the client was still there to read it; refusals (429 and

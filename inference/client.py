@@ -13,12 +13,8 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from utils.io import UserError
-from utils.keys import find_key, hide
-from utils.ledger import Call, Ledger
-from utils.pace import Pace
-from utils.prices import Usage
-from utils.wire import (
+from inference.budget import Call, Ledger
+from inference.completions import (
     CallFailed,
     Filtered,
     Limited,
@@ -32,6 +28,10 @@ from utils.wire import (
     texts_of,
     usage_of,
 )
+from inference.keys import find_key, hide
+from inference.prices import Usage
+from inference.rate_limiter import Pace
+from utils.io import UserError
 
 OPENAI_URL = "https://api.openai.com/v1"
 MAX_TRIES = 6

@@ -1,0 +1,1 @@
+"""Calls to language models: OpenAI-compatible servers, local checkpoints, embeddings and retrieval."""

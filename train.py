@@ -78,7 +78,6 @@ def machine_arguments(group: argparse.ArgumentParser) -> None:
     add("--report_to", choices=["none", "wandb"], default="none")
 
 
-
 def check(args: argparse.Namespace) -> None:
     for name in (
         "lr",
@@ -126,21 +125,25 @@ def main() -> None:
 
     from transformers.utils import logging
 
-    from utils import chat_template, layers, machine, trainer
+    from training import trainer
+    from training.flops import flops_per_token, shape_of
+    from training.model import add_lora, keep_inside_documents
+    from training.settings import choose_compile, choose_micro_batch, fit_memory, is_main_process
+    from utils import chat_template
     from utils.checkpoint import tidy
     from utils.tokenizer import fingerprint, load_tokenizer
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     settings = choose_settings(args)
-    machine.choose_micro_batch(settings)  # what does not divide is said before a model is loaded
+    choose_micro_batch(settings)  # what does not divide is said before a model is loaded
     tokenizer = load_tokenizer(args.model_name, "--model_name")
     if template := files["train"].meta.get("template"):
         tokenizer.chat_template = template  # saved beside the weights
     blocks, held_out = make_datasets(args, files)
     record = describe(args, settings, files)
     if is_finished(folder, record):
-        if machine.is_main_process():
+        if is_main_process():
             tidy(folder)
             print(f"{folder}: finished already; delete the folder to train it again")
         return
@@ -148,16 +151,16 @@ def main() -> None:
     if template:
         model.generation_config.eos_token_id = chat_template.end_ids(tokenizer)
     if args.mask_documents:
-        layers.keep_inside_documents(model)
+        keep_inside_documents(model)
     if args.lora_rank:
-        model = layers.add_lora(model, args.lora_rank, args.seed, settings.precision == "bf16")
-    settings, memory = machine.fit_memory(model, settings, args.gradient_checkpointing)
-    flops = len(blocks) * args.block_size * trainer.flops_per_token(model, settings)
-    settings = replace(settings, compiled=machine.choose_compile(args.compile, flops))
+        model = add_lora(model, args.lora_rank, args.seed, settings.precision == "bf16")
+    settings, memory = fit_memory(model, settings, args.gradient_checkpointing)
+    flops = len(blocks) * args.block_size * flops_per_token(shape_of(model), args.block_size)
+    settings = replace(settings, compiled=choose_compile(args.compile, flops))
     fingerprint = fingerprint(tokenizer)
     for file in files.values():
         file.check_vocabulary(fingerprint, model.config.vocab_size, args.model_name)
-    if machine.is_main_process():
+    if is_main_process():
         print(
             f"{len(blocks):,} blocks of {args.block_size}, {blocks.plan.replay_share():.1%} replay, {settings.precision} -> {folder}"
         )
@@ -165,7 +168,7 @@ def main() -> None:
         record["settings"] = asdict(settings)
         write_json(folder / "run.json", record)
     result = trainer.train(model, tokenizer, blocks, held_out, settings, folder)
-    if machine.is_main_process():
+    if is_main_process():
         write_json(folder / "run.json", record | {"finished": True} | result)
         tidy(folder)
         print(
@@ -178,9 +181,9 @@ def main() -> None:
 
 
 def choose_settings(args: argparse.Namespace):
-    from utils import machine
+    from training.settings import Settings, choose_precision, choose_sharding
 
-    return machine.Settings(
+    return Settings(
         lr=float(args.lr),  # Typed ends here: a checkpoint holds no class of ours
         bs=int(args.bs),
         wd=float(args.wd),
@@ -189,10 +192,10 @@ def choose_settings(args: argparse.Namespace):
         block_size=args.block_size,
         save_steps=args.save_steps,
         keep_checkpoints=args.keep_checkpoints,
-        precision=machine.choose_precision(args.precision),
+        precision=choose_precision(args.precision),
         optim_state_dtype=args.optim_state_dtype,
         micro_batch=args.micro_batch,
-        sharding=machine.choose_sharding(args.sharding, args.lora_rank),
+        sharding=choose_sharding(args.sharding, args.lora_rank),
         lora_rank=args.lora_rank,
         run_eval=args.run_eval,
         report_to=args.report_to,

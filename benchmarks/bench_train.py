@@ -44,7 +44,6 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-
 class Texts:
     """The example articles as blocks in file order, over and over."""
 
@@ -94,25 +93,26 @@ def load(args: argparse.Namespace, dtype):
 
 
 def ours(args: argparse.Namespace, folder: Path) -> None:
-    """utils/trainer.py, as train.py calls it."""
+    """training/trainer.py, as train.py calls it."""
     import torch
 
-    from utils import machine, trainer
+    from training import trainer
+    from training.settings import Settings, choose_precision, fit_memory
 
     model = load(args, torch.float32)
     model.config.use_cache = False
-    settings = machine.Settings(
+    settings = Settings(
         **RECIPE,
         bs=args.bs,
         seed=0,
         block_size=args.block_size,
         save_steps=10**6,
         keep_checkpoints=1,
-        precision=machine.choose_precision(args.precision),
+        precision=choose_precision(args.precision),
         optim_state_dtype=args.optim_state_dtype,
         compiled=True,
     )
-    settings, memory = machine.fit_memory(model, settings, "auto")
+    settings, memory = fit_memory(model, settings, "auto")
     print(memory, file=sys.stderr)
     trainer.save = lambda *_: None  # 32 GB of random weights
     trainer.train(model, None, Texts(args), None, settings, folder)
@@ -125,7 +125,7 @@ def plain(args: argparse.Namespace, folder: Path) -> None:
     import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    from utils.machine import choose_precision
+    from training.settings import choose_precision
 
     large = args.shape == "llama-3-8b"
     model = load(args, torch.bfloat16 if large else torch.float32)
@@ -164,15 +164,15 @@ def plain(args: argparse.Namespace, folder: Path) -> None:
 def report(args: argparse.Namespace, model, losses: list[float], seconds: list[float]) -> None:
     import torch
 
-    from utils import arithmetic
+    from training.flops import flops_per_token, mfu, shape_of
 
     rate = args.bs * args.block_size / median(seconds[args.warm_up :])
-    flops = arithmetic.flops_per_token(arithmetic.shape_of(model), args.block_size)
+    flops = flops_per_token(shape_of(model), args.block_size)
     gpu = torch.cuda.is_available()
     peak = torch.cuda.max_memory_allocated() if gpu else None
     print(json.dumps({
         "losses": losses, "first_s": seconds[0], "tok_s": rate,
-        "mfu": arithmetic.mfu(rate, flops, torch.cuda.get_device_name(0), 1) if gpu else None,
+        "mfu": mfu(rate, flops, torch.cuda.get_device_name(0), 1) if gpu else None,
         "peak_gib": (peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**30,
     }))  # fmt: skip
 

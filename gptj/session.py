@@ -19,9 +19,10 @@ from data import cptdata
 from gptj import formats
 from gptj.checkpointing import SingleFiles, check_data, checkpoints, save_weights, unpack
 from gptj.params import learning_rate
-from utils import machine, trainer
+from training import trainer
+from training.optim import AdamW
+from training.settings import Settings, choose_sharding, fit_memory, is_main_process
 from utils.io import UserError, read_json
-from utils.optim import AdamW
 
 
 def quiet() -> None:
@@ -30,7 +31,7 @@ def quiet() -> None:
 
 
 def say(*words) -> None:
-    if machine.is_main_process():
+    if is_main_process():
         print(*words, flush=True)
 
 
@@ -202,9 +203,9 @@ def refuse_later_checkpoints(folder: Path, start: Start) -> None:
         raise UserError(f"{later[-1]}: later than step {start.step}, where this run begins; leave out --checkpoint_path to go on from it, or give another --model_dir")  # fmt: skip
 
 
-def settings_of(params: dict, data: Data, last: int) -> machine.Settings:
+def settings_of(params: dict, data: Data, last: int) -> Settings:
     config, optimizer = params["runconfig"], params["optimizer"]
-    return machine.Settings(
+    return Settings(
         lr=1.0,  # times the schedule
         bs=data.section["batch_size"],
         wd=optimizer["weight_decay"],
@@ -214,7 +215,7 @@ def settings_of(params: dict, data: Data, last: int) -> machine.Settings:
         save_steps=config["checkpoint_steps"] or last,
         keep_checkpoints=1,
         precision="bf16" if params["model"]["mixed_precision"] else "fp32",
-        sharding=machine.choose_sharding("none", 0),
+        sharding=choose_sharding("none", 0),
         report_to="tensorboard",
         max_grad_norm=optimizer["max_gradient_norm"] or 0.0,  # 0: no clipping
         num_workers=data.section["num_workers"],
@@ -229,12 +230,12 @@ def train(args, params: dict, model, start: Start, data: Data, validation: Data 
     work = folder / ".trainer"  # where the Trainer writes what becomes .mdl files
     refuse_later_checkpoints(folder, start)
     last = target_step(params, start.step, data)
-    settings, memory = machine.fit_memory(model, settings_of(params, data, last), "auto", flags=False)  # fmt: skip
+    settings, memory = fit_memory(model, settings_of(params, data, last), "auto", flags=False)  # fmt: skip
     say(f"training {memory}")
     order = cptdata.order_of_rows(data.rows, settings.bs, last, data.section["drop_last"], data.seed())  # fmt: skip
     rows = cptdata.Hdf5Rows(data.files, data.counts, order)
     with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
-        if machine.is_main_process():
+        if is_main_process():
             shutil.rmtree(work, ignore_errors=True)  # of a run that was killed while it wrote one
             if start.resumed:
                 unpack(start.resumed, work / f"checkpoint-{start.step}")
@@ -243,7 +244,7 @@ def train(args, params: dict, model, start: Start, data: Data, validation: Data 
     if start.weights:
         start.weights.clear()  # the model has them
     initial = params["runconfig"]["save_initial_checkpoint"] and start.step == 0
-    if initial and machine.is_main_process():
+    if initial and is_main_process():
         save_weights(model, folder / "checkpoint_0.mdl")
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "train")
     callbacks = [
@@ -274,7 +275,7 @@ def train(args, params: dict, model, start: Start, data: Data, validation: Data 
         callbacks,
         folder / "metrics.jsonl",
     )
-    if machine.is_main_process():  # another rank may be here while this one writes the last .mdl
+    if is_main_process():  # another rank may be here while this one writes the last .mdl
         shutil.rmtree(work, ignore_errors=True)
 
 
@@ -374,7 +375,7 @@ def evaluate(params: dict, model, data: Data, step: int, folder: Path) -> dict:
 
 
 def report(found: dict, step: int, folder: Path) -> None:
-    if not machine.is_main_process():
+    if not is_main_process():
         return
     from tensorboardX import SummaryWriter
 
@@ -401,7 +402,7 @@ def evaluate_all(args, params: dict, data: Data):
 
 def export(model, folder: Path, tokenizer: str | None, data: Data) -> None:
     """A folder that evaluation.py and transformers take: weights, configuration, tokenizer."""
-    if not machine.is_main_process():
+    if not is_main_process():
         return
     manifest = data.files[0].parent / "data_params.json"
     model.save_pretrained(folder)

@@ -13,7 +13,7 @@ import transformers.trainer
 from accelerate import Accelerator, DistributedType, PartialState
 
 import train
-from utils import machine, trainer
+from training import settings, trainer
 from utils.io import run
 
 
@@ -31,7 +31,7 @@ def save_and_tell(running, folder, save=trainer.save):
 
 if __name__ == "__main__":
     transformers.trainer.Accelerator = sharding_accelerator
-    machine.choose_sharding = lambda asked, lora_rank: asked
+    settings.choose_sharding = lambda asked, lora_rank: asked
     trainer.save = save_and_tell
     run(train.main)
     if torch.distributed.is_initialized():

@@ -114,7 +114,7 @@ def test_masked_documents_are_as_if_they_stood_alone(tiny_model):
     """Logits of every document in a batch of packed blocks, and the gradient of the loss."""
     import torch
 
-    from utils.trainer import load_model
+    from training.trainer import load_model
 
     model = load_model(str(tiny_model))
     dataset = masked_blocks([10, 15, 7, 18, 14], 32)

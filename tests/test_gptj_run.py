@@ -250,7 +250,8 @@ def test_killed_and_resumed(tmp_path, params, go):
 
 def test_bin_and_hdf5_give_the_same_losses(tmp_path):
     """The same blocks: of the HDF5 rows the last label, which lies outside the block, is masked."""
-    from utils import machine, trainer
+    from training import trainer
+    from training.settings import Settings
 
     ids = np.random.default_rng(0).integers(0, 60, 24 * 16).astype(np.int32)
     blocks = cptdata.cut_blocks(ids, 24)
@@ -264,7 +265,7 @@ def test_bin_and_hdf5_give_the_same_losses(tmp_path):
     }
     found = {}
     for name, dataset in datasets.items():
-        settings = machine.Settings(lr=1e-2, bs=4, wd=0.1, warmup=0.1, seed=0, block_size=24, save_steps=99,
+        settings = Settings(lr=1e-2, bs=4, wd=0.1, warmup=0.1, seed=0, block_size=24, save_steps=99,
                                     keep_checkpoints=1, precision="fp32")  # fmt: skip
         torch.manual_seed(0)
         config = GPTJConfig(**formats.config_to_hf(checked(TINY, MODEL, "model")))

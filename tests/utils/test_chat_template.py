@@ -127,9 +127,9 @@ def test_gradients_of_user_tokens_are_zero(tiny_llama, llama, tmp_path):
     import torch
 
     from data.cptdata import Conversations
-    from utils.loss import use_chunked_loss
+    from training.loss import use_chunked_loss
+    from training.trainer import load_model
     from utils.token_file import TokenFile, write_tokens
-    from utils.trainer import load_model
 
     (rows,) = chat_template.learnt(llama, [TALK])
     write_tokens(tmp_path / "a.bin", [[rows, rows]], {}, masked=True)

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from utils.arithmetic import mfu
+from training.flops import mfu
 from utils.io import UserError, replacing
 
 RECENT_STEPS = 20  # over which speed is told: it follows a slower machine, and does not flicker

@@ -274,7 +274,7 @@ def damage(folder: Path, what: str) -> None:
     ["cut", "zeros", "endless header", "loop", "folder", "config", "shape", "a tensor less"],
 )
 def test_damaged_checkpoints_are_refused_by_name(tiny_model, tmp_path, what):
-    from utils.trainer import load_model
+    from training.trainer import load_model
 
     shutil.copytree(tiny_model, tmp_path / "m")
     damage(tmp_path / "m", what)
@@ -285,7 +285,7 @@ def test_damaged_checkpoints_are_refused_by_name(tiny_model, tmp_path, what):
 def test_weights_that_are_trained_are_fp32(tiny_model):
     import torch
 
-    from utils.trainer import check_masters, load_model
+    from training.trainer import check_masters, load_model
 
     model = load_model(str(tiny_model))
     model.model.norm.to(torch.bfloat16)

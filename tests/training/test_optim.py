@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from utils.optim import AdamW, choose, to_bf16_by_chance
+from training.optim import AdamW, choose, to_bf16_by_chance
 
 
 def problem(seed: int = 0):

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import ROOT, refused, run_script, succeed
-from tests.test_train import losses, run_folder, train
+from tests.training.test_train import losses, run_folder, train
 
 SHORT = ("--subsample_ratio", "0.3")
 

@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoTokenizer, GenerationConfig
 
 from tests.conftest import ROOT, refused, start_script, succeed
-from tests.test_train import losses, run_folder
+from tests.training.test_train import losses, run_folder
 
 TALKS = ROOT / "data/example/conversations"
 NAME = "instruct-lr1e-3-rr0.1-epochs3-bs4-wd0.01-warmup0.05-tinyllama"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from utils import arithmetic
+from training.flops import GIB, Shape, in_words, memory_bytes, shape_of
+from training.loss import PLAIN_HEADS, chunk_tokens
+from training.optim import STATE_BYTES
 from utils.io import UserError
-from utils.loss import PLAIN_HEADS, chunk_tokens
-from utils.optim import STATE_BYTES
 
 # Of one forward pass: Llama 3 8B keeps 22 GiB of activations for them, by arithmetic.
 MICRO_BATCH_TOKENS = 4096
@@ -125,9 +125,9 @@ def sharing_ranks(settings: Settings) -> int:
     return {"none": 1, "hybrid": local, "full": world_size()}[settings.sharding]
 
 
-def memory_parts(model, shape: arithmetic.Shape, settings: Settings) -> dict[str, float]:
+def memory_parts(model, shape: Shape, settings: Settings) -> dict[str, float]:
     plain = model.config.model_type in PLAIN_HEADS
-    return arithmetic.memory_bytes(
+    return memory_bytes(
         shape,
         settings.block_size,
         choose_micro_batch(settings),
@@ -148,7 +148,7 @@ def fit_memory(
     Raises UserError where the GPU has less, naming (where the caller has them) the `flags` that
     would make it fit.
     """
-    shape = arithmetic.shape_of(model)
+    shape = shape_of(model)
 
     def total(changed: Settings) -> float:
         return sum(memory_parts(model, shape, changed).values())
@@ -164,18 +164,18 @@ def fit_memory(
     if recompute == "auto":
         choices = [replace(settings, recomputed_layers=n) for n in range(shape.layers + 1)]
         settings = next((choice for choice in choices if total(choice) <= there), settings)
-    words = arithmetic.in_words(memory_parts(model, shape, settings))
+    words = in_words(memory_parts(model, shape, settings))
     if total(settings) > there:
         advice = "take a larger one"
         if flags:
             advice = flags_that_fit(settings, shape, lambda changed: total(changed) <= there)
-        raise UserError(f"training {words}; this GPU has {gpu / arithmetic.GIB:.0f}; {advice}")
+        raise UserError(f"training {words}; this GPU has {gpu / GIB:.0f}; {advice}")
     if settings.recomputed_layers:
         words += f" ({settings.recomputed_layers} of {shape.layers} layers computed twice)"
-    return settings, words + (f"; this GPU has {gpu / arithmetic.GIB:.0f}" if gpu else "")
+    return settings, words + (f"; this GPU has {gpu / GIB:.0f}" if gpu else "")
 
 
-def flags_that_fit(settings: Settings, shape: arithmetic.Shape, fits) -> str:
+def flags_that_fit(settings: Settings, shape: Shape, fits) -> str:
     """The first that would do, of flags in the order of what they cost."""
     settings = replace(settings, recomputed_layers=shape.layers)
     micro, bf16, int8 = (

@@ -15,13 +15,20 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from utils import arithmetic, optim
+from training import optim
+from training.flops import flops_per_token, shape_of
+from training.loss import restore, use_chunked_loss
+from training.metrics import Metrics
+from training.model import base_of, compile_layers, recompute
+from training.settings import (
+    Settings,
+    choose_micro_batch,
+    is_main_process,
+    sharing_ranks,
+    world_size,
+)
 from utils.checkpoint import COMPLETE, last_checkpoint, load_checkpoint
 from utils.io import UserError, replacing
-from utils.layers import base_of, compile_layers, recompute
-from utils.loss import restore, use_chunked_loss
-from utils.machine import Settings, choose_micro_batch, is_main_process, sharing_ranks, world_size
-from utils.metrics import Metrics
 
 
 def load_model(name: str):
@@ -98,10 +105,6 @@ def sharding_arguments(settings: Settings) -> dict:
     return sharded | {"parallelism_config": mesh}
 
 
-def flops_per_token(model, settings: Settings) -> float:
-    return arithmetic.flops_per_token(arithmetic.shape_of(model), settings.block_size)
-
-
 class CompleteCheckpoints(Trainer):
     """A Trainer whose checkpoints are complete or not there, whatever moment it is killed at."""
 
@@ -151,7 +154,7 @@ def make_trainer(
     metrics = Metrics(
         folder / "metrics.jsonl",
         settings.bs * settings.block_size,
-        flops_per_token(model, settings),
+        flops_per_token(shape_of(model), settings.block_size),
         lambda step: [blocks.name(i) for i in range((step - 1) * settings.bs, step * settings.bs)],
         show=not callbacks,
     )

@@ -1,0 +1,1 @@
+"""Training: settings, hardware, memory, model, trainer, metrics."""

@@ -23,13 +23,15 @@ import zlib
 from pathlib import Path
 
 from inference.retrieval import RETRIEVERS
-from utils import asking, paths, quality, reading, scoring
-from utils.comparison import compare
+from tasks import multiple_choice, readers, scoring
+from tasks.documents import Document, Question, load_task, split_of
+from tasks.rag import ORDERS, QUERIES, Found, Search, search
+from tasks.results import compare
+from utils import paths
 from utils.io import UserError, read_json, run, write_json
-from utils.open_book import ORDERS, QUERIES, Found, Search, search
 
 SEARCH = dataclasses.asdict(Search())  # its options, unless they are given
-Item = tuple[quality.Document, quality.Question]
+Item = tuple[Document, Question]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -43,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--protocol", choices=["cot", "loglik", "letter"], default="cot", help="default cot")
     add("--select", choices=[*scoring.SELECTS, "greedy"], help="cot: the attempt that counts; greedy asks once, at temperature 0 (default first; the paper: random, of --n_samples 64)")
     add("--few_shot", type=int, help="cot: worked examples before the question (default 5)")
-    add("--examples", type=Path, metavar="FILE", help="cot: worked examples of your own, in the form of utils/prompts/cot_examples.md")
+    add("--examples", type=Path, metavar="FILE", help="cot: worked examples of your own, in the form of tasks/prompts/cot_examples.md")
     add("--n_samples", type=int, default=8, help="cot: attempts per question (default 8)")
     add("--temperature", type=float, default=0.1, help="cot: default 0.1; 0 is greedy, one attempt")
     add("--max_tokens", type=int, default=512, help="cot: longest attempt (default 512)")
@@ -119,8 +121,8 @@ def main() -> None:
         print_comparison(args.compare)
         return
     if args.corpus:
-        args.task = reading.take_in(args.corpus)
-    documents = quality.load_task(args.task)
+        args.task = readers.take_in(args.corpus)
+    documents = load_task(args.task)
     items = [(document, question) for document in documents for question in document.questions]
     if not items:
         raise UserError(f"--task {args.task}: its documents have no questions; python data/make_questions.py writes some")  # fmt: skip
@@ -136,7 +138,7 @@ def main() -> None:
     attempts = selected_anew(target, protocol)
     partial = target.with_suffix(f".{fingerprint(protocol)}.partial.jsonl")
     if not attempts and not is_finished(target, protocol):
-        from utils.answering import answer_all
+        from tasks.attempts import answer_all
 
         attempts = answer_all(asked, partial, answerer(args))
     if attempts:
@@ -159,17 +161,19 @@ def print_stages(found: Found, questions: int) -> None:
         print(f"{stage:10}" + "".join(f"{values[column]:12.3f}" for column in columns))
 
 
-def ask(items: list[Item], found: Found | None, args: argparse.Namespace) -> list[asking.Asked]:
+def ask(
+    items: list[Item], found: Found | None, args: argparse.Namespace
+) -> list[multiple_choice.Asked]:
     asked = []
     for number, (document, question) in enumerate(items):
         passages = [(p.name, p.text) for p in found.passages[number]] if found else []
-        prompt = asking.prompt_of(document, question, args.protocol, args.few_shot, args.examples, passages)  # fmt: skip
-        asked.append(asking.Asked(question.id, prompt, question.options))
+        prompt = multiple_choice.prompt_of(document, question, args.protocol, args.few_shot, args.examples, passages)  # fmt: skip
+        asked.append(multiple_choice.Asked(question.id, prompt, question.options))
     return asked
 
 
 def answerer(args: argparse.Namespace):
-    from utils.answering import Answerer
+    from tasks.attempts import Answerer
 
     return Answerer(
         args.protocol, args.model_path, args.base_url, args.n_samples, args.temperature, args.max_tokens,
@@ -184,7 +188,9 @@ def target_of(args: argparse.Namespace) -> Path:
     return paths.evaluation_file(args.model_path, f"{settings_of(args).name}-{way}")
 
 
-def describe(args: argparse.Namespace, items: list[Item], asked: list[asking.Asked]) -> dict:
+def describe(
+    args: argparse.Namespace, items: list[Item], asked: list[multiple_choice.Asked]
+) -> dict:
     """What the answers depend on; answers of another description are not used again."""
     both = zip(items, asked, strict=True)
     whole = [(one.prompt, question.options, question.gold) for (_, question), one in both]
@@ -243,12 +249,12 @@ def aside_of(target: Path, protocol: dict) -> Path:
 
 
 def collect(
-    documents: list[quality.Document], attempts: dict[str, list[dict]], protocol: dict, found: Found | None, args: argparse.Namespace
+    documents: list[Document], attempts: dict[str, list[dict]], protocol: dict, found: Found | None, args: argparse.Namespace
 ) -> dict:  # fmt: skip
     """The whole output file."""
     judged, shown, number = [], [], 0
     for index, document in enumerate(documents):
-        split = quality.split_of(index, len(documents))
+        split = split_of(index, len(documents))
         questions = []
         for question in document.questions:
             read = [attempt["answer_index"] for attempt in attempts[question.id]]
@@ -275,16 +281,16 @@ def collect(
     return result | {"leakage": leakage_of(documents, judged, args), "documents": shown}
 
 
-def leakage_of(documents: list[quality.Document], judged: list[dict], args: argparse.Namespace) -> dict | None:  # fmt: skip
+def leakage_of(documents: list[Document], judged: list[dict], args: argparse.Namespace) -> dict | None:  # fmt: skip
     """What of the questions stands in the training text. A server's checkpoint is looked for here."""
-    from utils import leakage
+    from tasks import contamination
 
     questions = [question for document in documents for question in document.questions]
     texts = {
         question.id: [question.text, question.options[question.gold]] for question in questions
     }
     right = {question["id"]: question["answer"] == question["gold"] for question in judged}
-    return leakage.report(args.model_path, texts, right)
+    return contamination.report(args.model_path, texts, right)
 
 
 def print_leakage(result: dict) -> None:

@@ -38,16 +38,16 @@ def parse_arguments() -> argparse.Namespace:
     web.add_argument("--task", default="quality", help="whose articles (default quality)")
     web.add_argument("--corpus", metavar="DIR", help="a folder of your own documents (txt, md, jsonl, html, pdf), in place of --task")
     return parser.parse_args()
-# fmt: on
+
 
 
 def main() -> None:
     args = parse_arguments()
     check(args)
     if args.corpus:
-        from utils import reading
+        from tasks import readers
 
-        args.task = reading.take_in(args.corpus)
+        args.task = readers.take_in(args.corpus)
     titles = titles_of(args.task) if args.articles else []
     speaker = find_speaker(args)
 
@@ -129,9 +129,9 @@ def newest_tuned() -> str:
 
 
 def titles_of(task: str) -> list[str]:
-    from utils import quality
+    from tasks.documents import load_task
 
-    return [document.title for document in quality.load_task(task)]
+    return [document.title for document in load_task(task)]
 
 
 if __name__ == "__main__":

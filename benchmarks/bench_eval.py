@@ -12,7 +12,9 @@ import argparse
 import json
 import time
 
-from utils import asking, paths, quality
+from tasks import multiple_choice
+from tasks.documents import load_task
+from utils import paths
 from utils.io import run
 
 
@@ -28,8 +30,10 @@ def main() -> None:
 
     logging.disable_progress_bar()
     model = LocalModel(args.model_path)
-    items = [(d, q) for d in quality.load_task(args.task) for q in d.questions]
-    texts = [(asking.prompt_of(d, q, "loglik"), [f" {o}" for o in q.options]) for d, q in items]
+    items = [(d, q) for d in load_task(args.task) for q in d.questions]
+    texts = [
+        (multiple_choice.prompt_of(d, q, "loglik"), [f" {o}" for o in q.options]) for d, q in items
+    ]
     model.continuation_logprobs(*zip(*texts[:2], strict=True))
     plain(model, *texts[0])
     ours_s, plain_s, differences = 0.0, 0.0, []

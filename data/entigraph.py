@@ -24,7 +24,9 @@ from data.generation import Batched, Live, import_published, summarize
 from inference.batch_api import under_way
 from inference.budget import Ledger
 from inference.prices import find_price
-from utils import corpus, paths, quality, reading
+from tasks import readers
+from tasks.documents import Document, load_task
+from utils import corpus, paths
 from utils.io import UserError, run
 from utils.passages import Store
 from utils.plan import dollars, make_plan, wall_seconds
@@ -66,7 +68,6 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-
 def count(text: str) -> int:
     number = int(text)
     if number < 0:
@@ -91,8 +92,8 @@ def above_zero(text: str) -> float:
 def main() -> None:
     args = parse_arguments()
     if args.corpus:
-        args.task = reading.take_in(args.corpus)
-    documents = quality.load_task(args.task)
+        args.task = readers.take_in(args.corpus)
+    documents = load_task(args.task)
     chosen = [
         documents[n]
         for n in parse_indices("all" if args.articles is None else args.articles, len(documents))
@@ -152,7 +153,7 @@ def open_ledger(args: argparse.Namespace, folder: Path) -> Ledger:
     return Ledger(folder / "calls.ledger", price, args.budget_usd, args.max_tokens_total)
 
 
-def open_all(store: Store, documents: list[quality.Document], recipe: corpus.Recipe) -> None:
+def open_all(store: Store, documents: list[Document], recipe: corpus.Recipe) -> None:
     for document in documents:
         listing = recipe.list_kind and corpus.list_request(document, recipe).id
         store.open(document.uid, listing)

@@ -18,12 +18,12 @@ from inference.completions import FILTERED as CODES_OF_FILTERS
 from inference.completions import CallFailed, Reply, Stopped, reply_of, usage_of
 from inference.prices import Usage
 from inference.rate_limiter import Pace
+from tasks.documents import Document, uid_of
 from utils import corpus
 from utils.corpus import Recipe, Request
 from utils.io import UserError, read_json, write_json
 from utils.passages import FAILED, FINISHED, Store
 from utils.progress import Progress
-from utils.quality import Document, uid_of
 from utils.schedule import ROUND, Schedule, for_each
 
 LIST_TRIES = 3  # a reply that lists nothing is paid for; three times, not for ever

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils import corpus, inspection, paths, quality
+from tasks.documents import Document, load_task
+from utils import corpus, inspection, paths
 from utils.io import UserError, read_journal, run, write_json
 from utils.passages import FINISHED, passage_of
 
@@ -28,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--method", choices=corpus.METHODS, default="entigraph", help="default %(default)s")
     add("--input", type=Path, metavar="FOLDER", help="a folder of passages (default: step 1's)")
     return parser.parse_args()
-# fmt: on
+
 
 
 def main() -> None:
@@ -37,7 +38,7 @@ def main() -> None:
     files = sorted(folder.glob("*.jsonl"))
     if not files:
         raise UserError(f"{folder}: holds no passages; run: python data/entigraph.py all")
-    documents = {document.uid: document for document in quality.load_task(args.task)}
+    documents = {document.uid: document for document in load_task(args.task)}
     inspected = Inspection()
     for file in tqdm(files, unit="document", disable=None):
         if file.stem in documents:
@@ -69,7 +70,7 @@ class Inspection:
         self.strangers: list[str] = []
         self.duplicates = inspection.Duplicates()
 
-    def add(self, file: Path, document: quality.Document) -> None:
+    def add(self, file: Path, document: Document) -> None:
         source = set(inspection.ngrams(inspection.words_of(document.text), inspection.COPIED_N))
         entities, pairs = [], []
         for record in read_journal(file):

@@ -22,7 +22,9 @@ from tqdm import tqdm
 
 from inference.client import Client
 from inference.completions import CallFailed
-from utils import paths, quality, quiz, reading, scoring
+from tasks import quiz, readers, scoring
+from tasks.documents import load_documents
+from utils import paths
 from utils.io import Journal, UserError, replacing, run
 from utils.schedule import for_each
 
@@ -49,7 +51,7 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if bool(args.corpus) == bool(args.task):
         raise UserError("--corpus DIR or --task NAME: which documents?")
-    if args.task in reading.TAKEN:
+    if args.task in readers.TAKEN:
         raise UserError(f"--task {args.task}: has its questions already")
     for name in ("per_document", "concurrency"):
         if getattr(args, name) < 1:
@@ -62,8 +64,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     if args.corpus:
-        args.task = reading.take_in(args.corpus)
-    documents = quality.load_documents([paths.corpus_file(args.task)], "write it, or use --corpus DIR")  # fmt: skip
+        args.task = readers.take_in(args.corpus)
+    documents = load_documents([paths.corpus_file(args.task)], "write it, or use --corpus DIR")  # fmt: skip
     target = paths.questions_file(args.task)
     with Journal(target.with_suffix(".calls.jsonl")) as journal:
         maker = Maker(args, journal)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import corpus, inspection, passages, paths, quality
+from tasks.documents import load_task, task_files
+from utils import corpus, inspection, passages, paths
 from utils.io import UserError, run
 from utils.tokenizer import load_tokenizer, write_documents
 
@@ -36,7 +37,6 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-
 def main() -> None:
     args = parse_arguments()
     rng = np.random.default_rng(args.seed)
@@ -51,10 +51,10 @@ def main() -> None:
 
 
 def articles(task: str, rng: np.random.Generator) -> tuple[Callable[[], Iterable[str]], list[str]]:
-    documents = quality.load_task(task)
+    documents = load_task(task)
     order = rng.permutation(len(documents))
     texts = [corpus.article_text(documents[index]) for index in order]
-    return lambda: texts, [str(path) for path in quality.task_files(task)]
+    return lambda: texts, [str(path) for path in task_files(task)]
 
 
 def passages_of(
@@ -65,7 +65,7 @@ def passages_of(
     made_by += f" --method {args.method}" if args.method != "entigraph" else ""
     files, places = passages.locate_passages(folders, made_by)
     if args.min_quality > 0:
-        places = good_ones(files, places, quality.load_task(args.task), args.min_quality)
+        places = good_ones(files, places, load_task(args.task), args.min_quality)
     places = rng.permutation(places)
     return lambda: passages.read_passages(files, places), [str(folder) for folder in folders]
 

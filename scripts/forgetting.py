@@ -13,8 +13,8 @@ import importlib.util
 import json
 import math
 
+from tasks.results import check_same_protocol
 from utils import paths
-from utils.comparison import check_same_protocol
 from utils.io import UserError, read_json, run, write_json
 
 # Of a task's measures the one that is shown: what hellaswag's authors report, then what there is.

@@ -9,7 +9,8 @@ import json
 
 import numpy as np
 
-from utils import paths, scoring
+from tasks import scoring
+from utils import paths
 from utils.io import UserError, read_json, run
 
 

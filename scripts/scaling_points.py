@@ -7,8 +7,8 @@ import argparse
 import json
 from pathlib import Path
 
+from tasks.results import check_same_protocol
 from utils import paths
-from utils.comparison import check_same_protocol
 from utils.io import read_json, run, write_json
 
 

@@ -15,10 +15,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tasks.rag import Search
+from tasks.results import compare
 from utils import paths
-from utils.comparison import compare
 from utils.io import UserError, read_json, replacing, run, write_json
-from utils.open_book import Search
 
 NAMES = {"base": "base model", "entigraph": "EntiGraph CPT"}
 BOOKS = ("closed", "open")

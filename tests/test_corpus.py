@@ -4,8 +4,8 @@ from math import comb
 
 import pytest
 
+from tasks.documents import Document
 from utils import corpus
-from utils.quality import Document
 
 DOCUMENT = Document(
     "u", "A {title}", "Doe, Jo", "1950", "A text with {entities} and {document} in it."

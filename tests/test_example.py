@@ -6,11 +6,12 @@ from collections import Counter
 
 import numpy as np
 
+from tasks.documents import load_task
 from tests.conftest import ROOT
-from utils import passages, quality
+from utils import passages
 from utils.conversation import problem_of
 
-DOCUMENTS = quality.load_task("example")
+DOCUMENTS = load_task("example")
 FILES, PLACES = passages.locate_passages([ROOT / "data/example/passages"], "")
 PASSAGES = list(passages.read_passages(FILES, PLACES))
 QUESTIONS = [question for document in DOCUMENTS for question in document.questions]

@@ -5,8 +5,9 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from tasks import scaling_law
 from tests.conftest import ROOT, succeed
-from utils import paths, scaling
+from utils import paths
 
 
 def execute(name: str):
@@ -53,7 +54,7 @@ def test_notebooks_are_committed_without_outputs():
 
 def test_scaling_curves(home):
     """Points of the paper's curve: the notebook says what five points more cost."""
-    curve = scaling.Mixture(64.55, (13.84, 8.47, 3.93), (0.9989, 0.8961, 0.0546))
+    curve = scaling_law.Mixture(64.55, (13.84, 8.47, 3.93), (0.9989, 0.8961, 0.0546))
     points = []
     for tokens in (0, 0.3, 1, 3, 10, 30, 100, 300, 455):
         accuracy = curve(tokens) / 100
@@ -71,7 +72,7 @@ def test_scaling_curves(home):
     ]
     table = next(o.data["text/markdown"] for o in outputs if "text/markdown" in o.get("data", {}))
     cost = table.splitlines()[3].split("|")[3]
-    assert float(cost) == pytest.approx(scaling.more_tokens(curve, 455), rel=0.1)
+    assert float(cost) == pytest.approx(scaling_law.more_tokens(curve, 455), rel=0.1)
     assert any("image/png" in output.get("data", {}) for output in outputs)
 
 

@@ -3,9 +3,10 @@ import re
 import pytest
 
 from inference.prices import Price
+from tasks.documents import Document
 from tests.conftest import refused, succeed
 from tests.test_entigraph import entigraph, records
-from utils import corpus, plan, quality
+from utils import corpus, plan
 from utils.passages import Store
 
 
@@ -47,7 +48,7 @@ def test_tokens_are_close_to_what_is_billed(home, server):
 
 def test_cached_prefixes_and_dollars(tmp_path):
     text = "word " * 4000
-    documents = [quality.Document(f"u{n}", "T", "", "", text) for n in range(2)]
+    documents = [Document(f"u{n}", "T", "", "", text) for n in range(2)]
     recipe = corpus.Recipe("m", "rephrase", samples=5)
     rows, guessed = plan.make_plan(documents, recipe, Store(tmp_path, read_only=True))
     assert (len(rows), guessed) == (3, 0)

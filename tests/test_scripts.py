@@ -103,7 +103,7 @@ def test_serving_a_checkpoint(home, tiny_llama):
     and leaves nothing running."""
     folder = home / "ckpts/tiny-chat"
     shutil.copytree(tiny_llama, folder)
-    shutil.copy(ROOT / "utils/prompts/llama3.1.jinja", folder / "chat_template.jinja")
+    shutil.copy(ROOT / "utils/llama3.1.jinja", folder / "chat_template.jinja")
     port = free_port()
     server = subprocess.Popen(
         ["bash", ROOT / "scripts/serve.sh", "ckpts/tiny-chat"], cwd="/", stdout=subprocess.PIPE, text=True,

@@ -48,7 +48,7 @@ def test_what_is_written(files, tiny_llama):
         assert file.mask.sum() == file.meta["learnt_tokens"] > 0
     assert (train.meta["conversations"], test.meta["conversations"]) == (40, 20)
     assert train.meta["template_sha256"] == chat_template.digest(
-        (ROOT / "utils/prompts/llama3.1.jinja").read_text()
+        (ROOT / "utils/llama3.1.jinja").read_text()
     )
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     chat_template.give_template(tokenizer, None, "")

@@ -13,7 +13,6 @@ from jinja2.exceptions import TemplateError
 from utils import paths
 from utils.io import UserError, first_line, read_text
 
-LLAMA = "llama3.1.jinja"  # in utils/prompts/
 MIXED_UP = (
     "writes earlier turns in another way than the last one, so an answer's words cannot be told from the "
     "rest; give another with --template FILE"
@@ -37,7 +36,7 @@ def give_template(tokenizer, file: Path | None, flag: str) -> None:
     if file:
         tokenizer.chat_template = read_text(file, "name a file that holds a Jinja chat template")
     elif tokenizer.chat_template is None:
-        llama = read_text(paths.prompts_dir() / LLAMA, "it ships with the repository")
+        llama = read_text(paths.llama_template(), "it ships with the repository")
         if "<|eot_id|>" not in tokenizer.get_vocab():
             raise UserError(
                 f"{flag}: has no chat template, nor the tokens of Llama 3.1's; give one with --template FILE"

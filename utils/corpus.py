@@ -11,9 +11,10 @@ from math import comb
 
 import numpy as np
 
+from tasks.documents import Document
+from tasks.prompts import fill, task_prompt
 from utils import paths
 from utils.io import read_text
-from utils.quality import Document
 
 FEWEST_LISTED = 3  # fewer entities make no triple; an article of QuALITY has about 30
 LONGEST_NAME = 12  # words of an entity; what is longer is a sentence
@@ -99,7 +100,7 @@ class Request:
     def _template(self) -> str:
         """All prompts begin alike, up to the end of the document, and what differs from call to call
         of a kind comes last: servers reuse the work on a prefix that they have seen."""
-        return _read_prompt("document.md") + _read_prompt(self.prompt)
+        return task_prompt("document") + _read_prompt(self.prompt)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -109,7 +110,7 @@ def _sha256(text: str) -> str:
 
 @functools.cache
 def _read_prompt(name: str) -> str:
-    return read_text(paths.prompts_dir() / name, "it ships with the repository")
+    return read_text(paths.generation_prompts_dir() / name, "it ships with the repository")
 
 
 def list_request(document: Document, recipe: Recipe) -> Request:
@@ -152,12 +153,6 @@ def combination(total: int, size: int, number: int) -> list[int]:
         found.append(least)
         least += 1
     return found
-
-
-def fill(template: str, filling: dict[str, str]) -> str:
-    """Replace every `{name}` that `filling` knows, in one pass: filled-in text is not searched, so
-    braces in an article stay what they are."""
-    return re.sub(r"\{(\w+)\}", lambda match: filling.get(match[1], match[0]), template)
 
 
 def list_schema(kind: str, most: int | None) -> dict:

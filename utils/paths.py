@@ -1,7 +1,7 @@
 """Every file name of the project, each as a function; nothing else knows where things lie.
 
 What the steps write (`data/dataset/`, `ckpts/`, `out/`) lies under the repository, or under
-`$SCP_HOME` where that is set. What ships with the code (`data/example/`, `utils/prompts/`) is
+`$SCP_HOME` where that is set. What ships with the code (`data/example/`, prompt files) is
 always read from the repository.
 """
 
@@ -49,8 +49,17 @@ def example_dir() -> Path:
     return ROOT / "data" / "example"
 
 
-def prompts_dir() -> Path:
-    return ROOT / "utils" / "prompts"
+def task_prompts_dir() -> Path:
+    return ROOT / "tasks" / "prompts"
+
+
+def generation_prompts_dir() -> Path:
+    return ROOT / "data" / "generation" / "prompts"
+
+
+def llama_template() -> Path:
+    """Llama 3.1's chat template, for base models, which have none."""
+    return ROOT / "utils" / "llama3.1.jinja"
 
 
 def quality_file(split: str) -> Path:

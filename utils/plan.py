@@ -4,10 +4,10 @@ from collections import Counter
 from dataclasses import dataclass
 
 from inference.prices import Price, Usage
+from tasks.documents import Document
 from utils import corpus
 from utils.corpus import Recipe
 from utils.passages import Store
-from utils.quality import Document
 
 BYTES_A_TOKEN = 4.3  # English prose; taken from the replies' own counts once there are any
 LISTED_A_DOCUMENT = 30  # entities: a guess, until the mean of the documents asked about is known

@@ -10,8 +10,11 @@ import pytest
 from inference import client, retrieval
 from inference.embeddings import LocalEmbedder, ServedEmbedder, embed
 from inference.retrieval import Passage
+from tasks import multiple_choice
+from tasks.documents import load_task
+from tasks.rag import Search, search
 from tests.conftest import ROOT, refused, start_script, succeed
-from utils import asking, open_book, paths, quality
+from utils import paths
 from utils.io import UserError
 
 SEARCH = ("evaluation.py", "--task", "example", "--rag", "--retrieval_only")
@@ -34,7 +37,7 @@ def vectors() -> bytes:
 
 
 def test_splitting_loses_no_word():
-    for document in quality.load_task("example")[:3]:
+    for document in load_task("example")[:3]:
         for size in (64, 256, 1024):
             parts = retrieval.split(document.text, size)
             assert max(map(len, parts)) <= size
@@ -141,19 +144,19 @@ def test_vectors_that_are_missing_are_seen(server, monkeypatch):
 
 
 def test_passages_stand_before_the_question(home):
-    documents = quality.load_task("example")
+    documents = load_task("example")
     items = [(document, question) for document in documents for question in document.questions]
 
     def passages(**settings):
-        how = open_book.Search(retriever="bm25", top_k=4, **settings)
-        return open_book.search(documents, items, how).passages
+        how = Search(retriever="bm25", top_k=4, **settings)
+        return search(documents, items, how).passages
 
     first, last = passages(order="best_first"), passages()
     assert [row[::-1] for row in last] == first
     document, question = items[0]
     assert last[0][-1].source == document.uid
     shown = [(p.name, p.text) for p in last[0]]
-    prompt = asking.prompt_of(document, question, "cot", 2, None, shown)
+    prompt = multiple_choice.prompt_of(document, question, "cot", 2, None, shown)
     assert prompt.index("Answer: A.") < prompt.index("### Passages") < prompt.index(last[0][0].text)
     assert (
         prompt.index(last[0][3].text) < prompt.rindex("### Question") < prompt.index(question.text)

@@ -60,7 +60,7 @@ def test_what_tuning_leaves(tuned):
     folder = run_folder(tuned)
     assert folder.name == NAME
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert tokenizer.chat_template == (ROOT / "utils/prompts/llama3.1.jinja").read_text()
+    assert tokenizer.chat_template == (ROOT / "utils/llama3.1.jinja").read_text()
     marks = {tokenizer.convert_tokens_to_ids(mark) for mark in ("<|eot_id|>", "<|end_of_text|>")}
     assert set(GenerationConfig.from_pretrained(folder).eos_token_id) == marks
     record = json.loads((folder / "run.json").read_text())

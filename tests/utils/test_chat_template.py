@@ -53,7 +53,7 @@ def test_llama_turns_are_meta_s():
     """Meta's format of a turn (llama.com, "Llama 3.1 prompt format"), written out by hand."""
     from jinja2 import Environment
 
-    template = Environment().from_string((ROOT / "utils/prompts" / chat_template.LLAMA).read_text())
+    template = Environment().from_string((ROOT / "utils/llama3.1.jinja").read_text())
     text = template.render(messages=TALK[:3], bos_token="<|begin_of_text|>", add_generation_prompt=True)  # fmt: skip
     assert text == (
         "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"

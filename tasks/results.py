@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import scoring
+from tasks import scoring
 from utils.io import UserError, read_json
 
 # What may differ between two protocols: whose weights, where they are, and what draws the words.

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from inference import retrieval
 from inference.embeddings import LocalEmbedder, ServedEmbedder
 from inference.retrieval import Passage, Reranker
-from utils import asking, paths
+from tasks import multiple_choice
+from tasks.documents import Document, Question
+from utils import paths
 from utils.io import waiting_lock
-from utils.quality import Document, Question
 
 ORDERS = ("best_last", "best_first")
 QUERIES = ("full", "question")
@@ -71,7 +72,7 @@ def search(documents: list[Document], items: list[tuple[Document, Question]], ho
 
 def passages_of(documents: list[Document], how: Search) -> list[Passage]:
     return [
-        Passage(document.uid, number, asking.name_of(document), text)
+        Passage(document.uid, number, multiple_choice.name_of(document), text)
         for document in documents
         for number, text in enumerate(
             retrieval.split(document.text, how.chunk_size, how.chunk_overlap)
@@ -84,7 +85,7 @@ def query_of(document: Document, question: Question, how: Search) -> str:
     `question` is its text alone."""
     if how.query == "question":
         return question.text
-    return "\n".join([f"In the context of {asking.name_of(document)}: {question.text}", *question.options])  # fmt: skip
+    return "\n".join([f"In the context of {multiple_choice.name_of(document)}: {question.text}", *question.options])  # fmt: skip
 
 
 def rank(passages: list[Passage], queries: list[str], how: Search) -> dict[str, list[list[int]]]:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils import asking, corpus
-from utils.quality import OPTIONS, Document
+from tasks.documents import OPTIONS, Document
+from tasks.prompts import fill, task_prompt
+from utils import corpus
 
 LONGER = 1.4  # times the longest wrong option: a right one beyond that gives itself away
 SAME = 0.6  # of two questions' words: then they are one question
@@ -29,19 +30,19 @@ class Draft:
 
 def writing_prompt(document: Document, number: int) -> str:
     filling = {"document": corpus.article_text(document), "title": document.title, "number": str(number)}  # fmt: skip
-    return corpus.fill(asking.prompt_file("document") + asking.prompt_file("quiz"), filling)
+    return fill(task_prompt("document") + task_prompt("quiz"), filling)
 
 
 def open_prompt(document: Document, draft: Draft, order: np.ndarray) -> str:
     filling = {"document": corpus.article_text(document)} | draft.shown(order)
-    return corpus.fill(asking.prompt_file("document") + asking.prompt_file("quiz_open"), filling)
+    return fill(task_prompt("document") + task_prompt("quiz_open"), filling)
 
 
 def closed_prompt(draft: Draft, order: np.ndarray, continues: bool = False) -> str:
     """`continues`: for a model that continues a text, as base models do."""
     if continues:
-        return corpus.fill(asking.prompt_file("quiz_base"), draft.shown(order)).rstrip("\n")
-    return corpus.fill(asking.prompt_file("quiz_closed"), draft.shown(order))
+        return fill(task_prompt("quiz_base"), draft.shown(order)).rstrip("\n")
+    return fill(task_prompt("quiz_closed"), draft.shown(order))
 
 
 def orders(draft: Draft, number: int, seed: int) -> list[np.ndarray]:

@@ -3,7 +3,7 @@ import time
 import numpy as np
 import pytest
 
-from utils.scoring import SELECTS, interval, metrics, paired, parse_answer, select
+from tasks.scoring import SELECTS, interval, metrics, paired, parse_answer, select
 
 QUOTING = """A. Her wedding ring
 B. Her hair

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils import corpus, paths, quality
+from tasks.documents import Document, Question
+from tasks.prompts import fill, task_prompt
 from utils.io import UserError, read_text
 
 EXAMPLE = "### Question\n"  # with which every worked example begins
@@ -21,8 +22,8 @@ class Asked:
 
 
 def prompt_of(
-    document: quality.Document,
-    question: quality.Question,
+    document: Document,
+    question: Question,
     protocol: str,
     few_shot: int = 0,
     examples: Path | None = None,
@@ -33,14 +34,14 @@ def prompt_of(
     passages that were found for it: whose they are, and their text."""
     filling = {"name": name_of(document), "question": question.text}
     filling |= dict(zip("abcd", question.options, strict=True))
-    own = corpus.fill(prompt_file(f"{protocol}_question").rstrip("\n"), filling)
+    own = fill(task_prompt(f"{protocol}_question").rstrip("\n"), filling)
     if passages:
         found = "\n\n".join(f"From {name}:\n{text}" for name, text in passages)
-        own = corpus.fill(prompt_file("passages"), {"passages": found}) + own
+        own = fill(task_prompt("passages"), {"passages": found}) + own
     return worked_examples(examples, few_shot) + own + "\n" if protocol == "cot" else own
 
 
-def name_of(document: quality.Document) -> str:
+def name_of(document: Document) -> str:
     """`"Title" by Author (year)`, as far as they are known."""
     author = f" by {document.byline}" if document.author else ""
     return f'"{document.title}"{author}' + (f" ({document.year})" if document.year else "")
@@ -49,14 +50,9 @@ def name_of(document: quality.Document) -> str:
 @functools.cache
 def worked_examples(file: Path | None, number: int) -> str:
     """The first so many, of the file or the shipped ones. Raises UserError where there are fewer."""
-    text = prompt_file("cot_examples") if file is None else read_text(file, "name a file of worked examples")  # fmt: skip
+    text = task_prompt("cot_examples") if file is None else read_text(file, "name a file of worked examples")  # fmt: skip
     head, *examples = text.split(EXAMPLE)
     if head.strip() or len(examples) < number:
-        where = file or "utils/prompts/cot_examples.md"
+        where = file or "tasks/prompts/cot_examples.md"
         raise UserError(f"--few_shot {number}: {where} has {len(examples)} examples, each beginning with {EXAMPLE.strip()!r}")  # fmt: skip
     return "".join(f"{EXAMPLE}{example}" for example in examples[:number])
-
-
-@functools.cache
-def prompt_file(name: str) -> str:
-    return read_text(paths.prompts_dir() / f"{name}.md", "it ships with the repository")

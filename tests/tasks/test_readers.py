@@ -3,8 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from tasks import readers
+from tasks.documents import load_task
 from tests.conftest import refused, succeed
-from utils import paths, quality, reading
+from utils import paths
 from utils.io import UserError
 
 PAGE = """<html><head><title>The  Weir</title><script>var x = "hidden";</script></head>
@@ -47,8 +49,8 @@ def handbook(tmp_path) -> Path:
 
 
 def test_every_kind(home, handbook):
-    assert reading.take_in(handbook) == "handbook"
-    documents = {d.title: d for d in quality.load_task("handbook")}
+    assert readers.take_in(handbook) == "handbook"
+    documents = {d.title: d for d in load_task("handbook")}
     assert set(documents) == {"on lamps", "The Rules", "The Weir", "tides", "A", "B"}
     assert documents["on lamps"].text == "Trim the wick daily."
     weir = documents["The Weir"].text.split()
@@ -67,7 +69,7 @@ def test_every_kind(home, handbook):
     assert documents["tides"].text == "High water at nine."
     assert documents["B"].byline == "Jo Doe"
     before = paths.corpus_file("handbook").read_bytes()
-    reading.take_in(handbook)
+    readers.take_in(handbook)
     assert paths.corpus_file("handbook").read_bytes() == before
 
 
@@ -81,7 +83,7 @@ def test_every_kind(home, handbook):
 )
 def test_pages_of_all_kinds_lose_nothing(tmp_path, page):
     (tmp_path / "a_page.html").write_bytes(page)
-    title, text = reading.read_html(tmp_path / "a_page.html")
+    title, text = readers.read_html(tmp_path / "a_page.html")
     assert " ".join(text.replace("été", "").split()) == "The main story of the weir. Imprint."
     assert "\ufffd" not in text
     assert title == "a page"
@@ -120,27 +122,27 @@ def test_what_the_user_can_mend(home, handbook, tmp_path):
         "data/entigraph.py", "0", "--corpus", tmp_path / "odd"
     )
     (tmp_path / "odd/a.jsonl").write_text('{"title": "A", "text": "a\\ud800", "author": null}\n')
-    assert reading.take_in(tmp_path / "odd") == "odd"
+    assert readers.take_in(tmp_path / "odd") == "odd"
     assert "make_questions.py" in refused(
         "evaluation.py", "--task", "odd", "--rag", "--retrieval_only"
     )
     assert "no such folder" in refused("data/entigraph.py", "0", "--corpus", tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no documents"):
-        reading.take_in(tmp_path / "empty")
+        readers.take_in(tmp_path / "empty")
     (handbook / "bad.pdf").write_bytes(b"%PDF-1.4 nonsense")
     with pytest.raises(UserError, match=r"bad\.pdf"):
-        reading.take_in(handbook)
+        readers.take_in(handbook)
     (handbook / "bad.pdf").unlink()
     (handbook / "blank.txt").write_text(" \n")
     with pytest.raises(UserError, match=r"blank\.txt: no text"):
-        reading.take_in(handbook)
+        readers.take_in(handbook)
     (handbook / "blank.txt").write_text("x")
     (handbook / "rules2.md").write_text("# The Rules\nothers")
     with pytest.raises(UserError, match="same title"):
-        reading.take_in(handbook)
+        readers.take_in(handbook)
     (handbook / "rules2.md").unlink()
     paths.corpus_file("handbook").parent.mkdir(parents=True, exist_ok=True)
     paths.corpus_file("handbook").write_text('{"title": "mine", "article": "x"}\n')
     with pytest.raises(UserError, match="not made from this folder"):
-        reading.take_in(handbook)
+        readers.take_in(handbook)

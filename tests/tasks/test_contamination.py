@@ -1,8 +1,9 @@
 import json
 from pathlib import Path
 
+from tasks import contamination
 from tests.conftest import ROOT, succeed
-from utils import leakage, paths
+from utils import paths
 from utils.io import sha256_of
 
 LONG = "In which of the three harbours did the keeper of the lamp first learn about the wreck?"
@@ -10,7 +11,7 @@ LONG = "In which of the three harbours did the keeper of the lamp first learn ab
 
 def test_thirteen_words_in_a_row():
     def leaked(text, *training):
-        return bool(leakage.leaked({"q": [text]}, training))
+        return bool(contamination.leaked({"q": [text]}, training))
 
     assert leaked(LONG, f"before. {LONG.upper()} after")
     words = LONG.split()
@@ -25,7 +26,7 @@ def test_thirteen_words_in_a_row():
 
 def test_one_text_of_several_is_enough():
     texts = {"a": ["Who?", LONG], "b": ["What?", "Nothing"], "c": [LONG]}
-    assert leakage.leaked(texts, [LONG]) == {"a", "c"}
+    assert contamination.leaked(texts, [LONG]) == {"a", "c"}
 
 
 def test_evaluation_reports_it(home, tiny_model, tmp_path):

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
+from tasks.documents import load_documents, load_task, split_of
 from tests.conftest import SHARED
 from utils.io import UserError
-from utils.quality import load_documents, load_task, split_of
 
 
 def line(title, author, questions=(), **extra):

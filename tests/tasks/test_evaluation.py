@@ -4,8 +4,10 @@ import time
 
 import pytest
 
+from tasks import multiple_choice
+from tasks.documents import load_task
 from tests.conftest import refused, run_script, start_script, succeed
-from utils import asking, paths, quality
+from utils import paths
 from utils.io import UserError
 
 LOGLIK = ("evaluation.py", "--task", "example", "--protocol", "loglik", "--model_path")
@@ -95,7 +97,7 @@ def test_the_output_file(home, tiny_model):
     assert metrics["n"] == 84
     assert metrics["attempt_rate"] == 1
     assert 0.05 < metrics["accuracy"] < 0.5  # a model that knows nothing
-    documents = quality.load_task("example")
+    documents = load_task("example")
     assert [d["title"] for d in result["documents"]] == [d.title for d in documents]
     question = result["documents"][3]["questions"][2]
     assert question["options"] == list(documents[3].questions[2].options)
@@ -146,7 +148,7 @@ def test_a_server_of_ones_own(home, server):
     )
     result = json.loads(paths.evaluation_file("served").read_text())
     metrics = json.loads(out.splitlines()[-1])
-    golds = [q.gold for d in quality.load_task("example") for q in d.questions]
+    golds = [q.gold for d in load_task("example") for q in d.questions]
     assert metrics["accuracy"] == round(golds.count(1) / 84, 4)  # it always says B
     assert all(len(q["attempts"]) == 2 for d in result["documents"] for q in d["questions"])
     assert sum(server.billed.values()) == 2 * 84 + server.spoiled
@@ -271,9 +273,9 @@ def test_letters(home, tiny_model, model):
     out = succeed("evaluation.py", "--task", "example", "--protocol", "letter", "--model_path", tiny_model)  # fmt: skip
     assert json.loads(out.splitlines()[-1])["n"] == 84
     result = json.loads(paths.evaluation_file(str(tiny_model)).read_text())
-    document = quality.load_task("example")[3]
+    document = load_task("example")[3]
     question = document.questions[2]
-    prompt = asking.prompt_of(document, question, "letter")
+    prompt = multiple_choice.prompt_of(document, question, "letter")
     assert prompt.endswith(f"D. {question.options[3]}\nAnswer:")
     shown = result["documents"][3]["questions"][2]
     expected = [plain_logprob(model, prompt, f" {letter}") for letter in "ABCD"]
@@ -282,10 +284,10 @@ def test_letters(home, tiny_model, model):
 
 
 def test_worked_examples_by_number_and_by_file(home, tmp_path):
-    document = quality.load_task("example")[0]
+    document = load_task("example")[0]
 
     def prompt(*options):
-        return asking.prompt_of(document, document.questions[0], "cot", *options)
+        return multiple_choice.prompt_of(document, document.questions[0], "cot", *options)
 
     assert prompt(0).count("### Question") == 1
     assert prompt(5).count("### Question") == 6

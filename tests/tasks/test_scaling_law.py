@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from utils import scaling
+from tasks import scaling_law
 
-PAPER = scaling.Mixture(64.55, (13.84, 8.47, 3.93), (0.9989, 0.8961, 0.0546))
+PAPER = scaling_law.Mixture(64.55, (13.84, 8.47, 3.93), (0.9989, 0.8961, 0.0546))
 
 
 def test_the_papers_curve_gives_its_constants_back():
     x = np.array([0.0, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256, 455])
-    fit = scaling.fit_mixture(x, PAPER(x))
+    fit = scaling_law.fit_mixture(x, PAPER(x))
     assert fit.a == pytest.approx(64.55, abs=0.05)
     assert fit.c == pytest.approx(PAPER.c, abs=0.05)
     assert fit.r == pytest.approx(PAPER.r, abs=1e-3)
@@ -16,15 +16,15 @@ def test_the_papers_curve_gives_its_constants_back():
 
 def test_log_linear():
     x = np.array([1.0, 10, 100])
-    fit = scaling.fit_log_linear(x, 40 + 5 * np.log10(x))
+    fit = scaling_law.fit_log_linear(x, 40 + 5 * np.log10(x))
     assert (fit.a, fit.b) == pytest.approx((40, 5))
-    assert scaling.more_tokens(fit, 100) == pytest.approx(900)
+    assert scaling_law.more_tokens(fit, 100) == pytest.approx(900)
 
 
 def test_what_five_points_more_cost():
-    more = scaling.more_tokens(PAPER, 455)
+    more = scaling_law.more_tokens(PAPER, 455)
     assert PAPER(455 + more) == pytest.approx(PAPER(455) + 5)
-    assert scaling.more_tokens(PAPER, 455, 9) is None  # 64.55 is the end of it
+    assert scaling_law.more_tokens(PAPER, 455, 9) is None  # 64.55 is the end of it
 
 
 def test_intervals_cover_what_the_points_were_drawn_from():
@@ -33,12 +33,12 @@ def test_intervals_cover_what_the_points_were_drawn_from():
     hits = 0
     for number in range(100):
         y = rng.normal(40 + 5 * np.log10(x), errors)
-        fits = scaling.resampled(x, y, errors, scaling.fit_log_linear, 200, number)
-        low, high = scaling.interval([fit.b for fit in fits])
+        fits = scaling_law.resampled(x, y, errors, scaling_law.fit_log_linear, 200, number)
+        low, high = scaling_law.interval([fit.b for fit in fits])
         hits += low < 5 < high
     assert 88 <= hits <= 100
 
 
 def test_too_few_points():
     with pytest.raises(ValueError, match="7 numbers"):
-        scaling.fit_mixture(np.arange(1.0, 6), np.arange(5.0))
+        scaling_law.fit_mixture(np.arange(1.0, 6), np.arange(5.0))

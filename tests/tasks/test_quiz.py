@@ -7,10 +7,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from tasks import quiz
+from tasks.documents import Document, load_task
 from tests.conftest import ROOT, refused, run_script, start_script, succeed
-from utils import paths, quality, quiz
+from utils import paths
 
-DOCUMENT = quality.Document(
+DOCUMENT = Document(
     "lamp-1", "The Lamp", "Doe, Jo", "", "The keeper is called Ada. Her gull is Bo."
 )
 KEEPER = ("Who is the keeper in The Lamp?", "Ada", ["Eve", "Ivy", "Una"])
@@ -106,7 +108,7 @@ def test_a_quiz_is_made_checked_and_taken(home, server, corpus, tiny_model):
         "written": 24, "unnamed": 6, "options alike": 0, "length gives it away": 0, "duplicate": 0,
         "not answered with the document": 6, "answered without the document": 6, "kept": 6,
     }  # fmt: skip
-    documents = quality.load_task("islands")
+    documents = load_task("islands")
     assert [len(document.questions) for document in documents] == [1] * 6
     assert all(q.options[q.gold] == "a lamp" for d in documents for q in d.questions)
     whole, asked = paths.questions_file("islands").read_bytes(), server.requests
@@ -171,7 +173,7 @@ def test_a_base_model_continues_the_question(home, server, corpus):
     assert {body["model"] for body in server.bodies if "prompt" in body} == {"base"}
     assert len(prompts) == 24
     assert all(prompt.endswith("\nAnswer:") for prompt in prompts)
-    assert len(quality.load_task("islands")[0].questions) == 2  # who says C twice knows nothing
+    assert len(load_task("islands")[0].questions) == 2  # who says C twice knows nothing
 
 
 def test_a_quiz_about_a_document_that_is_gone_brings_it_not_back(home, server, corpus):
@@ -180,5 +182,5 @@ def test_a_quiz_about_a_document_that_is_gone_brings_it_not_back(home, server, c
     gone = sorted(corpus.iterdir())[0]
     gone.unlink()
     succeed("data/entigraph.py", "all", "--corpus", corpus, "--dry_run")
-    assert len(quality.load_task("islands")) == 5
-    assert "What is lost" not in " ".join(d.text for d in quality.load_task("islands"))
+    assert len(load_task("islands")) == 5
+    assert "What is lost" not in " ".join(d.text for d in load_task("islands"))

@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from inference.client import Client
 from inference.completions import CallFailed
-from utils import scoring
-from utils.asking import Asked
+from tasks import scoring
+from tasks.multiple_choice import Asked
 from utils.io import Journal, UserError
 from utils.schedule import for_each
 

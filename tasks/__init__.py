@@ -1,0 +1,1 @@
+"""Evaluation tasks: documents, questions, attempts, scoring, retrieval-augmented evaluation, contamination."""

@@ -40,7 +40,6 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-
 def main() -> None:
     args = parse_arguments()
     check(args)
@@ -51,14 +50,14 @@ def main() -> None:
     titles = titles_of(args.task) if args.articles else []
     speaker = find_speaker(args)
 
-    from utils.repl import Repl, say
-    from utils.speaking import Sampling
+    from chat.repl import Repl, say
+    from chat.speaking import Sampling
 
     sampling = Sampling(float(args.temperature), args.top_p, args.max_tokens, args.seed)
     if speaker.completes and args.system:
         raise UserError("--system: a model that continues text takes none")
     if args.web:
-        from utils.web import serve
+        from chat.web import serve
 
         serve(speaker, sampling, args.system, titles, args.host, args.port, args.share)
         return
@@ -72,7 +71,7 @@ def main() -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    from utils.repl import temperature_of
+    from chat.repl import temperature_of
 
     temperature_of(args.temperature, "--temperature")
     if not 0 < args.top_p <= 1:
@@ -90,10 +89,10 @@ def check(args: argparse.Namespace) -> None:
 
 
 def find_speaker(args: argparse.Namespace):
-    from utils.repl import say
+    from chat.repl import say
 
     if args.base_url:
-        from utils.served_speaker import ServedSpeaker
+        from chat.api_engine import ServedSpeaker
 
         name = args.model or args.model_path
         speaker = ServedSpeaker(name, args.base_url, args.complete)
@@ -102,7 +101,7 @@ def find_speaker(args: argparse.Namespace):
         return speaker
     from transformers.utils import logging
 
-    from utils.local_speaker import LocalSpeaker
+    from chat.local_engine import LocalSpeaker
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -111,7 +110,7 @@ def find_speaker(args: argparse.Namespace):
 
 def newest_tuned() -> str:
     """The instruction-tuned checkpoint that was finished last."""
-    from utils.repl import say
+    from chat.repl import say
 
     records = {
         record.parent: record.stat().st_mtime_ns

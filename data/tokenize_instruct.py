@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from chat.conversation import problem_of
 from utils import chat_template, paths
-from utils.conversation import problem_of
 from utils.io import UserError, first_line, iterate_jsonl, run
 from utils.token_file import write_tokens
 from utils.tokenizer import fingerprint, load_tokenizer
@@ -54,7 +54,6 @@ def parse_arguments() -> argparse.Namespace:
     if args.block_size < 1 or len(args.splits) > 2:
         raise UserError("--block_size: above 0; --splits: one or two")
     return args
-
 
 
 def main() -> None:

@@ -6,10 +6,10 @@ from collections import Counter
 
 import numpy as np
 
+from chat.conversation import problem_of
 from tasks.documents import load_task
 from tests.conftest import ROOT
 from utils import passages
-from utils.conversation import problem_of
 
 DOCUMENTS = load_task("example")
 FILES, PLACES = passages.locate_passages([ROOT / "data/example/passages"], "")

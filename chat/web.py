@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from utils.conversation import Conversation
+from chat.conversation import Conversation
+from chat.speaking import Answer, Sampling, reply
 from utils.io import UserError
-from utils.speaking import Answer, Sampling, reply
 
 NOTICE = "Notice"  # the title of a message that is not the model's
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from chat.conversation import Conversation
+from chat.speaking import Answer, Sampling, reply
 from utils import paths
-from utils.conversation import Conversation
 from utils.io import UserError, first_line
-from utils.speaking import Answer, Sampling, reply
 
 HELP = """\
 Enter sends, Alt-Enter (or a \\ at the end of a line) begins a new line, arrows bring earlier messages back.

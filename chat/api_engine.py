@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from chat.conversation import whole
+from chat.speaking import UNKNOWN, Answer, Sampling, TooLong, room_for_question
 from inference.keys import find_key, hide
-from utils.conversation import whole
 from utils.io import UserError, first_line, read_json
-from utils.speaking import UNKNOWN, Answer, Sampling, TooLong, room_for_question
 
 BYTES_A_TOKEN = 3  # of a model whose tokenizer is not here: English has 4 to 5
 CONTEXT = re.compile(r"context|too long|too many tokens|maximum.{0,40}(length|tokens)", re.I | re.S)

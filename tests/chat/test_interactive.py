@@ -10,10 +10,10 @@ import pexpect
 import pytest
 from transformers import AutoTokenizer
 
+from chat.conversation import Conversation, fit
 from tests.conftest import ROOT, refused, succeed
 from tests.streaming_server import StreamingServer
 from utils import chat_template
-from utils.conversation import Conversation, fit
 from utils.io import UserError
 
 CTRL_C, CTRL_D, ALT_ENTER, UP = "\x03", "\x04", "\x1b\r", "\x1b[A"
@@ -408,13 +408,12 @@ def test_ctrl_c_in_a_local_answer(home, chat_model):
     assert terminal.leaves() == 0
 
 
-
 def test_the_cache_changes_nothing(chat_model):
     """Logits over a conversation with the cache, cropped and stopped on the way, are those without it."""
     import torch
 
-    from utils.local_speaker import LocalSpeaker
-    from utils.speaking import Answer, Sampling
+    from chat.local_engine import LocalSpeaker
+    from chat.speaking import Answer, Sampling
 
     model = LocalSpeaker(str(chat_model))
     first = [{"role": "user", "content": "Who kept the light at Skarrow Head?"}]
@@ -437,8 +436,8 @@ def test_the_cache_changes_nothing(chat_model):
 def test_words_are_those_of_generate(chat_model):
     import torch
 
-    from utils.local_speaker import LocalSpeaker
-    from utils.speaking import Answer, Sampling
+    from chat.local_engine import LocalSpeaker
+    from chat.speaking import Answer, Sampling
 
     model = LocalSpeaker(str(chat_model))
     messages = [{"role": "user", "content": "Who kept the light at Skarrow Head?"}]
@@ -451,8 +450,8 @@ def test_words_are_those_of_generate(chat_model):
 def test_top_p_draws_from_the_likeliest():
     import torch
 
-    from utils.local_speaker import _draw
-    from utils.speaking import Sampling
+    from chat.local_engine import _draw
+    from chat.speaking import Sampling
 
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
     draws = torch.Generator().manual_seed(0)

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from utils.conversation import fit
+from chat.conversation import fit
 from utils.io import UserError
 
 UNKNOWN = 1 << 30  # tokens of a context of which nobody said how long it is

@@ -3,8 +3,8 @@
 import threading
 from collections.abc import Iterator
 
+from chat.speaking import UNKNOWN, Answer, Sampling, room_for_question
 from utils import chat_template
-from utils.speaking import UNKNOWN, Answer, Sampling, room_for_question
 
 
 class LocalSpeaker:

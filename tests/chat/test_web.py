@@ -180,7 +180,7 @@ def test_a_taken_port_is_named(home):
 
 
 def test_notices_are_no_part_of_the_history():
-    from utils.web import NOTICE, said_so_far
+    from chat.web import NOTICE, said_so_far
 
     history = [
         {"role": "user", "content": [{"type": "text", "text": "too long"}]},

@@ -1,0 +1,1 @@
+"""Chat: conversations, engines, terminal and web page."""

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data.generation.methods import METHODS
 from utils import paths
-from utils.corpus import METHODS
 from utils.io import UserError, run
 from utils.token_file import TokenFile
 
@@ -429,7 +429,6 @@ def parse_arguments() -> argparse.Namespace:
     add("--blocks", type=int, default=5, help="how many to print (default 5)")
     add("--seed", type=int, default=0)
     return parser.parse_args()
-
 
 
 def main() -> None:

@@ -20,16 +20,17 @@ import re
 from contextlib import closing
 from pathlib import Path
 
-from data.generation import Batched, Live, import_published, summarize
+from data.generation import methods
+from data.generation.calls import Batched, Live, import_published, summarize
+from data.generation.cost_estimate import dollars, make_plan, wall_seconds
+from data.generation.passages import Store
 from inference.batch_api import under_way
 from inference.budget import Ledger
 from inference.prices import find_price
 from tasks import readers
 from tasks.documents import Document, load_task
-from utils import corpus, paths
+from utils import paths
 from utils.io import UserError, run
-from utils.passages import Store
-from utils.plan import dollars, make_plan, wall_seconds
 
 
 # fmt: off
@@ -41,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--corpus", type=Path, metavar="DIR", help="a folder of your own documents (txt, md, jsonl, html, pdf), in place of --task")
     add("--model", default=paths.DEFAULT_GENERATOR, help="the generator (default %(default)s)")
     add("--base_url", help="an OpenAI-compatible server (default $OPENAI_BASE_URL, else OpenAI)")
-    add("--method", choices=corpus.METHODS, default="entigraph", help="how to rewrite (default %(default)s)")
+    add("--method", choices=methods.METHODS, default="entigraph", help="how to rewrite (default %(default)s)")
     add("--max_entities", type=positive, help="entities (or strategies) per article, the first named (default all)")
     add("--max_pairs", type=count, help="pairs per article (default all)")
     add("--max_triples", type=count, default=1000, help="triples per article (default 1000; 40 entities have 9,880)")
@@ -99,7 +100,7 @@ def main() -> None:
         for n in parse_indices("all" if args.articles is None else args.articles, len(documents))
     ]
     most = {"pair": args.max_pairs, "triple": args.max_triples}
-    recipe = corpus.Recipe(
+    recipe = methods.Recipe(
         args.model, args.method, most, args.samples, args.seed, args.max_entities
     )
     folder = paths.passages_dir(args.task, args.model, args.method)
@@ -153,14 +154,14 @@ def open_ledger(args: argparse.Namespace, folder: Path) -> Ledger:
     return Ledger(folder / "calls.ledger", price, args.budget_usd, args.max_tokens_total)
 
 
-def open_all(store: Store, documents: list[Document], recipe: corpus.Recipe) -> None:
+def open_all(store: Store, documents: list[Document], recipe: methods.Recipe) -> None:
     for document in documents:
-        listing = recipe.list_kind and corpus.list_request(document, recipe).id
+        listing = recipe.list_kind and methods.list_request(document, recipe).id
         store.open(document.uid, listing)
 
 
 def print_plan(
-    args: argparse.Namespace, documents: list, recipe: corpus.Recipe, folder: Path
+    args: argparse.Namespace, documents: list, recipe: methods.Recipe, folder: Path
 ) -> None:
     store = Store(folder, args.retry_failed, read_only=True)
     open_all(store, documents, recipe)

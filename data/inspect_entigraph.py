@@ -14,10 +14,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data.generation import filters, methods
+from data.generation.passages import FINISHED, passage_of
 from tasks.documents import Document, load_task
-from utils import corpus, inspection, paths
+from utils import paths
 from utils.io import UserError, read_journal, run, write_json
-from utils.passages import FINISHED, passage_of
 
 
 # fmt: off
@@ -26,10 +27,9 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--task", default="quality", help="quality, example or your own (default quality)")
     add("--model", default=paths.DEFAULT_GENERATOR, help="whose passages (default %(default)s)")
-    add("--method", choices=corpus.METHODS, default="entigraph", help="default %(default)s")
+    add("--method", choices=methods.METHODS, default="entigraph", help="default %(default)s")
     add("--input", type=Path, metavar="FOLDER", help="a folder of passages (default: step 1's)")
     return parser.parse_args()
-
 
 
 def main() -> None:
@@ -68,10 +68,10 @@ class Inspection:
         self.passages: dict[str, list] = {"kind": [], "words": [], "copied": [], "distinct": []}
         self.documents: list[dict] = []
         self.strangers: list[str] = []
-        self.duplicates = inspection.Duplicates()
+        self.duplicates = filters.Duplicates()
 
     def add(self, file: Path, document: Document) -> None:
-        source = set(inspection.ngrams(inspection.words_of(document.text), inspection.COPIED_N))
+        source = set(filters.ngrams(filters.words_of(document.text), filters.COPIED_N))
         entities, pairs = [], []
         for record in read_journal(file):
             self.reasons[record.get("finish_reason", "")] += 1
@@ -81,7 +81,7 @@ class Inspection:
                 pairs.append(record["entities"])
             if text := passage_of(record):
                 self._add_passage(f"{document.uid}/{record['id']}", record["kind"], text, source)
-        strange = inspection.strangers(entities, document.text)
+        strange = filters.strangers(entities, document.text)
         self.entities += len(entities)
         self.strangers += [f"{entity} ({document.title})" for entity in strange]
         self.documents.append(
@@ -115,14 +115,14 @@ class Inspection:
         }
 
     def _add_passage(self, name: str, kind: str, text: str, source: set) -> None:
-        words = inspection.words_of(text)
-        self.flags["refusal"] += inspection.is_refusal(text)
+        words = filters.words_of(text)
+        self.flags["refusal"] += filters.is_refusal(text)
         self.flags[self.duplicates.add(name, words)] += 1
-        grams = [hash(gram) for gram in inspection.ngrams(words, inspection.DISTINCT_N)]
+        grams = [hash(gram) for gram in filters.ngrams(words, filters.DISTINCT_N)]
         self.grams.update(grams)
         self.gram_count += len(grams)
-        found = (kind, len(words), round(inspection.copied_share(words, source), 4),
-                 round(inspection.distinct_share(words), 4))  # fmt: skip
+        found = (kind, len(words), round(filters.copied_share(words, source), 4),
+                 round(filters.distinct_share(words), 4))  # fmt: skip
         for values, value in zip(self.passages.values(), found, strict=True):
             values.append(value)
 

@@ -20,13 +20,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data.generation.call_queue import for_each
 from inference.client import Client
 from inference.completions import CallFailed
 from tasks import quiz, readers, scoring
 from tasks.documents import load_documents
 from utils import paths
 from utils.io import Journal, UserError, replacing, run
-from utils.schedule import for_each
 
 QUESTION_TOKENS = 400  # room for a question with its options, as JSON
 WRITINGS = 3  # tries to have questions written that can be read, each with a seed of its own

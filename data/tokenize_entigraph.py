@@ -15,8 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from data.generation import filters, methods
+from data.generation.passages import locate_passages, read_passages
 from tasks.documents import load_task, task_files
-from utils import corpus, inspection, passages, paths
+from utils import paths
 from utils.io import UserError, run
 from utils.tokenizer import load_tokenizer, write_documents
 
@@ -27,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--task", default="quality", help="quality or example (default quality)")
     add("--model", default=paths.DEFAULT_GENERATOR, help="whose passages these are (default %(default)s)")
-    add("--method", choices=corpus.METHODS, default="entigraph", help="step 1's (default %(default)s)")
+    add("--method", choices=methods.METHODS, default="entigraph", help="step 1's (default %(default)s)")
     add("--min_quality", type=float, default=0.0, metavar="Q",
         help="leave out passages below it, and repeated ones; 0 to 1, see utils/inspection.py (default 0: all)")
     add("--tokenizer", default=paths.DEFAULT_TOKENIZER, help="name or folder (default %(default)s)")
@@ -53,7 +55,7 @@ def main() -> None:
 def articles(task: str, rng: np.random.Generator) -> tuple[Callable[[], Iterable[str]], list[str]]:
     documents = load_task(task)
     order = rng.permutation(len(documents))
-    texts = [corpus.article_text(documents[index]) for index in order]
+    texts = [methods.article_text(documents[index]) for index in order]
     return lambda: texts, [str(path) for path in task_files(task)]
 
 
@@ -63,11 +65,11 @@ def passages_of(
     folders = args.input or [paths.passages_dir(args.task, args.model, args.method)]
     made_by = f"run: python data/entigraph.py all --task {args.task} --model {args.model}"
     made_by += f" --method {args.method}" if args.method != "entigraph" else ""
-    files, places = passages.locate_passages(folders, made_by)
+    files, places = locate_passages(folders, made_by)
     if args.min_quality > 0:
         places = good_ones(files, places, load_task(args.task), args.min_quality)
     places = rng.permutation(places)
-    return lambda: passages.read_passages(files, places), [str(folder) for folder in folders]
+    return lambda: read_passages(files, places), [str(folder) for folder in folders]
 
 
 def good_ones(files: list[Path], places: np.ndarray, documents: list, least: float) -> np.ndarray:
@@ -75,13 +77,13 @@ def good_ones(files: list[Path], places: np.ndarray, documents: list, least: flo
     articles = {document.uid: document.text for document in documents}
     seen: set[bytes] = set()
     file, source, kept = None, set(), []
-    for (number, _), text in zip(places, passages.read_passages(files, places), strict=True):
+    for (number, _), text in zip(places, read_passages(files, places), strict=True):
         if number != file:
-            article = inspection.words_of(articles.get(files[number].stem, ""))
-            file, source = number, set(inspection.ngrams(article, inspection.COPIED_N))
-        words = inspection.words_of(text)
-        mark = inspection.fingerprint(words)
-        kept.append(mark not in seen and inspection.quality(words, text, source) >= least)
+            article = filters.words_of(articles.get(files[number].stem, ""))
+            file, source = number, set(filters.ngrams(article, filters.COPIED_N))
+        words = filters.words_of(text)
+        mark = filters.fingerprint(words)
+        kept.append(mark not in seen and filters.quality(words, text, source) >= least)
         seen.add(mark)
     if not any(kept):
         raise UserError(f"--min_quality {least}: no passage is left")

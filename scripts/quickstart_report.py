@@ -5,9 +5,9 @@ import json
 import time
 from pathlib import Path
 
+from data.generation.passages import FINISHED
 from utils import paths
 from utils.io import read_json, read_jsonl, replacing, run, write_json
-from utils.passages import FINISHED
 
 AGAIN = "run: bash scripts/quickstart.sh"
 LABELS = {

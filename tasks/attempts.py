@@ -7,12 +7,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data.generation.call_queue import for_each
 from inference.client import Client
 from inference.completions import CallFailed
 from tasks import scoring
 from tasks.multiple_choice import Asked
 from utils.io import Journal, UserError
-from utils.schedule import for_each
 
 STOP = "\n###"  # the heading that begins the next worked example
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data.generation import methods
 from tasks.documents import OPTIONS, Document
 from tasks.prompts import fill, task_prompt
-from utils import corpus
 
 LONGER = 1.4  # times the longest wrong option: a right one beyond that gives itself away
 SAME = 0.6  # of two questions' words: then they are one question
@@ -29,12 +29,12 @@ class Draft:
 
 
 def writing_prompt(document: Document, number: int) -> str:
-    filling = {"document": corpus.article_text(document), "title": document.title, "number": str(number)}  # fmt: skip
+    filling = {"document": methods.article_text(document), "title": document.title, "number": str(number)}  # fmt: skip
     return fill(task_prompt("document") + task_prompt("quiz"), filling)
 
 
 def open_prompt(document: Document, draft: Draft, order: np.ndarray) -> str:
-    filling = {"document": corpus.article_text(document)} | draft.shown(order)
+    filling = {"document": methods.article_text(document)} | draft.shown(order)
     return fill(task_prompt("document") + task_prompt("quiz_open"), filling)
 
 

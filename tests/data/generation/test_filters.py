@@ -2,24 +2,25 @@ import json
 
 import pytest
 
+from data.generation import filters
+from data.generation.filters import words_of
 from tests.conftest import ROOT, refused, succeed
-from utils import inspection, paths
-from utils.inspection import words_of
+from utils import paths
 
 SOURCE = (
     "The keeper of the northern light counted eleven ships before the storm took the jetty away."
 )
-GRAMS = set(inspection.ngrams(words_of(SOURCE), inspection.COPIED_N))
+GRAMS = set(filters.ngrams(words_of(SOURCE), filters.COPIED_N))
 
 
 def test_copies_loops_and_refusals():
-    assert inspection.copied_share(words_of(SOURCE), GRAMS) == 1
-    assert inspection.copied_share(words_of("Eleven ships were counted that night."), GRAMS) == 0
-    assert inspection.quality(words_of(SOURCE), SOURCE, GRAMS) == 0
+    assert filters.copied_share(words_of(SOURCE), GRAMS) == 1
+    assert filters.copied_share(words_of("Eleven ships were counted that night."), GRAMS) == 0
+    assert filters.quality(words_of(SOURCE), SOURCE, GRAMS) == 0
     loop = "and the light " * 50
-    assert inspection.quality(words_of(loop), loop, GRAMS) == pytest.approx(3 / 148)
+    assert filters.quality(words_of(loop), loop, GRAMS) == pytest.approx(3 / 148)
     own = "Before the weather broke, the man at the lamp had seen eleven vessels go by."
-    assert inspection.quality(words_of(own), own, GRAMS) == 1
+    assert filters.quality(words_of(own), own, GRAMS) == 1
 
 
 @pytest.mark.parametrize(
@@ -34,11 +35,11 @@ def test_copies_loops_and_refusals():
     ],
 )
 def test_refusals(text, refuses):
-    assert inspection.is_refusal(text) == refuses
+    assert filters.is_refusal(text) == refuses
 
 
 def test_duplicates():
-    found = inspection.Duplicates()
+    found = filters.Duplicates()
     text = " ".join(f"word{n}" for n in range(200))
     assert found.add("a", words_of(text)) == ""
     assert found.add("b", words_of(text.upper() + " .")) == "exact"
@@ -48,7 +49,7 @@ def test_duplicates():
 
 def test_strangers():
     names = ["the northern light", "Captain Ahab", "eleven ships", "jetties", "UN"]
-    assert inspection.strangers(names, SOURCE) == ["Captain Ahab", "UN"]
+    assert filters.strangers(names, SOURCE) == ["Captain Ahab", "UN"]
 
 
 def test_the_example_corpus_and_min_quality(home, tiny_model):

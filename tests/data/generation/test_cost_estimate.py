@@ -2,12 +2,13 @@ import re
 
 import pytest
 
+from data.generation import methods
+from data.generation.cost_estimate import dollars, make_plan
+from data.generation.passages import Store
 from inference.prices import Price
 from tasks.documents import Document
 from tests.conftest import refused, succeed
-from tests.test_entigraph import entigraph, records
-from utils import corpus, plan
-from utils.passages import Store
+from tests.data.test_entigraph import entigraph, records
 
 
 def rows_of(out):
@@ -49,13 +50,13 @@ def test_tokens_are_close_to_what_is_billed(home, server):
 def test_cached_prefixes_and_dollars(tmp_path):
     text = "word " * 4000
     documents = [Document(f"u{n}", "T", "", "", text) for n in range(2)]
-    recipe = corpus.Recipe("m", "rephrase", samples=5)
-    rows, guessed = plan.make_plan(documents, recipe, Store(tmp_path, read_only=True))
+    recipe = methods.Recipe("m", "rephrase", samples=5)
+    rows, guessed = make_plan(documents, recipe, Store(tmp_path, read_only=True))
     assert (len(rows), guessed) == (3, 0)
     assert sum(row.calls for row in rows) == 30
     prefix = rows[1].cached / rows[1].calls
     assert sum(row.cached for row in rows) == 28 * prefix  # all but each document's first
-    costs = plan.dollars(rows, Price(10, 1, 30, 0.5))
+    costs = dollars(rows, Price(10, 1, 30, 0.5))
     assert costs["as a batch"] == costs["live"] / 2
     assert costs["live"] - costs["with cached prefixes"] == pytest.approx(28 * prefix * 9 / 1e6)
 

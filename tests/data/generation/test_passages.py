@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from utils import passages
+from data.generation.passages import Store, locate_passages, read_passages
 from utils.io import UserError
 
 
@@ -24,20 +24,20 @@ def test_passages_are_what_ended_well_in_an_order_of_their_own(tmp_path):
     for name, order in (("a", records), ("b", records[::-1])):
         (tmp_path / name).mkdir()
         (tmp_path / name / "u.jsonl").write_text("".join(json.dumps(r) + "\n" for r in order))
-        files, places = passages.locate_passages([tmp_path / name], "")
-        assert list(passages.read_passages(files, places)) == ["one", "three"]
-        assert list(passages.read_passages(files, np.flip(places, 0))) == ["three", "one"]
+        files, places = locate_passages([tmp_path / name], "")
+        assert list(read_passages(files, places)) == ["one", "three"]
+        assert list(read_passages(files, np.flip(places, 0))) == ["three", "one"]
 
 
 def test_an_empty_folder_names_the_step(tmp_path):
     with pytest.raises(UserError, match="run it"):
-        passages.locate_passages([tmp_path], "run it")
+        locate_passages([tmp_path], "run it")
 
 
 def test_a_corpus_without_one_good_passage_is_no_corpus(tmp_path):
     (tmp_path / "u.jsonl").write_text('{"id": "1", "text": "cut", "finish_reason": "length"}\n')
     with pytest.raises(UserError, match="no passage in it ended well"):
-        passages.locate_passages([tmp_path], "run it")
+        locate_passages([tmp_path], "run it")
 
 
 RECORDS = [
@@ -59,18 +59,18 @@ def journal(folder):
 
 def test_what_failed_goes_and_what_was_cut_stays_until_it_is_asked_for(tmp_path):
     path = journal(tmp_path)
-    store = passages.Store(tmp_path, read_only=True)
+    store = Store(tmp_path, read_only=True)
     store.open("u", "l")
     assert "torn" in path.read_text()  # not even that is mended
     assert store.done["u"] == {"l", "1", "2"}
-    store = passages.Store(tmp_path)
+    store = Store(tmp_path)
     store.open("u", "l")
     assert store.done["u"] == {"l", "1", "2"}
     assert store.listed == {"u": ["x", "y"]}
     assert store.usage["pair"] == {"prompt_tokens": 240, "completion_tokens": 80, "records": 2}
     assert store.list_prompt_tokens == {"u": 100}
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["l", "1", "2"]
-    store = passages.Store(tmp_path, retry_failed=True)
+    store = Store(tmp_path, retry_failed=True)
     store.open("u", "l")
     assert store.done["u"] == {"l", "1"}
     store.append("u", RECORDS[2])

@@ -2,8 +2,7 @@ import asyncio
 from collections import Counter
 from dataclasses import dataclass
 
-from utils import schedule
-from utils.schedule import ROUND, Schedule
+from data.generation.call_queue import CACHE_LIFE_S, ROUND, Schedule
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def test_a_warm_document_does_not_and_one_that_has_cooled_does():
     plan.ended(listing, "d0")
     for request in asyncio.run(take(ROUND)):  # all at once: the call that listed was the first
         plan.ended(request, "d0")
-    now[0] += schedule.CACHE_LIFE_S + 1
+    now[0] += CACHE_LIFE_S + 1
     assert len(drain(plan, ends_late={f"d0/0/{ROUND}"})) == 1
 
 

@@ -7,13 +7,13 @@ from collections import Counter
 import numpy as np
 
 from chat.conversation import problem_of
+from data.generation.passages import locate_passages, read_passages
 from tasks.documents import load_task
 from tests.conftest import ROOT
-from utils import passages
 
 DOCUMENTS = load_task("example")
-FILES, PLACES = passages.locate_passages([ROOT / "data/example/passages"], "")
-PASSAGES = list(passages.read_passages(FILES, PLACES))
+FILES, PLACES = locate_passages([ROOT / "data/example/passages"], "")
+PASSAGES = list(read_passages(FILES, PLACES))
 QUESTIONS = [question for document in DOCUMENTS for question in document.questions]
 
 

@@ -11,6 +11,10 @@ from contextlib import closing
 from itertools import chain, islice
 from pathlib import Path
 
+from data.generation import methods
+from data.generation.call_queue import ROUND, Schedule, for_each
+from data.generation.methods import Recipe, Request
+from data.generation.passages import FAILED, FINISHED, Store
 from inference.batch_api import Batches
 from inference.budget import BudgetSpent, Ledger
 from inference.client import Client
@@ -19,12 +23,8 @@ from inference.completions import CallFailed, Reply, Stopped, reply_of, usage_of
 from inference.prices import Usage
 from inference.rate_limiter import Pace
 from tasks.documents import Document, uid_of
-from utils import corpus
-from utils.corpus import Recipe, Request
 from utils.io import UserError, read_json, write_json
-from utils.passages import FAILED, FINISHED, Store
 from utils.progress import Progress
-from utils.schedule import ROUND, Schedule, for_each
 
 LIST_TRIES = 3  # a reply that lists nothing is paid for; three times, not for ever
 FILTERED = "content_filter"  # a finish_reason
@@ -50,7 +50,7 @@ class Work:
         """The call that lists, where it is missing."""
         if not self.recipe.list_kind or uid in self.store.listed:
             return None
-        request = corpus.list_request(self.documents[uid], self.recipe)
+        request = methods.list_request(self.documents[uid], self.recipe)
         return None if request.id in self.store.done[uid] else request
 
     def requests(self, uid: str, kind: int) -> Iterator[Request]:
@@ -59,7 +59,7 @@ class Work:
         if self.recipe.list_kind and not listed:
             return
         done, name = self.store.done[uid], self.recipe.kinds[kind]
-        for request in corpus.passage_requests(self.documents[uid], name, listed, self.recipe):
+        for request in methods.passage_requests(self.documents[uid], name, listed, self.recipe):
             if request.id not in done:
                 yield request
 
@@ -81,7 +81,7 @@ class Work:
         content = {"text": reply.text}
         if request.kind == self.recipe.list_kind:
             try:
-                summary, listed = corpus.parse_list(reply.text, request.kind)
+                summary, listed = methods.parse_list(reply.text, request.kind)
             except ValueError as error:
                 self.last_error = f"{request.document.title}: {error}"
                 return False
@@ -119,7 +119,7 @@ class Work:
         if self.args.response_format == "json_object":
             return {"type": "json_object"}
         kind = self.recipe.list_kind
-        schema = corpus.list_schema(kind, self.recipe.max_listed)
+        schema = methods.list_schema(kind, self.recipe.max_listed)
         return {
             "type": "json_schema",
             "json_schema": {"name": kind, "strict": True, "schema": schema},
@@ -354,9 +354,9 @@ def import_published(folder: Path, documents: list[Document], recipe: Recipe, st
         if not _is_published(value):
             raise UserError(f"{file}: not a JSON list of entities (a list), summary and texts")
         document = titles.get(file.stem) or Document(uid_of(file.stem), file.stem, "", "", "")
-        listing = corpus.list_request(document, recipe)
+        listing = methods.list_request(document, recipe)
         store.open(document.uid, listing.id)
-        entities = corpus.distinct([" ".join(name.split()) for name in value[0]])
+        entities = methods.distinct([" ".join(name.split()) for name in value[0]])
         head = {"kind": "entities", "entities": entities, "summary": value[1]}
         records = [head | {"id": listing.id}]
         for text in value[2:]:

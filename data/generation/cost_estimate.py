@@ -3,11 +3,11 @@
 from collections import Counter
 from dataclasses import dataclass
 
+from data.generation import methods
+from data.generation.methods import Recipe
+from data.generation.passages import Store
 from inference.prices import Price, Usage
 from tasks.documents import Document
-from utils import corpus
-from utils.corpus import Recipe
-from utils.passages import Store
 
 BYTES_A_TOKEN = 4.3  # English prose; taken from the replies' own counts once there are any
 LISTED_A_DOCUMENT = 30  # entities: a guess, until the mean of the documents asked about is known
@@ -68,7 +68,7 @@ def _add(row: Row, document: Document, recipe: Recipe, store: Store, estimate: "
     uid, is_list = document.uid, row.kind == recipe.list_kind
     listed = len(store.listed.get(uid, [])) or estimate.listed
     listed = min(listed, recipe.max_listed or listed)
-    wanted = 1 if is_list else corpus.passage_count(row.kind, listed, recipe)
+    wanted = 1 if is_list else methods.passage_count(row.kind, listed, recipe)
     done = _done(document, row.kind, recipe, store) if uid in store.done else 0
     calls = wanted - done
     prefix = estimate.prefix(document)
@@ -84,11 +84,11 @@ def _add(row: Row, document: Document, recipe: Recipe, store: Store, estimate: "
 def _done(document: Document, kind: str, recipe: Recipe, store: Store) -> int:
     done = store.done[document.uid]
     if kind == recipe.list_kind:
-        return corpus.list_request(document, recipe).id in done
+        return methods.list_request(document, recipe).id in done
     listed = store.listed.get(document.uid, [])[: recipe.max_listed]
     if recipe.list_kind and not listed:
         return 0
-    return sum(r.id in done for r in corpus.passage_requests(document, kind, listed, recipe))
+    return sum(r.id in done for r in methods.passage_requests(document, kind, listed, recipe))
 
 
 class _Estimate:
@@ -101,20 +101,22 @@ class _Estimate:
         self.bytes_a_token = BYTES_A_TOKEN
         counted = [d for d in documents if store.list_prompt_tokens.get(d.uid)]
         if counted and recipe.list_kind:
-            size = sum(_bytes(corpus.list_request(d, recipe).text()) for d in counted)
+            size = sum(_bytes(methods.list_request(d, recipe).text()) for d in counted)
             self.bytes_a_token = size / sum(store.list_prompt_tokens[d.uid] for d in counted)
         self._tasks: Counter[str] = Counter()
 
     def prefix(self, document: Document) -> int:
         """The part of the prompt that all calls about a document share."""
-        return round(_bytes(corpus.article_text(document)) / self.bytes_a_token)
+        return round(_bytes(methods.article_text(document)) / self.bytes_a_token)
 
     def task(self, kind: str) -> int:
         """The rest of it."""
         if kind not in self._tasks:
             empty = Document("", "A title", "", "", "")
             things = ("the name of an entity",) * 2
-            text = corpus.Request(empty, kind, things, self.recipe.model, self.recipe.method).text()
+            text = methods.Request(
+                empty, kind, things, self.recipe.model, self.recipe.method
+            ).text()
             self._tasks[kind] = round(_bytes(text) / self.bytes_a_token)
         return self._tasks[kind]
 

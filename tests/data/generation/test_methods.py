@@ -4,8 +4,8 @@ from math import comb
 
 import pytest
 
+from data.generation import methods
 from tasks.documents import Document
-from utils import corpus
 
 DOCUMENT = Document(
     "u", "A {title}", "Doe, Jo", "1950", "A text with {entities} and {document} in it."
@@ -15,11 +15,11 @@ ENTITIES = list("abcdefg")
 
 def requests(max_pairs=None, max_triples=None, seed=0, entities=ENTITIES, **settings):
     most = {"pair": max_pairs, "triple": max_triples}
-    recipe = corpus.Recipe("m", most=most, seed=seed, **settings)
+    recipe = methods.Recipe("m", most=most, seed=seed, **settings)
     return [
         request
         for kind in recipe.kinds
-        for request in corpus.passage_requests(DOCUMENT, kind, entities, recipe)
+        for request in methods.passage_requests(DOCUMENT, kind, entities, recipe)
     ]
 
 
@@ -40,11 +40,11 @@ def test_ids_depend_on_what_is_asked():
     assert base.id == requests()[0].id
     others = [
         requests()[1],
-        corpus.Request(DOCUMENT, "pair", base.entities, "other model"),
-        corpus.Request(
+        methods.Request(DOCUMENT, "pair", base.entities, "other model"),
+        methods.Request(
             Document("u", "A {title}", "Doe, Jo", "1950", "Other."), "pair", base.entities, "m"
         ),
-        corpus.list_request(DOCUMENT, corpus.Recipe("m")),
+        methods.list_request(DOCUMENT, methods.Recipe("m")),
     ]
     assert len({base.id, *(other.id for other in others)}) == 5
 
@@ -70,7 +70,7 @@ def test_the_article_comes_before_the_entities_and_braces_stay():
     ],
 )
 def test_entities_are_found(reply, entities):
-    assert corpus.parse_list(reply)[1] == entities
+    assert methods.parse_list(reply)[1] == entities
 
 
 @pytest.mark.parametrize(
@@ -88,12 +88,12 @@ def test_entities_are_found(reply, entities):
 )
 def test_bad_replies_are_refused(reply):
     with pytest.raises(ValueError):
-        corpus.parse_list(reply)
+        methods.parse_list(reply)
 
 
 def test_combinations_are_those_of_itertools():
     for total, size in ((7, 2), (7, 3), (9, 1), (5, 0), (3, 3)):
-        numbered = [corpus.combination(total, size, n) for n in range(comb(total, size))]
+        numbered = [methods.combination(total, size, n) for n in range(comb(total, size))]
         assert numbered == [list(group) for group in itertools.combinations(range(total), size)]
 
 
@@ -104,24 +104,24 @@ def test_each_pair_once_and_samples_go_on():
     assert len({r.id for r in twice}) == len(twice) == 2 * len(once)
 
 
-@pytest.mark.parametrize("method", corpus.METHODS)
+@pytest.mark.parametrize("method", methods.METHODS)
 def test_every_method_has_its_prompts_and_its_own_ids(method):
-    recipe = corpus.Recipe("m", method)
+    recipe = methods.Recipe("m", method)
     document = Document("u", "A title", "Doe, Jo", "1950", "A text.")
     asked = [
         request
         for kind in recipe.kinds
-        for request in corpus.passage_requests(document, kind, ENTITIES, recipe)
+        for request in methods.passage_requests(document, kind, ENTITIES, recipe)
     ]
-    assert len(asked) == sum(corpus.passage_count(kind, 7, recipe) for kind in recipe.kinds)
+    assert len(asked) == sum(methods.passage_count(kind, 7, recipe) for kind in recipe.kinds)
     if recipe.list_kind:
-        asked.append(corpus.list_request(document, recipe))
+        asked.append(methods.list_request(document, recipe))
         assert f'"{recipe.list_kind}"' in asked[-1].text()
     shared = os.path.commonprefix([request.text() for request in asked])
     assert "A text." in shared  # the work on the document is shared by all calls
     for request in asked:
         assert "{" not in request.text().split("# Task")[1].replace('{"', "")
-    other = corpus.Request(document, asked[0].kind, asked[0].entities, "m", "another method")
+    other = methods.Request(document, asked[0].kind, asked[0].entities, "m", "another method")
     assert other.id != asked[0].id
 
 
@@ -139,7 +139,7 @@ def test_every_method_has_its_prompts_and_its_own_ids(method):
     ],
 )
 def test_entities_that_are_one_are_named_once(names, left):
-    assert corpus.distinct(names) == left
+    assert methods.distinct(names) == left
 
 
 def test_ninety_five_percent_of_forty_entities_prompts_are_shared():
@@ -148,7 +148,7 @@ def test_ninety_five_percent_of_forty_entities_prompts_are_shared():
     document = Document("u", "Title", "Doe, Jo", "1950", "word " * 4000)
     names = [f"Entity number {n}" for n in range(40)]
     for kind in ("pair", "triple"):
-        recipe = corpus.Recipe("m", most={"triple": 1000})
-        texts = [r.text() for r in corpus.passage_requests(document, kind, names, recipe)]
+        recipe = methods.Recipe("m", most={"triple": 1000})
+        texts = [r.text() for r in methods.passage_requests(document, kind, names, recipe)]
         shared = sum(len(os.path.commonprefix(pair)) for pair in itertools.pairwise(texts))
         assert shared / sum(map(len, texts)) >= 0.95

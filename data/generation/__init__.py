@@ -1,0 +1,1 @@
+"""Step 1: synthetic passages, from methods and requests to journals of passages."""

@@ -43,33 +43,43 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-
 def main() -> None:
     args = parse_arguments()
     params, ignored = load(args.params)
     override(params["runconfig"], args)
 
-    from gptj import session
+    from gptj.train_loop import (
+        build_model,
+        check_device,
+        evaluate,
+        evaluate_all,
+        export,
+        find_start,
+        open_data,
+        quiet,
+        say,
+        train,
+    )
 
-    session.quiet()
-    session.check_device(args.device)
+    quiet()
+    check_device(args.device)
     if ignored:
-        session.say(f"without effect here: {', '.join(ignored)}")
+        say(f"without effect here: {', '.join(ignored)}")
     trains, evaluates = args.mode in ("train", "train_and_eval"), args.mode != "train"
-    training = session.open_data(params, "train_input") if trains else None
-    validation = session.open_data(params, "eval_input") if evaluates else None
+    training = open_data(params, "train_input") if trains else None
+    validation = open_data(params, "eval_input") if evaluates else None
     save_params(args, params)
     if args.mode == "eval_all":
-        model = session.evaluate_all(args, params, validation)
+        model = evaluate_all(args, params, validation)
     else:
-        start = session.find_start(args, params, training)
-        model = session.build_model(params, start, not args.disable_strict_checkpoint_loading)
+        start = find_start(args, params, training)
+        model = build_model(params, start, not args.disable_strict_checkpoint_loading)
         if trains:
-            session.train(args, params, model, start, training, validation)
+            train(args, params, model, start, training, validation)
         else:
-            session.evaluate(params, model, validation, start.step, args.model_dir)
+            evaluate(params, model, validation, start.step, args.model_dir)
     if args.export_hf:
-        session.export(model, args.export_hf, args.tokenizer, training or validation)
+        export(model, args.export_hf, args.tokenizer, training or validation)
 
 
 def override(runconfig: dict, args: argparse.Namespace) -> None:

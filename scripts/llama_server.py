@@ -1,6 +1,6 @@
 """llama.cpp's server with an OpenAI-compatible API, for as long as one command runs.
 
-    python -m utils.local_server MODEL.gguf -- python data/entigraph.py 0 --task example ...
+    python scripts/llama_server.py MODEL.gguf -- python data/entigraph.py 0 --task example ...
 
 The server listens on a free port of 127.0.0.1; the command finds it in $OPENAI_BASE_URL. It lives
 inside this process, so that nothing is left behind when the command ends, by itself or by Ctrl-C.

@@ -16,22 +16,25 @@ a search finds stand before the question, and the file is out/rag/qualityqa-<che
 """
 
 import argparse
-import dataclasses
-import hashlib
 import json
-import zlib
 from pathlib import Path
 
 from inference.retrieval import RETRIEVERS
 from tasks import multiple_choice, readers, scoring
-from tasks.documents import Document, Question, load_task, split_of
-from tasks.rag import ORDERS, QUERIES, Found, Search, search
-from tasks.results import compare
-from utils import paths
-from utils.io import UserError, read_json, run, write_json
-
-SEARCH = dataclasses.asdict(Search())  # its options, unless they are given
-Item = tuple[Document, Question]
+from tasks.contamination import print_leakage
+from tasks.documents import Item, load_task
+from tasks.rag import ORDERS, QUERIES, SEARCH, Found, print_stages, search, settings_of
+from tasks.results import (
+    collect,
+    describe,
+    fingerprint,
+    is_finished,
+    print_comparison,
+    selected_anew,
+    target_of,
+)
+from utils.errors import UserError, run
+from utils.io import read_json, write_json
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -149,18 +152,6 @@ def main() -> None:
     print(f"{target}\n{json.dumps(result['metrics'])}")
 
 
-def settings_of(args: argparse.Namespace) -> Search:
-    return Search(**{name: getattr(args, name) for name in SEARCH})
-
-
-def print_stages(found: Found, questions: int) -> None:
-    columns = list(next(iter(found.stages.values())))
-    print(f"{found.total} passages, {questions} questions; the right article is among the first k:")
-    print(f"{'':10}" + "".join(f"{column:>12}" for column in columns))
-    for stage, values in found.stages.items():
-        print(f"{stage:10}" + "".join(f"{values[column]:12.3f}" for column in columns))
-
-
 def ask(
     items: list[Item], found: Found | None, args: argparse.Namespace
 ) -> list[multiple_choice.Asked]:
@@ -179,140 +170,6 @@ def answerer(args: argparse.Namespace):
         args.protocol, args.model_path, args.base_url, args.n_samples, args.temperature, args.max_tokens,
         args.batch_size, args.seed, args.concurrency, args.timeout, args.give_up,
     )  # fmt: skip
-
-
-def target_of(args: argparse.Namespace) -> Path:
-    if not args.rag:
-        return paths.evaluation_file(args.model_path)
-    way = f"t{args.temperature:g}" if args.protocol == "cot" else args.protocol
-    return paths.evaluation_file(args.model_path, f"{settings_of(args).name}-{way}")
-
-
-def describe(
-    args: argparse.Namespace, items: list[Item], asked: list[multiple_choice.Asked]
-) -> dict:
-    """What the answers depend on; answers of another description are not used again."""
-    both = zip(items, asked, strict=True)
-    whole = [(one.prompt, question.options, question.gold) for (_, question), one in both]
-    protocol = {
-        "name": args.protocol,
-        "task": args.task,
-        "prompts": fingerprint(whole),
-        "weights": paths.weights_state(args.model_path),
-    }
-    if args.protocol == "cot":
-        names = ("n_samples", "temperature", "max_tokens", "seed", "base_url")
-        protocol |= {name: getattr(args, name) for name in (*names, "select", "few_shot")}
-    if not args.base_url:
-        # What is computed at once moves the last bits of a sum.
-        protocol["batch_size"] = args.batch_size
-    if args.rag:
-        protocol["search"] = dataclasses.asdict(settings_of(args))
-    return protocol
-
-
-def fingerprint(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()[:12]
-
-
-def selected_anew(target: Path, protocol: dict) -> dict[str, list[dict]] | None:
-    """The attempts in the file by question id, where they are this evaluation's but for --select: which
-    of them counts can be said again without asking again."""
-    if not target.is_file():
-        return None
-    earlier = read_json(target, "delete it")
-    if earlier["protocol"] == protocol or earlier["protocol"] | {"select": None} != protocol | {"select": None}:  # fmt: skip
-        return None
-    questions = (q for document in earlier["documents"] for q in document["questions"])
-    return {question["id"]: question["attempts"] for question in questions}
-
-
-def is_finished(target: Path, protocol: dict) -> bool:
-    """Whether the file holds this evaluation. Another one of the same checkpoint is set aside, and comes
-    back when it is asked for again."""
-    earlier = read_json(target, "delete it").get("protocol") if target.is_file() else None
-    if earlier == protocol:
-        return True
-    if earlier:
-        aside = aside_of(target, earlier)
-        aside.parent.mkdir(exist_ok=True)
-        target.rename(aside)
-        print(f"{target} was of another protocol; it is now {aside}")
-    if aside_of(target, protocol).is_file():
-        aside_of(target, protocol).rename(target)
-        return True
-    return False
-
-
-def aside_of(target: Path, protocol: dict) -> Path:
-    return target.parent / "earlier" / f"{target.stem}.{fingerprint(protocol)}.json"
-
-
-def collect(
-    documents: list[Document], attempts: dict[str, list[dict]], protocol: dict, found: Found | None, args: argparse.Namespace
-) -> dict:  # fmt: skip
-    """The whole output file."""
-    judged, shown, number = [], [], 0
-    for index, document in enumerate(documents):
-        split = split_of(index, len(documents))
-        questions = []
-        for question in document.questions:
-            read = [attempt["answer_index"] for attempt in attempts[question.id]]
-            drawn = [protocol.get("seed", 0), zlib.crc32(question.id.encode())]
-            answer = scoring.select(read, protocol.get("select", "first"), drawn)
-            of_question = {"gold": question.gold, "hard": question.hard, "answer": answer}
-            judged.append(
-                {"id": question.id, "document": document.uid, "split": split} | of_question
-            )
-            entry = {
-                "id": question.id,
-                "question": question.text,
-                "options": list(question.options),
-            }
-            if found:  # in the order in which they stood before the question
-                entry["passages"] = [[p.source, p.number] for p in found.passages[number]]
-            questions.append(entry | of_question | {"attempts": attempts[question.id]})
-            number += 1
-        head = {name: getattr(document, name) for name in ("uid", "title", "author", "year")}
-        shown.append(head | {"split": split, "questions": questions})
-    result = {"protocol": protocol, "model": args.model_path, "metrics": scoring.metrics(judged)}
-    if found:
-        result["retrieval"] = {"passages": found.total} | found.stages
-    return result | {"leakage": leakage_of(documents, judged, args), "documents": shown}
-
-
-def leakage_of(documents: list[Document], judged: list[dict], args: argparse.Namespace) -> dict | None:  # fmt: skip
-    """What of the questions stands in the training text. A server's checkpoint is looked for here."""
-    from tasks import contamination
-
-    questions = [question for document in documents for question in document.questions]
-    texts = {
-        question.id: [question.text, question.options[question.gold]] for question in questions
-    }
-    right = {question["id"]: question["answer"] == question["gold"] for question in judged}
-    return contamination.report(args.model_path, texts, right)
-
-
-def print_leakage(result: dict) -> None:
-    found = result.get("leakage")
-    if found is None:
-        print("leakage: not known, for no run.json says what the model was trained on")
-    elif "unknown" in found:
-        print(f"leakage: not known ({found['unknown']})")
-    else:
-        rest = f"; accuracy without them {found['accuracy_without']:.1%}" if found["leaked"] else ""
-        print(f"leakage: {len(found['leaked'])} of {result['metrics']['n']} questions stand in the training text (13 words in a row){rest}")  # fmt: skip
-
-
-def print_comparison(files: list[Path]) -> None:
-    found = compare(*files)
-    low, high = found["ci95"]
-    first, second = found["accuracies"]
-    print(
-        f"{files[0]}: {first:.1%}\n{files[1]}: {second:.1%}, of the same {found['n']:,} questions"
-    )
-    print(f"difference {found['difference']:+.1%} (95%: {low:+.1%} to {high:+.1%}, resampling articles), p = {found['p']:.4f}")  # fmt: skip
-    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ import argparse
 import sys
 
 from utils import paths
-from utils.io import UserError, read_json, run
+from utils.errors import UserError, run
+from utils.io import read_json
 
 
 # fmt: off
@@ -50,8 +51,8 @@ def main() -> None:
     titles = titles_of(args.task) if args.articles else []
     speaker = find_speaker(args)
 
+    from chat.conversation import Sampling
     from chat.repl import Repl, say
-    from chat.speaking import Sampling
 
     sampling = Sampling(float(args.temperature), args.top_p, args.max_tokens, args.seed)
     if speaker.completes and args.system:

@@ -15,7 +15,7 @@ import time
 from tasks import multiple_choice
 from tasks.documents import load_task
 from utils import paths
-from utils.io import run
+from utils.errors import run
 
 
 def main() -> None:

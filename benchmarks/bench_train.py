@@ -97,7 +97,9 @@ def ours(args: argparse.Namespace, folder: Path) -> None:
     import torch
 
     from training import trainer
-    from training.settings import Settings, choose_precision, fit_memory
+    from training.memory import fit_memory
+    from training.settings import Settings
+    from utils.device import choose_precision
 
     model = load(args, torch.float32)
     model.config.use_cache = False
@@ -125,7 +127,7 @@ def plain(args: argparse.Namespace, folder: Path) -> None:
     import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    from training.settings import choose_precision
+    from utils.device import choose_precision
 
     large = args.shape == "llama-3-8b"
     model = load(args, torch.bfloat16 if large else torch.float32)

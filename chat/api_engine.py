@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from chat.conversation import whole
-from chat.speaking import UNKNOWN, Answer, Sampling, TooLong, room_for_question
+from chat.conversation import UNKNOWN, Answer, Sampling, TooLong, room_for_question
 from inference.keys import find_key, hide
-from utils.io import UserError, first_line, read_json
+from utils.chat_template import whole
+from utils.errors import UserError, first_line
+from utils.io import read_json
 
 BYTES_A_TOKEN = 3  # of a model whose tokenizer is not here: English has 4 to 5
 CONTEXT = re.compile(r"context|too long|too many tokens|maximum.{0,40}(length|tokens)", re.I | re.S)

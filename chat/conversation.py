@@ -3,11 +3,15 @@
 It knows messages, {"role": "system" | "user" | "assistant", "content": text}, nothing of models.
 """
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from utils.io import UserError, read_jsonl, replacing
+from utils.chat_template import problem_of, whole
+from utils.errors import UserError
+from utils.io import read_jsonl, replacing
 
 
 class Conversation:
@@ -62,24 +66,6 @@ def _said(role: str, content: str) -> dict:
     return {"role": role, "content": whole(content)}
 
 
-def whole(text: str) -> str:
-    """A text without halves of surrogate pairs, which no file, terminal or tokenizer takes."""
-    return text.encode("utf-8", "replace").decode()
-
-
-def problem_of(messages: object) -> str | None:
-    """What keeps a value from being a finished conversation; None where nothing does."""
-    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-        return "has no list `messages`"
-    if not all(isinstance(m.get("content"), str) for m in messages):
-        return "a message has no text in `content`"
-    roles = [m.get("role") for m in messages]
-    turns = roles[1:] if roles[:1] == ["system"] else roles
-    if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
-        return "after a system message, if any, user and assistant must take turns, and the assistant end"
-    return None
-
-
 def fit(
     messages: list[dict], room: int, count: Callable[[list[dict]], int]
 ) -> tuple[list[dict], int] | None:
@@ -95,3 +81,63 @@ def fit(
         if count(kept) <= room:
             return kept, dropped // 2
     return None
+
+
+UNKNOWN = 1 << 30  # tokens of a context of which nobody said how long it is
+
+
+@dataclass
+class Sampling:
+    """How words are drawn; temperature 0 takes the likeliest."""
+
+    temperature: float = 0.7
+    top_p: float = 0.95
+    max_tokens: int = 512
+    seed: int = 0
+
+
+@dataclass
+class Answer:
+    """What is known of an answer besides its words. One record an answer: a page has several visitors."""
+
+    ending: str = ""  # stop, or length where it was cut
+    tokens: int = 0
+
+
+class TooLong(UserError):
+    """More than the model's context holds."""
+
+
+def room_for_question(context: int | None, sampling: Sampling) -> int:
+    """Tokens that a question may have: the rest, up to a quarter, is the answer's."""
+    context = context or UNKNOWN
+    return context - min(sampling.max_tokens, context // 4)
+
+
+def reply(
+    speaker, messages: list[dict], sampling: Sampling, answer: Answer, notice: Callable[[str], None]
+) -> Iterator[str]:
+    """The answer to the last message, in pieces. What does not fit into the context is left out by
+    whole turns, the oldest first, and `notice` is told. Raises TooLong where the last message (and the
+    system message) alone do not fit, UserError where the server fails."""
+    refused, room = None, speaker.room(sampling)
+    while fitting := fit(messages, room, speaker.count):
+        kept, dropped = fitting
+        with contextlib.closing(speaker.stream(kept, sampling, answer)) as pieces:
+            try:
+                first = next(pieces, "")
+            except TooLong as error:  # a server knows better than our guess of tokens
+                refused, room = error, speaker.count(kept) - 1
+                continue
+            if dropped:
+                earlier = sum(message["role"] == "user" for message in messages) - 1
+                notice(f"the model's context is full: the oldest {dropped} of {earlier} turns are left out")  # fmt: skip
+            yield first
+            yield from pieces
+            return
+    alone = [message for message in messages[:1] if message["role"] == "system"] + messages[-1:]
+    what = "the message has" if len(alone) == 1 else "system message and message together have"
+    raise refused or TooLong(
+        f"too long for the model: {what} {speaker.count(alone):,} tokens, and its context has room for "
+        f"{room:,}; send a shorter message"
+    )

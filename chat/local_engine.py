@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator
 
-from chat.speaking import UNKNOWN, Answer, Sampling, room_for_question
+from chat.conversation import UNKNOWN, Answer, Sampling, room_for_question
 from utils import chat_template
 
 

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from chat.conversation import Conversation
-from chat.speaking import Answer, Sampling, reply
+from chat.conversation import Answer, Conversation, Sampling, reply
 from utils import paths
-from utils.io import UserError, first_line
+from utils.errors import UserError, first_line
 
 HELP = """\
 Enter sends, Alt-Enter (or a \\ at the end of a line) begins a new line, arrows bring earlier messages back.

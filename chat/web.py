@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from chat.conversation import Conversation
-from chat.speaking import Answer, Sampling, reply
-from utils.io import UserError
+from chat.conversation import Answer, Conversation, Sampling, reply
+from utils.errors import UserError
 
 NOTICE = "Notice"  # the title of a message that is not the model's
 

@@ -15,22 +15,24 @@ as it is there; the same command goes on where the last one stopped and pays for
 
 import argparse
 import asyncio
-import math
-import re
 from contextlib import closing
 from pathlib import Path
 
 from data.generation import methods
-from data.generation.calls import Batched, Live, import_published, summarize
-from data.generation.cost_estimate import dollars, make_plan, wall_seconds
-from data.generation.passages import Store
+from data.generation.batch_run import Batched
+from data.generation.calls import summarize
+from data.generation.cost_estimate import print_plan
+from data.generation.import_json import import_published
+from data.generation.live_run import Live
+from data.generation.passages import Store, open_all
 from inference.batch_api import under_way
 from inference.budget import Ledger
 from inference.prices import find_price
 from tasks import readers
-from tasks.documents import Document, load_task
+from tasks.documents import load_task, parse_indices
 from utils import paths
-from utils.io import UserError, run
+from utils.cli import above_zero, count, positive
+from utils.errors import UserError, run
 
 
 # fmt: off
@@ -69,27 +71,6 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return number
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return number
-
-
-def above_zero(text: str) -> float:
-    number = float(text)
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-    return number
-
-
 def main() -> None:
     args = parse_arguments()
     if args.corpus:
@@ -124,26 +105,6 @@ def main() -> None:
             summarize(store, ledger)
 
 
-def parse_indices(text: str, total: int) -> list[int]:
-    """`7`, `0-9`, `0,3,7` and mixtures, or `all`, as indices below `total`."""
-    if text == "all":
-        return list(range(total))
-    indices: set[int] = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
-        if not match:
-            raise UserError(
-                f"article {part!r}: write a number, a range like 0-9, a list like 0,3,7, or all"
-            )
-        first, last = int(match[1]), int(match[2] or match[1])
-        if first > last or last >= total:
-            raise UserError(
-                f"article {part}: out of range, this task has articles 0 to {total - 1}"
-            )
-        indices |= set(range(first, last + 1))
-    return sorted(indices)
-
-
 def open_ledger(args: argparse.Namespace, folder: Path) -> Ledger:
     price = find_price(args.prices, args.model)
     if args.budget_usd is not None and not price:
@@ -152,43 +113,6 @@ def open_ledger(args: argparse.Namespace, folder: Path) -> Ledger:
             "or set --max_tokens_total"
         )
     return Ledger(folder / "calls.ledger", price, args.budget_usd, args.max_tokens_total)
-
-
-def open_all(store: Store, documents: list[Document], recipe: methods.Recipe) -> None:
-    for document in documents:
-        listing = recipe.list_kind and methods.list_request(document, recipe).id
-        store.open(document.uid, listing)
-
-
-def print_plan(
-    args: argparse.Namespace, documents: list, recipe: methods.Recipe, folder: Path
-) -> None:
-    store = Store(folder, args.retry_failed, read_only=True)
-    open_all(store, documents, recipe)
-    rows, guessed = make_plan(documents, recipe, store)
-    print(
-        f"{'kind':22}{'done':>10}{'calls':>10}{'prompt tokens':>17}{'of them cached':>17}{'reply tokens':>15}"
-    )
-    for row in rows:
-        print(
-            f"{row.kind:22}{row.done:10,}{row.calls:10,}{row.prompt:17,}{row.cached:17,}{row.completion:15,}"
-        )
-    print()
-    if price := find_price(args.prices, args.model):
-        for way, usd in dollars(rows, price).items():
-            print(f"{way:22}${usd:>12,.2f}")
-    else:
-        print(f"{args.prices} has no price for {args.model}: no dollars")
-    print(
-        f"{'wall time, live':22}{wall_seconds(rows, args.concurrency) / 3600:>13,.1f} h at --concurrency {args.concurrency}"
-    )
-    if guessed:
-        print(
-            f"The {recipe.list_kind} of {guessed} of {len(documents)} articles are not known yet and are guessed;"
-        )
-        print(
-            "the number of calls is exact once they are (a first run with --max_pairs 0 --max_triples 0)."
-        )
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ import numpy as np
 
 from data.generation import filters, methods
 from data.generation.passages import locate_passages, read_passages
-from tasks.documents import load_task, task_files
+from tasks.documents import article_text, load_task, task_files
 from utils import paths
-from utils.io import UserError, run
+from utils.errors import UserError, run
 from utils.tokenizer import load_tokenizer, write_documents
 
 
@@ -55,7 +55,7 @@ def main() -> None:
 def articles(task: str, rng: np.random.Generator) -> tuple[Callable[[], Iterable[str]], list[str]]:
     documents = load_task(task)
     order = rng.permutation(len(documents))
-    texts = [methods.article_text(documents[index]) for index in order]
+    texts = [article_text(documents[index]) for index in order]
     return lambda: texts, [str(path) for path in task_files(task)]
 
 

@@ -19,9 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from chat.conversation import problem_of
 from utils import chat_template, paths
-from utils.io import UserError, first_line, iterate_jsonl, run
+from utils.chat_template import problem_of
+from utils.errors import UserError, first_line, run
+from utils.io import iterate_jsonl
 from utils.token_file import write_tokens
 from utils.tokenizer import fingerprint, load_tokenizer
 

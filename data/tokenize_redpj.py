@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from utils import paths
-from utils.io import UserError, first_line, iterate_jsonl, run
+from utils.errors import UserError, first_line, run
+from utils.io import iterate_jsonl
 from utils.tokenizer import load_tokenizer, write_documents
 
 REDPAJAMA = "togethercomputer/RedPajama-Data-1T-Sample"
@@ -44,7 +45,6 @@ def parse_arguments() -> argparse.Namespace:
     add("--name", default=paths.DEFAULT_REPLAY, help="of the files (default %(default)s)")
     add("--seed", type=int, default=0, help="of the order of documents")
     return parser.parse_args()
-
 
 
 def main() -> None:

@@ -11,7 +11,8 @@ from transformers import TrainerCallback
 
 from gptj import formats
 from utils.checkpoint import COMPLETE
-from utils.io import UserError, replacing
+from utils.errors import UserError
+from utils.io import replacing
 
 NAME = re.compile(r"checkpoint_(\d+)\.mdl")
 KEPT_AS_BYTES = re.compile(

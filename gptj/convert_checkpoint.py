@@ -14,7 +14,8 @@ import argparse
 import json
 from pathlib import Path
 
-from utils.io import UserError, read_json, replacing, run, write_json
+from utils.errors import UserError, run
+from utils.io import read_json, replacing, write_json
 
 FORMATS = ("hf", "cs-1.8")
 
@@ -35,7 +36,7 @@ def parse_arguments() -> argparse.Namespace:
             command.add_argument("--config", type=Path, required=True, help="config.json, or a YAML file with a `model` section")
             command.add_argument("--check", action="store_true", help="compare the logits of both")
     return parser.parse_args()
-# fmt: on
+
 
 
 def convert_config(path: Path, source: str, folder: Path) -> tuple[Path, dict]:

@@ -14,21 +14,19 @@ max_seq_length) int32, gzip: input_ids, loss mask, labels (already shifted), and
 """
 
 import argparse
-import csv
 import hashlib
-import json
 import multiprocessing
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from utils.io import UserError, read_json, run, write_json
+from gptj.text_files import Document, read_documents
+from utils.errors import UserError, run
+from utils.io import read_json, write_json
 
 MANIFEST = "data_params.json"
-LISTS = ("train_meta.txt", "val_meta.txt")  # gptj/trc2.py's: no text
 
 
 # fmt: off
@@ -65,7 +63,6 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-
 def check(args: argparse.Namespace) -> None:
     if bool(args.csv) == bool(args.input_dir):
         raise UserError("name the text by --input_dir or by --csv, one of them")
@@ -85,82 +82,6 @@ def check(args: argparse.Namespace) -> None:
             raise UserError(f"--{name} {getattr(args, name)}: must be above 0")
     if not 0 <= args.short_seq_prob < 1:
         raise UserError(f"--short_seq_prob {args.short_seq_prob}: from 0 to below 1")
-
-
-@dataclass(frozen=True)
-class Document:
-    """`where` names it in an error."""
-
-    where: str
-    text: str
-
-
-def find_files(args: argparse.Namespace) -> list[Path]:
-    if args.metadata_files:
-        names = [line for meta in args.metadata_files for line in meta.read_text().splitlines()]
-        files = [args.input_dir / name.strip() for name in names if name.strip()]
-    else:
-        files = sorted(
-            path
-            for path in args.input_dir.rglob("*")
-            if path.suffix in (".txt", ".jsonl") and path.name not in LISTS
-        )
-    for path in files:
-        if not path.is_file():
-            raise UserError(f"{path}: named in the list, but not there")
-    if not files:
-        raise UserError(f"{args.input_dir}: no .txt or .jsonl files in it")
-    return files
-
-
-def read_documents(args: argparse.Namespace) -> Iterator[Document]:
-    """All documents, in one order for any number of processes."""
-    if args.csv:
-        yield from csv_documents(args.csv, args.text_column)
-        return
-    for path in find_files(args):
-        try:
-            if path.suffix == ".jsonl":
-                yield from jsonl_documents(path, args.jsonl_key)
-            else:
-                yield Document(str(path), path.read_text(encoding="utf-8"))
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert it first") from error  # fmt: skip
-
-
-def csv_documents(path: Path, column: str) -> Iterator[Document]:
-    csv.field_size_limit(1 << 30)
-    number = 0
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = next(reader, [])
-            if column not in header:
-                raise UserError(f"--text_column {column}: {path} has {', '.join(header)}")
-            at = header.index(column)
-            for number, row in enumerate(reader, 1):
-                if row and len(row) != len(header):
-                    raise UserError(f"{path}: row {number} has {len(row)} columns, the header has {len(header)}")  # fmt: skip
-                if row:
-                    yield Document(f"{path} row {number}", row[at])
-    except csv.Error as error:
-        raise UserError(f"{path}: row {number + 1}: {error}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: row {number + 1}: not UTF-8") from error
-
-
-def jsonl_documents(path: Path, key: str) -> Iterator[Document]:
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                text = json.loads(line)[key]
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path}: line {number}: no JSON object with a text {key!r}") from error  # fmt: skip
-            if not isinstance(text, str):
-                raise UserError(f"{path}: line {number}: {key!r} is no text")
-            yield Document(f"{path} line {number}", text)
 
 
 def load_tokenizer(args: argparse.Namespace):

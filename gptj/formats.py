@@ -11,7 +11,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from utils.io import UserError, first_line, read_json
+from utils.errors import UserError, first_line
+from utils.io import read_json
 
 # Hugging Face's name -> cs-1.8's; N is the layer's number.
 RENAMES = [
@@ -28,7 +29,6 @@ RENAMES = [
 ]  # fmt: skip
 TWIN = ("ln_f.", "transformer_decoder.norm.")  # cs-1.8 holds the last norm under both names
 MADE_BY_CODE = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")  # in old HF files
-
 CONFIG_RENAMES = [
     ("vocab_size", "vocab_size"),
     ("n_positions", "max_position_embeddings"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from utils.io import UserError
+from utils.errors import UserError
 
 REQUIRED = object()
 NUMBER = (int, float)
@@ -252,3 +252,9 @@ def _rate(entry: dict, step: int) -> float:
     if entry["scheduler"] == "CosineDecay":
         share = 1 - (1 + math.cos(math.pi * share)) / 2
     return begin + (end - begin) * share
+
+
+def recipe(params: dict) -> dict:
+    """What an optimizer's state holds of the YAML file: to go on with other values is another run."""
+    names = ("eps", "beta1", "beta2", "weight_decay", "correct_bias")
+    return {f"optimizer.{name}": params["optimizer"][name] for name in names}

@@ -16,7 +16,8 @@ import argparse
 from pathlib import Path
 
 from gptj.params import load
-from utils.io import UserError, replacing, run
+from utils.errors import UserError, run
+from utils.io import replacing
 
 
 # fmt: off
@@ -48,18 +49,11 @@ def main() -> None:
     params, ignored = load(args.params)
     override(params["runconfig"], args)
 
-    from gptj.train_loop import (
-        build_model,
-        check_device,
-        evaluate,
-        evaluate_all,
-        export,
-        find_start,
-        open_data,
-        quiet,
-        say,
-        train,
-    )
+    from gptj.eval_loop import evaluate, evaluate_all
+    from gptj.hdf5 import open_data
+    from gptj.model import build_model, export, find_start
+    from gptj.train_loop import check_device, train
+    from utils.cli import quiet, say
 
     quiet()
     check_device(args.device)

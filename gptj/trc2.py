@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from utils.io import UserError, replacing, run
+from utils.errors import UserError, run
+from utils.io import replacing
 
 # In this order, each on the first match in a line.
 SUBSTITUTIONS = [
@@ -34,7 +35,6 @@ SUBSTITUTIONS = [
     rb"\(Click on the Z.*",
 ]
 WHOLE_LINE_OF_NUMBERS = rb"^[-0-9: ]*$"  # --keep_numbers has it in the third one's place
-
 # What glibc's `iconv -c` lets through: UTF-8, and four-byte forms beyond U+10FFFF, but no surrogates.
 VALID = re.compile(
     rb"[\x00-\x7f]+|[\xc2-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]|\xed[\x80-\x9f][\x80-\xbf]"
@@ -58,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     split.add_argument("--by_article", action="store_true", help="cut between articles alone, those of validation drawn by chance")
     split.add_argument("--seed", type=int, default=0, help="of --by_article (default 0)")
     return parser.parse_args()
-# fmt: on
+
 
 
 def clean_line(line: bytes, patterns: list[re.Pattern]) -> bytes:

@@ -8,7 +8,7 @@ import contextlib
 import functools
 import os
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -22,7 +22,6 @@ from inference.completions import (
     Stopped,
     Transient,
     judge,
-    limit_wait_s,
     parse_object,
     reply_of,
     texts_of,
@@ -30,8 +29,8 @@ from inference.completions import (
 )
 from inference.keys import find_key, hide
 from inference.prices import Usage
-from inference.rate_limiter import Pace
-from utils.io import UserError
+from inference.rate_limiter import Pace, limit_wait_s
+from utils.errors import UserError
 
 OPENAI_URL = "https://api.openai.com/v1"
 MAX_TRIES = 6
@@ -247,3 +246,23 @@ class Client:
 
     def _safe(self, text: str) -> str:
         return hide(self._key, text)
+
+
+async def for_each(items: Iterable, work: Callable[..., Awaitable[None]], concurrency: int) -> None:
+    """`await work(item)` for every item, in order of the items, `concurrency` at a time.
+
+    Items are taken from the iterable only when a worker is free. The first exception cancels the
+    others and is raised.
+    """
+    waiting = iter(items)
+
+    async def worker() -> None:
+        for item in waiting:
+            await work(item)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(concurrency):
+                group.create_task(worker())
+    except* UserError as errors:
+        raise errors.exceptions[0] from None

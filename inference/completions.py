@@ -1,12 +1,12 @@
 """What comes over the wire from OpenAI-compatible servers, read with care: bodies and headers."""
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from inference.prices import Usage
-from utils.io import UserError
+from inference.rate_limiter import retry_after_s
+from utils.errors import UserError
 
 # A wrong key, no money, no access, no such model: the same for every call.
 REFUSED = {401, 402, 403, 404}
@@ -121,32 +121,3 @@ def judge(status: int, headers, content: bytes, safe: Callable[[str], str]) -> E
     if status in TRANSIENT or status >= 500:
         return Transient(f"{status}: {text}", wait_s)
     return Filtered(text) if code in FILTERED else CallFailed(f"{status}: {text}")
-
-
-def retry_after_s(headers) -> float | None:
-    """Seconds to wait by a response's headers; None where they name no number."""
-    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
-        value = headers.get(name, "")
-        if re.fullmatch(r"\d+(\.\d*)?", value):
-            return float(value) * unit
-    return None
-
-
-def limit_wait_s(headers) -> float:
-    """Seconds until one more request is allowed, by the x-ratelimit headers; 0 without them.
-
-    OpenAI's `reset` is the time until all of `limit` is there again (`1s`, `6m0s`, `120ms`), so one
-    request comes back in its (limit - remaining)-th part.
-    """
-    wait = 0.0
-    for kind in ("requests", "tokens"):
-        fields = [
-            headers.get(f"x-ratelimit-{what}-{kind}") for what in ("remaining", "limit", "reset")
-        ]
-        if fields[0] != "0" or not (fields[1] or "").isdigit():
-            continue
-        parts = re.findall(r"([\d.]+)(ms|s|m|h|d)", fields[2] or "")
-        units = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-        full = sum(float(number) * units[unit] for number, unit in parts)
-        wait = max(wait, full / max(1, int(fields[1])))
-    return wait

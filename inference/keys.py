@@ -3,7 +3,7 @@
 import os
 
 from utils import paths
-from utils.io import UserError
+from utils.errors import UserError
 
 NO_KEY = "none"  # what a local server is told
 

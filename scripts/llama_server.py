@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from utils.io import UserError, run
+from utils.errors import UserError, run
 
 CONTEXT_TOKENS = 4096  # of each slot: an article of 1,000 tokens, a prompt, a reply
 

@@ -8,7 +8,8 @@ import argparse
 from pathlib import Path
 
 from utils import paths
-from utils.io import read_json, read_jsonl, run, write_json
+from utils.errors import run
+from utils.io import read_json, read_jsonl, write_json
 
 AGAIN = "run: bash scripts/quickstart.sh --chat"
 LONGEST = 200  # tokens: the longest reply of the held-out conversations has 120

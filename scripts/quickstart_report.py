@@ -7,7 +7,8 @@ from pathlib import Path
 
 from data.generation.passages import FINISHED
 from utils import paths
-from utils.io import read_json, read_jsonl, replacing, run, write_json
+from utils.errors import run
+from utils.io import read_json, read_jsonl, replacing, write_json
 
 AGAIN = "run: bash scripts/quickstart.sh"
 LABELS = {

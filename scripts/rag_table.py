@@ -9,9 +9,10 @@ import json
 
 import numpy as np
 
-from tasks import scoring
+from tasks.intervals import interval
 from utils import paths
-from utils.io import UserError, read_json, run
+from utils.errors import UserError, run
+from utils.io import read_json
 
 
 def main() -> None:
@@ -53,7 +54,7 @@ def row_of(result: dict) -> dict:
         "mrr": stages[-1]["mrr"],
         "val": metrics["val"],
         "test": metrics["test"],
-        "ci95": scoring.interval(np.array([right for _, right in test]), [uid for uid, _ in test]),
+        "ci95": interval(np.array([right for _, right in test]), [uid for uid, _ in test]),
     }  # fmt: skip
 
 

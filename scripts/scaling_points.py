@@ -9,7 +9,8 @@ from pathlib import Path
 
 from tasks.results import check_same_protocol
 from utils import paths
-from utils.io import read_json, run, write_json
+from utils.errors import run
+from utils.io import read_json, write_json
 
 
 def main() -> None:

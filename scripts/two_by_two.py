@@ -18,7 +18,8 @@ from pathlib import Path
 from tasks.rag import Search
 from tasks.results import compare
 from utils import paths
-from utils.io import UserError, read_json, replacing, run, write_json
+from utils.errors import UserError, run
+from utils.io import read_json, replacing, write_json
 
 NAMES = {"base": "base model", "entigraph": "EntiGraph CPT"}
 BOOKS = ("closed", "open")

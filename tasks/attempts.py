@@ -7,12 +7,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.generation.call_queue import for_each
-from inference.client import Client
+from inference.client import Client, for_each
 from inference.completions import CallFailed
 from tasks import scoring
 from tasks.multiple_choice import Asked
-from utils.io import Journal, UserError
+from tasks.scoring import attempt, cot_attempt, likeliest_attempt
+from utils.errors import UserError
+from utils.io import Journal
 
 STOP = "\n###"  # the heading that begins the next worked example
 
@@ -121,20 +122,3 @@ async def _ask_server(asked: list[Asked], done: dict, how: Answerer, save: Calla
     if not how.give_up:
         raise UserError(f"{which}; the others are saved, and the same command asks these again, or with --give_up counts them as wrong")  # fmt: skip
     tqdm.write(f"{which}; they count as wrong")
-
-
-def likeliest_attempt(question: Asked, texts: list[str], sums: list[float]) -> dict:
-    """The text of the highest log-likelihood per byte of it (as lm-evaluation-harness' acc_norm), so that
-    a long option is not punished for its length; letters are all of one."""
-    scores = [total / len(text.encode()) for total, text in zip(sums, texts, strict=True)]
-    rounded = [round(score, 6) for score in scores]
-    return attempt(question, "", scores.index(max(scores))) | {"scores": rounded}
-
-
-def cot_attempt(question: Asked, text: str) -> dict:
-    return attempt(question, text, scoring.parse_answer(text))
-
-
-def attempt(question: Asked, reasoning: str, answer: int | None) -> dict:
-    content = None if answer is None else question.options[answer]
-    return {"reasoning": reasoning, "answer_index": answer, "answer_content": content}

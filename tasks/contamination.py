@@ -1,13 +1,16 @@
 """Which texts stand in the training text word for word."""
 
+import argparse
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from tasks.documents import Document
 from utils import paths
-from utils.io import UserError, read_json
+from utils.errors import UserError
+from utils.io import read_json
 from utils.token_file import TokenFile
 from utils.tokenizer import load_tokenizer
 
@@ -96,3 +99,26 @@ def report(checkpoint: str, questions: dict[str, list[str]], right: dict[str, bo
         "n_without": len(others),
         "accuracy_without": accuracy,
     }
+
+
+def leakage_of(documents: list[Document], judged: list[dict], args: argparse.Namespace) -> dict | None:  # fmt: skip
+    """What of the questions stands in the training text. A server's checkpoint is looked for here."""
+    pass  # XXX import gone
+
+    questions = [question for document in documents for question in document.questions]
+    texts = {
+        question.id: [question.text, question.options[question.gold]] for question in questions
+    }
+    right = {question["id"]: question["answer"] == question["gold"] for question in judged}
+    return report(args.model_path, texts, right)
+
+
+def print_leakage(result: dict) -> None:
+    found = result.get("leakage")
+    if found is None:
+        print("leakage: not known, for no run.json says what the model was trained on")
+    elif "unknown" in found:
+        print(f"leakage: not known ({found['unknown']})")
+    else:
+        rest = f"; accuracy without them {found['accuracy_without']:.1%}" if found["leaked"] else ""
+        print(f"leakage: {len(found['leaked'])} of {result['metrics']['n']} questions stand in the training text (13 words in a row){rest}")  # fmt: skip

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils import paths
-from utils.io import UserError, read_jsonl
+from utils.errors import UserError
+from utils.io import read_jsonl
 
 OPTIONS = 4
 VALIDATION_SHARE = 5  # the first fifth of the documents, by title, is validation
@@ -117,3 +118,40 @@ def uid_of(title: str, author: str = "") -> str:
     """Safe as a file name, and different for documents of different titles or authors."""
     slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60]
     return f"{slug}-{hashlib.sha256(f'{title}|{author}'.encode()).hexdigest()[:8]}"
+
+
+def parse_indices(text: str, total: int) -> list[int]:
+    """`7`, `0-9`, `0,3,7` and mixtures, or `all`, as indices below `total`."""
+    if text == "all":
+        return list(range(total))
+    indices: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        if not match:
+            raise UserError(
+                f"article {part!r}: write a number, a range like 0-9, a list like 0,3,7, or all"
+            )
+        first, last = int(match[1]), int(match[2] or match[1])
+        if first > last or last >= total:
+            raise UserError(
+                f"article {part}: out of range, this task has articles 0 to {total - 1}"
+            )
+        indices |= set(range(first, last + 1))
+    return sorted(indices)
+
+
+def article_text(document: Document) -> str:
+    """An article as the raw baseline trains on it: title, author and year, then the text."""
+    known = [f"by {document.byline}"] if document.author else []
+    known += [f"({document.year})"] if document.year else []
+    head = f"{document.title}\n{' '.join(known)}" if known else document.title
+    return f"{head}\n\n{document.text}"
+
+
+Item = tuple[Document, Question]
+
+
+def name_of(document: Document) -> str:
+    """`"Title" by Author (year)`, as far as they are known."""
+    author = f" by {document.byline}" if document.author else ""
+    return f'"{document.title}"{author}' + (f" ({document.year})" if document.year else "")

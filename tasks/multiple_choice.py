@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.documents import Document, Question
+from tasks.documents import Document, Question, name_of
 from tasks.prompts import fill, task_prompt
-from utils.io import UserError, read_text
+from utils.errors import UserError
+from utils.io import read_text
 
 EXAMPLE = "### Question\n"  # with which every worked example begins
 
@@ -39,12 +40,6 @@ def prompt_of(
         found = "\n\n".join(f"From {name}:\n{text}" for name, text in passages)
         own = fill(task_prompt("passages"), {"passages": found}) + own
     return worked_examples(examples, few_shot) + own + "\n" if protocol == "cot" else own
-
-
-def name_of(document: Document) -> str:
-    """`"Title" by Author (year)`, as far as they are known."""
-    author = f" by {document.byline}" if document.author else ""
-    return f'"{document.title}"{author}' + (f" ({document.year})" if document.year else "")
 
 
 @functools.cache

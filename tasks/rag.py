@@ -1,12 +1,13 @@
 """Open book: for every question the passages that a search finds for it, and how good the search is."""
 
+import argparse
+import dataclasses
 from dataclasses import dataclass
 
 from inference import retrieval
 from inference.embeddings import LocalEmbedder, ServedEmbedder
 from inference.retrieval import Passage, Reranker
-from tasks import multiple_choice
-from tasks.documents import Document, Question
+from tasks.documents import Document, Question, name_of
 from utils import paths
 from utils.io import waiting_lock
 
@@ -72,7 +73,7 @@ def search(documents: list[Document], items: list[tuple[Document, Question]], ho
 
 def passages_of(documents: list[Document], how: Search) -> list[Passage]:
     return [
-        Passage(document.uid, number, multiple_choice.name_of(document), text)
+        Passage(document.uid, number, name_of(document), text)
         for document in documents
         for number, text in enumerate(
             retrieval.split(document.text, how.chunk_size, how.chunk_overlap)
@@ -85,7 +86,7 @@ def query_of(document: Document, question: Question, how: Search) -> str:
     `question` is its text alone."""
     if how.query == "question":
         return question.text
-    return "\n".join([f"In the context of {multiple_choice.name_of(document)}: {question.text}", *question.options])  # fmt: skip
+    return "\n".join([f"In the context of {name_of(document)}: {question.text}", *question.options])  # fmt: skip
 
 
 def rank(passages: list[Passage], queries: list[str], how: Search) -> dict[str, list[list[int]]]:
@@ -107,3 +108,18 @@ def rank(passages: list[Passage], queries: list[str], how: Search) -> dict[str, 
 def first_hit(row: list[int], owner: str, passages: list[Passage]) -> int | None:
     """The rank, from 1, of the first passage from the question's own article."""
     return next((rank for rank, n in enumerate(row, 1) if passages[n].source == owner), None)
+
+
+SEARCH = dataclasses.asdict(Search())  # its options, unless they are given
+
+
+def settings_of(args: argparse.Namespace) -> Search:
+    return Search(**{name: getattr(args, name) for name in SEARCH})
+
+
+def print_stages(found: Found, questions: int) -> None:
+    columns = list(next(iter(found.stages.values())))
+    print(f"{found.total} passages, {questions} questions; the right article is among the first k:")
+    print(f"{'':10}" + "".join(f"{column:>12}" for column in columns))
+    for stage, values in found.stages.items():
+        print(f"{stage:10}" + "".join(f"{values[column]:12.3f}" for column in columns))

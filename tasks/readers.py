@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from utils import paths
-from utils.io import UserError, first_line, read_jsonl, read_text, replacing
+from utils.errors import UserError, first_line
+from utils.io import read_jsonl, read_text, replacing
 
 KINDS = (".txt", ".md", ".jsonl", ".html", ".htm", ".pdf")
 TAKEN = ("quality", "example")

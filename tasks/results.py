@@ -1,12 +1,23 @@
 """Two evaluations of the same questions, set against each other question by question."""
 
+import argparse
+import dataclasses
+import hashlib
+import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from tasks import scoring
-from utils.io import UserError, read_json
+from tasks import multiple_choice, scoring
+from tasks.contamination import leakage_of
+from tasks.documents import Document, Item, split_of
+from tasks.intervals import paired
+from tasks.rag import Found, settings_of
+from utils import paths
+from utils.errors import UserError
+from utils.io import read_json
 
 # What may differ between two protocols: whose weights, where they are, and what draws the words.
 MAY_DIFFER = {"weights", "base_url", "batch_size", "seed"}
@@ -29,7 +40,7 @@ def compare(one: Path, other: Path) -> dict:
         raise UserError(f"{one} and {other}: not the same questions; {len(only)} are in one of them alone, {min(only)[1]} for one")  # fmt: skip
     keys = list(asked[0])
     first, second = (np.array([found[key] for key in keys], float) for found in asked)
-    difference, edges, p = scoring.paired(first, second, [document for document, _ in keys])
+    difference, edges, p = paired(first, second, [document for document, _ in keys])
     return {
         "n": len(keys),
         "accuracies": [round(float(right.mean()), 4) for right in (first, second)],
@@ -58,3 +69,114 @@ def judged(path: Path, result: dict) -> Iterator[tuple[tuple[str, str], bool]]:
                 raise UserError(f"{path}: of an earlier version, which did not note which answer counted; delete it and run evaluation.py again")  # fmt: skip
             right = question["answer"] == question["gold"]
             yield (document["uid"], question["id"]), right
+
+
+def target_of(args: argparse.Namespace) -> Path:
+    if not args.rag:
+        return paths.evaluation_file(args.model_path)
+    way = f"t{args.temperature:g}" if args.protocol == "cot" else args.protocol
+    return paths.evaluation_file(args.model_path, f"{settings_of(args).name}-{way}")
+
+
+def describe(
+    args: argparse.Namespace, items: list[Item], asked: list[multiple_choice.Asked]
+) -> dict:
+    """What the answers depend on; answers of another description are not used again."""
+    both = zip(items, asked, strict=True)
+    whole = [(one.prompt, question.options, question.gold) for (_, question), one in both]
+    protocol = {
+        "name": args.protocol,
+        "task": args.task,
+        "prompts": fingerprint(whole),
+        "weights": paths.weights_state(args.model_path),
+    }
+    if args.protocol == "cot":
+        names = ("n_samples", "temperature", "max_tokens", "seed", "base_url")
+        protocol |= {name: getattr(args, name) for name in (*names, "select", "few_shot")}
+    if not args.base_url:
+        # What is computed at once moves the last bits of a sum.
+        protocol["batch_size"] = args.batch_size
+    if args.rag:
+        protocol["search"] = dataclasses.asdict(settings_of(args))
+    return protocol
+
+
+def fingerprint(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()[:12]
+
+
+def selected_anew(target: Path, protocol: dict) -> dict[str, list[dict]] | None:
+    """The attempts in the file by question id, where they are this evaluation's but for --select: which
+    of them counts can be said again without asking again."""
+    if not target.is_file():
+        return None
+    earlier = read_json(target, "delete it")
+    if earlier["protocol"] == protocol or earlier["protocol"] | {"select": None} != protocol | {"select": None}:  # fmt: skip
+        return None
+    questions = (q for document in earlier["documents"] for q in document["questions"])
+    return {question["id"]: question["attempts"] for question in questions}
+
+
+def is_finished(target: Path, protocol: dict) -> bool:
+    """Whether the file holds this evaluation. Another one of the same checkpoint is set aside, and comes
+    back when it is asked for again."""
+    earlier = read_json(target, "delete it").get("protocol") if target.is_file() else None
+    if earlier == protocol:
+        return True
+    if earlier:
+        aside = aside_of(target, earlier)
+        aside.parent.mkdir(exist_ok=True)
+        target.rename(aside)
+        print(f"{target} was of another protocol; it is now {aside}")
+    if aside_of(target, protocol).is_file():
+        aside_of(target, protocol).rename(target)
+        return True
+    return False
+
+
+def aside_of(target: Path, protocol: dict) -> Path:
+    return target.parent / "earlier" / f"{target.stem}.{fingerprint(protocol)}.json"
+
+
+def collect(
+    documents: list[Document], attempts: dict[str, list[dict]], protocol: dict, found: Found | None, args: argparse.Namespace
+) -> dict:  # fmt: skip
+    """The whole output file."""
+    judged, shown, number = [], [], 0
+    for index, document in enumerate(documents):
+        split = split_of(index, len(documents))
+        questions = []
+        for question in document.questions:
+            read = [attempt["answer_index"] for attempt in attempts[question.id]]
+            drawn = [protocol.get("seed", 0), zlib.crc32(question.id.encode())]
+            answer = scoring.select(read, protocol.get("select", "first"), drawn)
+            of_question = {"gold": question.gold, "hard": question.hard, "answer": answer}
+            judged.append(
+                {"id": question.id, "document": document.uid, "split": split} | of_question
+            )
+            entry = {
+                "id": question.id,
+                "question": question.text,
+                "options": list(question.options),
+            }
+            if found:  # in the order in which they stood before the question
+                entry["passages"] = [[p.source, p.number] for p in found.passages[number]]
+            questions.append(entry | of_question | {"attempts": attempts[question.id]})
+            number += 1
+        head = {name: getattr(document, name) for name in ("uid", "title", "author", "year")}
+        shown.append(head | {"split": split, "questions": questions})
+    result = {"protocol": protocol, "model": args.model_path, "metrics": scoring.metrics(judged)}
+    if found:
+        result["retrieval"] = {"passages": found.total} | found.stages
+    return result | {"leakage": leakage_of(documents, judged, args), "documents": shown}
+
+
+def print_comparison(files: list[Path]) -> None:
+    found = compare(*files)
+    low, high = found["ci95"]
+    first, second = found["accuracies"]
+    print(
+        f"{files[0]}: {first:.1%}\n{files[1]}: {second:.1%}, of the same {found['n']:,} questions"
+    )
+    print(f"difference {found['difference']:+.1%} (95%: {low:+.1%} to {high:+.1%}, resampling articles), p = {found['p']:.4f}")  # fmt: skip
+    print(json.dumps(found))

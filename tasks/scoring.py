@@ -4,8 +4,10 @@ import re
 
 import numpy as np
 
+from tasks.intervals import interval
+from tasks.multiple_choice import Asked
+
 LETTERS = "ABCD"
-RESAMPLES = 10_000
 # `Answer: B`, `answer is (C).`, `**Answer:** D`, `answer would be option B`, `Answer: \\boxed{C}`, `answer: b.`;
 # a letter that a word goes on with is none, nor is the article in `the answer is a matter of taste`, nor
 # one of two letters. tests/test_scoring.py has every case that was decided.
@@ -62,48 +64,22 @@ def metrics(questions: list[dict], seed: int = 0) -> dict:
     }
 
 
-def interval(right: np.ndarray, documents: list, seed: int = 0) -> list[float] | None:
-    """95% percentile bootstrap interval of the accuracy that resamples whole documents: questions
-    about one article are right or wrong together, so resampling questions would flatter."""
-    if not len(right):
-        return None
-    groups = _groups(documents)
-    totals = np.bincount(groups)
-    hits = np.bincount(groups, weights=right)
-    drawn = np.random.default_rng(seed).integers(len(totals), size=(RESAMPLES, len(totals)))
-    accuracies = hits[drawn].sum(1) / totals[drawn].sum(1)
-    return [round(float(edge), 4) for edge in np.quantile(accuracies, [0.025, 0.975])]
-
-
-def paired(
-    one: np.ndarray, other: np.ndarray, documents: list, seed: int = 0
-) -> tuple[float, list[float], float]:
-    """How much more of the same questions `other` has right than `one`: the difference of accuracies,
-    its 95% interval, and the p-value of no difference.
-
-    one, other: (questions,) 1 or 0; documents: whose question each is. The interval is the percentile
-    bootstrap over whole documents; the p-value that of the sign-flip test over them (if there were no
-    difference, each document's would have either sign alike), two-sided, with one added to both counts.
-    """
-    groups = _groups(documents)
-    totals = np.bincount(groups)
-    gains = np.bincount(groups, weights=other - one)
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(len(totals), size=(RESAMPLES, len(totals)))
-    resampled = gains[drawn].sum(1) / totals[drawn].sum(1)
-    signs = rng.integers(2, size=(RESAMPLES, len(totals)), dtype=np.int8) * 2 - 1
-    flipped = np.abs(signs @ gains)
-    # Sums of whole numbers in floating point: equal ones may differ in the last bit.
-    p = (1 + (flipped >= abs(gains.sum()) - 1e-9).sum()) / (1 + RESAMPLES)
-    edges = [round(float(edge), 4) for edge in np.quantile(resampled, [0.025, 0.975])]
-    return round(float(gains.sum() / totals.sum()), 4), edges, round(float(p), 5)
-
-
-def _groups(documents: list) -> np.ndarray:
-    """(questions,): the number of the document that each belongs to."""
-    names = {name: number for number, name in enumerate(dict.fromkeys(documents))}
-    return np.array([names[name] for name in documents])
-
-
 def _mean(values: np.ndarray) -> float | None:
     return round(float(values.mean()), 4) if len(values) else None
+
+
+def likeliest_attempt(question: Asked, texts: list[str], sums: list[float]) -> dict:
+    """The text of the highest log-likelihood per byte of it (as lm-evaluation-harness' acc_norm), so that
+    a long option is not punished for its length; letters are all of one."""
+    scores = [total / len(text.encode()) for total, text in zip(sums, texts, strict=True)]
+    rounded = [round(score, 6) for score in scores]
+    return attempt(question, "", scores.index(max(scores))) | {"scores": rounded}
+
+
+def cot_attempt(question: Asked, text: str) -> dict:
+    return attempt(question, text, parse_answer(text))
+
+
+def attempt(question: Asked, reasoning: str, answer: int | None) -> dict:
+    content = None if answer is None else question.options[answer]
+    return {"reasoning": reasoning, "answer_index": answer, "answer_content": content}

@@ -5,7 +5,6 @@ It knows a model's shape, nothing of how it is trained.
 
 from dataclasses import dataclass
 
-GIB = 2**30
 # Dense bf16 FLOP/s by the makers' data sheets, by a part of the device's name.
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 
@@ -56,53 +55,3 @@ def mfu(tokens_per_s: float, flops: float, device_name: str, devices: int) -> fl
     """Model FLOPs utilisation, of the devices' dense bf16 peak; None for a device not in the table."""
     peak = next((peak for name, peak in PEAK_FLOPS.items() if name in device_name), None)
     return tokens_per_s * flops / (peak * devices) if peak else None
-
-
-def memory_bytes(
-    shape: Shape,
-    block_size: int,
-    micro_batch: int,
-    ranks: int,
-    recomputed: int,
-    bf16: bool,
-    optimizer: float = 8,
-    logits_tokens: int | None = None,
-) -> dict[str, float]:
-    """Of one of `ranks` devices that share weights, gradients and optimizer.
-
-    A trained parameter has 4 bytes of fp32 weight, 4 of gradient and `optimizer` bytes of moments
-    (AdamW's two in fp32 are 8), and with `bf16` 2 for the copy that is multiplied; a frozen one its
-    weight alone. Activations are an estimate of what the backward pass of a Llama layer keeps, with
-    SDPA (no block × block matrix); `recomputed` layers keep their input alone. Logits of
-    `logits_tokens` (default: all) are there at once, with the gradient of the output layer.
-    """
-    width = 2 if bf16 else 4
-    tokens = micro_batch * block_size
-    # Two norms in fp32; their outputs, queries, attention's output; keys and values; of the MLP gate,
-    # up, their product and the activation.
-    layer = tokens * (
-        2 * 4 * shape.hidden
-        + width * (4 * shape.hidden + 2 * shape.kv_width + 4 * shape.intermediate)
-    )
-    kept = (shape.layers - recomputed) * layer
-    if recomputed:  # inputs, and one layer at a time in full
-        kept += recomputed * tokens * width * shape.hidden + layer
-    # As computed, in fp32, and their gradient.
-    logits = min(tokens, logits_tokens or tokens) * shape.vocabulary * (width + 4 + 4)
-    if logits_tokens:
-        logits += 4 * shape.vocabulary * shape.hidden
-    frozen = shape.parameters - shape.trained
-    parts = {
-        "weights": (4 * shape.trained + width * frozen) / ranks,
-        "gradients": 4 * shape.trained / ranks,
-        "optimizer": optimizer * shape.trained / ranks,
-    }
-    if bf16:
-        parts["bf16 copies"] = 2 * shape.trained / ranks
-    return parts | {"activations": kept + logits}
-
-
-def in_words(parts: dict[str, float]) -> str:
-    """`needs about 97 GiB: weights 30, …`"""
-    listed = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
-    return f"needs about {sum(parts.values()) / GIB:.1f} GiB: {listed}"

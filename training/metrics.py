@@ -13,7 +13,8 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from training.flops import mfu
-from utils.io import UserError, replacing
+from utils.errors import UserError
+from utils.io import replacing
 
 RECENT_STEPS = 20  # over which speed is told: it follows a slower machine, and does not flicker
 

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from utils.io import UserError
+from utils.errors import UserError
 
 STATE_BYTES = {"fp32": 8, "bf16": 4, "int8": 2.03}  # a parameter; int8 has a scale every 256 values
 

@@ -1,23 +1,12 @@
 """How a training run fits the machine it is on: ranks, arithmetic, micro-batches, memory."""
 
-import os
-import shutil
-import sysconfig
-from dataclasses import dataclass, replace
-from pathlib import Path
+import argparse
+import math
+from dataclasses import dataclass
 
-import torch
-
-from training.flops import GIB, Shape, in_words, memory_bytes, shape_of
-from training.loss import PLAIN_HEADS, chunk_tokens
-from training.optim import STATE_BYTES
-from utils.io import UserError
-
-# Of one forward pass: Llama 3 8B keeps 22 GiB of activations for them, by arithmetic.
-MICRO_BATCH_TOKENS = 4096
-# Below so many FLOPs of a run torch.compile is left alone: 15 minutes at the 230 GFLOP/s of two CPU
-# cores, where it takes 10 to 40 s and saves a tenth to a fifth; 8 minutes at 400 TFLOP/s.
-WORTH_COMPILING = {"cpu": 2e14, "cuda": 2e17}
+from utils import paths
+from utils.cli import Typed
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -47,146 +36,147 @@ class Settings:
     keep_workers: bool = True  # from one epoch to the next
 
 
-def world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_main_process() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def device_type() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def choose_precision(asked: str) -> str:
-    """bf16 autocast over fp32 weights where the chip multiplies bf16 fast, fp32 elsewhere.
-
-    On a CPU without AMX bf16 is the slower one: 140 against 210 tokens/s (SmolLM2-135M, 2 x 256,
-    Xeon with AVX512-BF16, two cores; LOG.md, 2026-11-22).
-    """
-    if asked != "auto":
-        return asked
-    fast = torch.cuda.is_available() or torch.cpu.get_capabilities().get("amx_bf16", False)
-    return "bf16" if fast else "fp32"
-
-
-def choose_sharding(asked: str, lora_rank: int) -> str:
-    """Several GPUs share the model, within a node and over nodes; CPU ranks (the tests') and those
-    that train adapters, which need little, have a copy each. Raises UserError for what cannot be."""
-    if lora_rank and asked in ("full", "hybrid"):
-        raise UserError(f"--sharding {asked}: not with --lora_rank; give --sharding none")
-    if world_size() == 1 or lora_rank:
-        return "none"
-    if asked == "hybrid" and world_size() % int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
-        raise UserError("--sharding hybrid: every node must have as many processes as the first")
-    if asked == "auto":
-        return "full" if torch.cuda.is_available() else "none"
-    if asked != "none" and not torch.cuda.is_available():
-        raise UserError(
-            f"--sharding {asked}: accelerate shards on GPUs alone; give --sharding none"
-        )
-    return asked
-
-
-def choose_compile(asked: str, flops: float) -> bool:
-    """Whether to compile the layers, for a run of `flops` in all. It depends on nothing that changes
-    between a run and its resumption."""
-    if asked != "auto":
-        return asked == "on"
-    header = Path(sysconfig.get_paths()["include"]) / "Python.h"  # what torch builds includes it
-    able = torch.cuda.is_available() or (shutil.which("g++") and header.is_file())
-    return bool(able) and flops / world_size() >= WORTH_COMPILING[device_type()]
-
-
-def choose_micro_batch(settings: Settings) -> int:
-    """Blocks per forward pass: the largest divisor of the rank's share that MICRO_BATCH_TOKENS allow."""
-    if world_size() == 1 and torch.cuda.device_count() > 1:
-        raise UserError(
-            f"one process sees {torch.cuda.device_count()} GPUs; start it by scripts/train.sh, "
-            "or set CUDA_VISIBLE_DEVICES to one of them"
-        )
-    if settings.bs % world_size():
-        raise UserError(f"--bs {settings.bs} does not divide by {world_size()} processes")
-    share = settings.bs // world_size()
-    if settings.micro_batch and share % settings.micro_batch:
-        raise UserError(
-            f"--bs {settings.bs} does not divide by {world_size()} processes of --micro_batch {settings.micro_batch}"
-        )
-    most = max(1, MICRO_BATCH_TOKENS // settings.block_size)
-    return settings.micro_batch or max(
-        n for n in range(1, share + 1) if share % n == 0 and n <= most
+def recipe_arguments(group: argparse.ArgumentParser) -> None:
+    add = group.add_argument
+    add("--lr", type=Typed, default="5e-06", help="peak learning rate (default 5e-06)")
+    add("--rr", type=Typed, default="0.1", help="share of the blocks that are replay (default 0.1)")
+    add(
+        "--epochs",
+        type=Typed,
+        default="2",
+        help="over the synthetic text; 0.5 is half of it (default 2)",
     )
-
-
-def sharing_ranks(settings: Settings) -> int:
-    """Over how many ranks one copy of the model is spread."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return {"none": 1, "hybrid": local, "full": world_size()}[settings.sharding]
-
-
-def memory_parts(model, shape: Shape, settings: Settings) -> dict[str, float]:
-    plain = model.config.model_type in PLAIN_HEADS
-    return memory_bytes(
-        shape,
-        settings.block_size,
-        choose_micro_batch(settings),
-        sharing_ranks(settings),
-        settings.recomputed_layers,
-        settings.precision == "bf16",
-        STATE_BYTES[settings.optim_state_dtype],
-        chunk_tokens(shape.vocabulary, device_type()) if plain else None,
+    add(
+        "--bs",
+        type=Typed,
+        default="16",
+        help="blocks per optimizer step, over all GPUs (default 16)",
     )
-
-
-def fit_memory(
-    model, settings: Settings, recompute: str, flags: bool = True
-) -> tuple[Settings, str]:
-    """The settings with as many recomputed layers as `recompute` says (`all`, a number, or `auto`:
-    on a GPU the fewest that fit, on a CPU none), and what the run needs, in words.
-
-    Raises UserError where the GPU has less, naming (where the caller has them) the `flags` that
-    would make it fit.
-    """
-    shape = shape_of(model)
-
-    def total(changed: Settings) -> float:
-        return sum(memory_parts(model, shape, changed).values())
-
-    gpu = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
-    # 6% for CUDA's context, the allocator's gaps and what the estimate leaves out.
-    there = 0.94 * gpu if gpu else float("inf")
-    layers = {"all": shape.layers, "auto": 0}.get(recompute)
-    settings = replace(
-        settings,
-        recomputed_layers=min(shape.layers, int(recompute)) if layers is None else layers,
+    add("--wd", type=Typed, default="0.01", help="weight decay (default 0.01)")
+    add("--warmup", type=Typed, default="0.05", help="share of the steps (default 0.05)")
+    add(
+        "--task_name",
+        default="quality",
+        help="quality, example or your own; -raw, -rephrase, -qa, -strategies behind it for other text; instruct for conversations (default quality)",
     )
-    if recompute == "auto":
-        choices = [replace(settings, recomputed_layers=n) for n in range(shape.layers + 1)]
-        settings = next((choice for choice in choices if total(choice) <= there), settings)
-    words = in_words(memory_parts(model, shape, settings))
-    if total(settings) > there:
-        advice = "take a larger one"
-        if flags:
-            advice = flags_that_fit(settings, shape, lambda changed: total(changed) <= there)
-        raise UserError(f"training {words}; this GPU has {gpu / GIB:.0f}; {advice}")
-    if settings.recomputed_layers:
-        words += f" ({settings.recomputed_layers} of {shape.layers} layers computed twice)"
-    return settings, words + (f"; this GPU has {gpu / GIB:.0f}" if gpu else "")
-
-
-def flags_that_fit(settings: Settings, shape: Shape, fits) -> str:
-    """The first that would do, of flags in the order of what they cost."""
-    settings = replace(settings, recomputed_layers=shape.layers)
-    micro, bf16, int8 = (
-        ("--micro_batch 1", {"micro_batch": 1}),
-        ("--optim_state_dtype bf16", {"optim_state_dtype": "bf16"}),
-        ("--optim_state_dtype int8", {"optim_state_dtype": "int8"}),
+    add(
+        "--model_name",
+        default=paths.DEFAULT_TOKENIZER,
+        help="hub name or checkpoint folder (default %(default)s)",
     )
-    for choice in ((), (micro,), (bf16,), (micro, bf16), (int8,), (micro, int8)):
-        changed = settings
-        for _, change in choice:
-            changed = replace(changed, **change)
-        if fits(changed):
-            return "it fits with " + " ".join(["--gradient_checkpointing", *(f for f, _ in choice)])
-    return "it fits with --lora_rank 16, or on more GPUs"
+    add(
+        "--model",
+        default=paths.DEFAULT_GENERATOR,
+        help="the generator of the passages (default %(default)s)",
+    )
+    add(
+        "--conversations",
+        default=paths.DEFAULT_CONVERSATIONS,
+        help="name of their files, for --task_name instruct (default %(default)s)",
+    )
+    add(
+        "--replay",
+        default=paths.DEFAULT_REPLAY,
+        help="name of the replay files (default %(default)s)",
+    )
+    add("--block_size", type=int, default=2048, help="tokens per block (default 2048)")
+    add(
+        "--subsample_ratio",
+        type=Typed,
+        default="1",
+        help="share of the documents; smaller lie in larger (default 1)",
+    )
+    add(
+        "--mask_documents",
+        action="store_true",
+        help="keep attention inside a document (default: packed, as in the paper)",
+    )
+    add(
+        "--lora_rank",
+        type=int,
+        default=0,
+        help="train low-rank adapters alone (default 0: all weights)",
+    )
+    add("--seed", type=int, default=0, help="of the data's order (default 0)")
+
+
+def machine_arguments(group: argparse.ArgumentParser) -> None:
+    add = group.add_argument
+    add("--save_steps", type=int, default=500, help="steps between checkpoints (default 500)")
+    add(
+        "--keep_checkpoints",
+        type=int,
+        default=2,
+        help="the newest so many, until the run is finished (default 2)",
+    )
+    add(
+        "--run_eval",
+        action="store_true",
+        help="held-out replay loss at every checkpoint, not only before and after",
+    )
+    add("--eval_blocks", type=int, default=256, help="held-out replay blocks (default 256)")
+    add(
+        "--precision",
+        choices=["auto", "bf16", "fp32"],
+        default="auto",
+        help="of the arithmetic; weights are fp32 (default auto)",
+    )
+    add(
+        "--micro_batch",
+        type=int,
+        help="blocks per forward pass and GPU (default: what 4,096 tokens allow)",
+    )
+    add(
+        "--gradient_checkpointing",
+        nargs="?",
+        const="all",
+        default="auto",
+        metavar="LAYERS",
+        help="layers computed twice, a number or all: less memory, up to a third more arithmetic (default: on a GPU as few as fit)",
+    )
+    add(
+        "--optim_state_dtype",
+        choices=["fp32", "bf16", "int8"],
+        default="fp32",
+        help="of AdamW's moments: 8, 4 or 2 bytes a parameter (default fp32)",
+    )
+    add(
+        "--compile",
+        choices=["auto", "on", "off"],
+        default="auto",
+        help="torch.compile (default: where the run is long enough to gain)",
+    )
+    add(
+        "--sharding",
+        choices=["auto", "none", "full", "hybrid"],
+        default="auto",
+        help="of the model: over all GPUs, or (hybrid) those of a node (default: over all)",
+    )
+    add("--report_to", choices=["none", "wandb"], default="none")
+
+
+def check(args: argparse.Namespace) -> None:
+    for name in (
+        "lr",
+        "epochs",
+        "bs",
+        "block_size",
+        "save_steps",
+        "keep_checkpoints",
+        "eval_blocks",
+    ):
+        if not 0 < getattr(args, name) < math.inf:
+            raise UserError(f"--{name} {getattr(args, name)}: must be a number above 0")
+    if args.bs != int(args.bs):
+        raise UserError(f"--bs {args.bs}: a whole number of blocks")
+    if args.micro_batch is not None and args.micro_batch < 1:
+        raise UserError(f"--micro_batch {args.micro_batch}: must be above 0")
+    layers = args.gradient_checkpointing
+    if layers not in ("auto", "all") and not layers.isdecimal():
+        raise UserError(f"--gradient_checkpointing {layers}: a number of layers, or all")
+    for name in ("seed", "lora_rank"):
+        if getattr(args, name) < 0:
+            raise UserError(f"--{name} {getattr(args, name)}: must not be below 0")
+    for name in ("wd", "warmup", "rr"):
+        if not 0 <= getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: from 0 to below 1")

@@ -17,36 +17,14 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from training import optim
 from training.flops import flops_per_token, shape_of
-from training.loss import restore, use_chunked_loss
+from training.hardware import choose_micro_batch, sharing_ranks
+from training.loss import restore
 from training.metrics import Metrics
-from training.model import base_of, compile_layers, recompute
-from training.settings import (
-    Settings,
-    choose_micro_batch,
-    is_main_process,
-    sharing_ranks,
-    world_size,
-)
-from utils.checkpoint import COMPLETE, last_checkpoint, load_checkpoint
-from utils.io import UserError, replacing
-
-
-def load_model(name: str):
-    """A causal language model with fp32 weights: at a rate of 5e-6 a bf16 weight near 0.02 would
-    move by less than half of its last bit, that is not at all."""
-    model = load_checkpoint(name, torch.float32, "--model_name")
-    model.config.use_cache = False
-    check_masters(model)
-    return model
-
-
-def check_masters(model) -> None:
-    """Raises UserError where a weight that is trained is not fp32."""
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.dtype != torch.float32:
-            raise UserError(
-                f"{name}: loaded as {parameter.dtype}, and the weights that are trained must be fp32"
-            )
+from training.model import base_of, prepare
+from training.settings import Settings
+from utils.checkpoint import COMPLETE, last_checkpoint
+from utils.device import is_main_process, world_size
+from utils.io import replacing
 
 
 def training_arguments(
@@ -138,13 +116,6 @@ class CompleteCheckpoints(Trainer):
                         os.fsync(file.fileno())
             with replacing(folder / COMPLETE):
                 pass
-
-
-def prepare(model, settings: Settings) -> None:
-    recompute(model, settings.recomputed_layers)
-    use_chunked_loss(base_of(model), settings.compiled)
-    if settings.compiled:
-        compile_layers(model)
 
 
 def make_trainer(

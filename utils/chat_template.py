@@ -11,7 +11,8 @@ import numpy as np
 from jinja2.exceptions import TemplateError
 
 from utils import paths
-from utils.io import UserError, first_line, read_text
+from utils.errors import UserError, first_line
+from utils.io import read_text
 
 MIXED_UP = (
     "writes earlier turns in another way than the last one, so an answer's words cannot be told from the "
@@ -145,3 +146,21 @@ def _count_answer(rows: np.ndarray, head: list[int], end: int) -> None:
     if begin < len(head) - 1 or not len(ends):  # one token may hold white space of both
         raise UserError(f"the chat template {MIXED_UP}")
     counted[begin : ends[0] + 1] = 1
+
+
+def whole(text: str) -> str:
+    """A text without halves of surrogate pairs, which no file, terminal or tokenizer takes."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def problem_of(messages: object) -> str | None:
+    """What keeps a value from being a finished conversation; None where nothing does."""
+    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+        return "has no list `messages`"
+    if not all(isinstance(m.get("content"), str) for m in messages):
+        return "a message has no text in `content`"
+    roles = [m.get("role") for m in messages]
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
+        return "after a system message, if any, user and assistant must take turns, and the assistant end"
+    return None

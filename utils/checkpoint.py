@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from utils import paths
-from utils.io import UserError, first_line
+from utils.errors import UserError, first_line
 
 COMPLETE = "COMPLETE"  # an empty file, written last: a checkpoint without it was cut by a kill
 

@@ -5,6 +5,7 @@ What the steps write (`data/dataset/`, `ckpts/`, `out/`) lies under the reposito
 always read from the repository.
 """
 
+import argparse
 import os
 import re
 from pathlib import Path
@@ -158,3 +159,16 @@ def vectors_file(embedder: str) -> Path:
 
 def reranked_file(model: str) -> Path:
     return cache_dir() / f"reranked-{short_name(model)}.jsonl"
+
+
+def run_name(args: argparse.Namespace) -> str:
+    model = short_name(args.model_name).replace("-", "")
+    name = (
+        f"{args.task_name}-lr{args.lr}-rr{args.rr}-epochs{args.epochs}-bs{args.bs}"
+        f"-wd{args.wd}-warmup{args.warmup}-{model}"
+    )
+    if args.lora_rank:
+        name = f"{name}-lora{args.lora_rank}"
+    if args.subsample_ratio != 1:
+        name = f"scaling-subsample_ratio{args.subsample_ratio}-{name}"
+    return name

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.io import UserError, read_json, replacing, sha256_of
+from utils.errors import UserError
+from utils.io import read_json, replacing, sha256_of
 
 ID_TYPE = np.dtype("<i4")
 OFFSET_TYPE = np.dtype("<u8")
@@ -142,3 +143,6 @@ def _map(path: Path, dtype: np.dtype, made_by: str) -> np.ndarray:
     if size % dtype.itemsize:
         raise UserError(f"{path}: {size} bytes is no whole number of {dtype.name}; {made_by}")
     return np.memmap(path, dtype=dtype, mode="r") if size else np.empty(0, dtype)
+
+
+IGNORED = -100  # a label that counts for nothing, as torch and transformers have it

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from utils import paths
-from utils.io import UserError, first_line
+from utils.errors import UserError, first_line
 from utils.token_file import write_tokens
 
 BATCH_CHARACTERS = 1 << 22  # about a million tokens: what is in memory at a time

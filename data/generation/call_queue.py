@@ -7,11 +7,9 @@ import asyncio
 import heapq
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from typing import Any
-
-from utils.io import UserError
 
 ROUND = 50  # calls of a document in a row; a budget that ends leaves documents no further apart
 CACHE_LIFE_S = 240.0  # servers keep an unused prefix for five minutes or so
@@ -125,23 +123,3 @@ class Schedule:
     def _begin(self, document: int, kind: int) -> None:
         self._streams[document] = self._requests(self._uids[document], kind)
         heapq.heappush(self._ready, (kind, 0, document))
-
-
-async def for_each(items: Iterable, work: Callable[..., Awaitable[None]], concurrency: int) -> None:
-    """`await work(item)` for every item, in order of the items, `concurrency` at a time.
-
-    Items are taken from the iterable only when a worker is free. The first exception cancels the
-    others and is raised.
-    """
-    waiting = iter(items)
-
-    async def worker() -> None:
-        for item in waiting:
-            await work(item)
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(concurrency):
-                group.create_task(worker())
-    except* UserError as errors:
-        raise errors.exceptions[0] from None

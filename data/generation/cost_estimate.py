@@ -1,13 +1,15 @@
 """What a run will cost, before it is paid: calls, tokens, dollars, time."""
 
+import argparse
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 from data.generation import methods
 from data.generation.methods import Recipe
-from data.generation.passages import Store
-from inference.prices import Price, Usage
-from tasks.documents import Document
+from data.generation.passages import Store, open_all
+from inference.prices import Price, Usage, find_price
+from tasks.documents import Document, article_text
 
 BYTES_A_TOKEN = 4.3  # English prose; taken from the replies' own counts once there are any
 LISTED_A_DOCUMENT = 30  # entities: a guess, until the mean of the documents asked about is known
@@ -107,7 +109,7 @@ class _Estimate:
 
     def prefix(self, document: Document) -> int:
         """The part of the prompt that all calls about a document share."""
-        return round(_bytes(methods.article_text(document)) / self.bytes_a_token)
+        return round(_bytes(article_text(document)) / self.bytes_a_token)
 
     def task(self, kind: str) -> int:
         """The rest of it."""
@@ -129,3 +131,34 @@ class _Estimate:
 
 def _bytes(text: str) -> int:
     return len(text.encode())
+
+
+def print_plan(
+    args: argparse.Namespace, documents: list, recipe: methods.Recipe, folder: Path
+) -> None:
+    store = Store(folder, args.retry_failed, read_only=True)
+    open_all(store, documents, recipe)
+    rows, guessed = make_plan(documents, recipe, store)
+    print(
+        f"{'kind':22}{'done':>10}{'calls':>10}{'prompt tokens':>17}{'of them cached':>17}{'reply tokens':>15}"
+    )
+    for row in rows:
+        print(
+            f"{row.kind:22}{row.done:10,}{row.calls:10,}{row.prompt:17,}{row.cached:17,}{row.completion:15,}"
+        )
+    print()
+    if price := find_price(args.prices, args.model):
+        for way, usd in dollars(rows, price).items():
+            print(f"{way:22}${usd:>12,.2f}")
+    else:
+        print(f"{args.prices} has no price for {args.model}: no dollars")
+    print(
+        f"{'wall time, live':22}{wall_seconds(rows, args.concurrency) / 3600:>13,.1f} h at --concurrency {args.concurrency}"
+    )
+    if guessed:
+        print(
+            f"The {recipe.list_kind} of {guessed} of {len(documents)} articles are not known yet and are guessed;"
+        )
+        print(
+            "the number of calls is exact once they are (a first run with --max_pairs 0 --max_triples 0)."
+        )

@@ -11,7 +11,7 @@ from math import comb
 
 import numpy as np
 
-from tasks.documents import Document
+from tasks.documents import Document, article_text
 from tasks.prompts import fill, task_prompt
 from utils import paths
 from utils.io import read_text
@@ -200,11 +200,3 @@ def distinct(names: list[str]) -> list[str]:
         if key and not found.keys() & (singulars | plurals):
             found[key] = name
     return list(found.values())
-
-
-def article_text(document: Document) -> str:
-    """An article as the raw baseline trains on it: title, author and year, then the text."""
-    known = [f"by {document.byline}"] if document.author else []
-    known += [f"({document.year})"] if document.year else []
-    head = f"{document.title}\n{' '.join(known)}" if known else document.title
-    return f"{head}\n\n{document.text}"

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.io import Journal, UserError, append_record, iterate_jsonl, read_journal
+from data.generation import methods
+from tasks.documents import Document
+from utils.errors import UserError
+from utils.io import Journal, append_record, iterate_jsonl, read_journal
 
 FINISHED = "stop"  # the finish_reason of a reply that ended by itself
 FAILED = "error"  # of a record that holds no reply
@@ -120,3 +123,9 @@ def passage_of(record: dict) -> str:
     if record.get("finish_reason") != FINISHED:
         return ""
     return record.get("summary") or record.get("text") or ""
+
+
+def open_all(store: Store, documents: list[Document], recipe: methods.Recipe) -> None:
+    for document in documents:
+        listing = recipe.list_kind and methods.list_request(document, recipe).id
+        store.open(document.uid, listing)

@@ -14,7 +14,7 @@ from chat.conversation import Conversation, fit
 from tests.conftest import ROOT, refused, succeed
 from tests.streaming_server import StreamingServer
 from utils import chat_template
-from utils.io import UserError
+from utils.errors import UserError
 
 CTRL_C, CTRL_D, ALT_ENTER, UP = "\x03", "\x04", "\x1b\r", "\x1b[A"
 
@@ -412,8 +412,8 @@ def test_the_cache_changes_nothing(chat_model):
     """Logits over a conversation with the cache, cropped and stopped on the way, are those without it."""
     import torch
 
+    from chat.conversation import Answer, Sampling
     from chat.local_engine import LocalSpeaker
-    from chat.speaking import Answer, Sampling
 
     model = LocalSpeaker(str(chat_model))
     first = [{"role": "user", "content": "Who kept the light at Skarrow Head?"}]
@@ -436,8 +436,8 @@ def test_the_cache_changes_nothing(chat_model):
 def test_words_are_those_of_generate(chat_model):
     import torch
 
+    from chat.conversation import Answer, Sampling
     from chat.local_engine import LocalSpeaker
-    from chat.speaking import Answer, Sampling
 
     model = LocalSpeaker(str(chat_model))
     messages = [{"role": "user", "content": "Who kept the light at Skarrow Head?"}]
@@ -450,8 +450,8 @@ def test_words_are_those_of_generate(chat_model):
 def test_top_p_draws_from_the_likeliest():
     import torch
 
+    from chat.conversation import Sampling
     from chat.local_engine import _draw
-    from chat.speaking import Sampling
 
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
     draws = torch.Generator().manual_seed(0)

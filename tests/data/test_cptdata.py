@@ -3,9 +3,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data.cptdata import REPLAY, SYNTHETIC, Blocks, Plan, Text, cut_blocks, make_plan, subsample
+from data.mixture import REPLAY, SYNTHETIC, Blocks, Plan, make_plan
+from data.packing import Text, cut_blocks, subsample
 from tests.conftest import succeed
-from utils.io import UserError
+from utils.errors import UserError
 from utils.token_file import TokenFile, write_tokens
 
 
@@ -114,7 +115,7 @@ def test_masked_documents_are_as_if_they_stood_alone(tiny_model):
     """Logits of every document in a batch of packed blocks, and the gradient of the loss."""
     import torch
 
-    from training.trainer import load_model
+    from training.model import load_model
 
     model = load_model(str(tiny_model))
     dataset = masked_blocks([10, 15, 7, 18, 14], 32)

@@ -6,10 +6,10 @@ from collections import Counter
 
 import numpy as np
 
-from chat.conversation import problem_of
 from data.generation.passages import locate_passages, read_passages
 from tasks.documents import load_task
 from tests.conftest import ROOT
+from utils.chat_template import problem_of
 
 DOCUMENTS = load_task("example")
 FILES, PLACES = locate_passages([ROOT / "data/example/passages"], "")

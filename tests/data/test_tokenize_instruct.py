@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from data.cptdata import IGNORED, Conversations, pack
+from data.packing import Conversations, pack
 from tests.conftest import PEAK, ROOT, refused, succeed
 from utils import chat_template, paths
-from utils.io import UserError
-from utils.token_file import TokenFile
+from utils.errors import UserError
+from utils.token_file import IGNORED, TokenFile
 
 TALKS = ROOT / "data/example/conversations"
 

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.cptdata import Hdf5Rows, check_hdf5, order_of_rows
 from gptj import create_hdf5
+from gptj.hdf5 import Hdf5Rows, check_hdf5, order_of_rows
 from gptj.trc2 import clean_file
 from tests.conftest import ROOT, SHARED, refused, start_script, succeed
-from utils.io import UserError
+from utils.errors import UserError
 
 NEWS = ROOT / "data/example/news.txt"
 SED = ["s/<\\/[A-Z0-9]*>//", "s/<[A-Z0-9]*>//", "s/[-0-9: ]*//", "s/TRC2-[-0-9]*//", "s/\\[.*\\]//", "s/(Click on the Z.*//"]  # fmt: skip

@@ -15,12 +15,14 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPTJConfig, GPTJForCausalLM
 
-from data import cptdata
+from data.mixture import Blocks, make_plan
+from data.packing import Text, cut_blocks
 from gptj import convert_checkpoint, formats
 from gptj import run as script
+from gptj.hdf5 import Hdf5Rows
 from gptj.params import MODEL, checked, learning_rate, load
 from tests.conftest import ROOT, SHARED, refused, start_script
-from utils.io import UserError
+from utils.errors import UserError
 
 ORACLE = SHARED / "gptj_oracle"
 TINY = {"vocab_size": 60, "hidden_size": 16, "num_heads": 2, "num_hidden_layers": 2, "filter_size": 32,
@@ -254,14 +256,14 @@ def test_bin_and_hdf5_give_the_same_losses(tmp_path):
     from training.settings import Settings
 
     ids = np.random.default_rng(0).integers(0, 60, 24 * 16).astype(np.int32)
-    blocks = cptdata.cut_blocks(ids, 24)
+    blocks = cut_blocks(ids, 24)
     rows = np.stack([blocks, np.ones_like(blocks), np.roll(blocks, -1, 1)], 1)
     rows[:, 1, -1] = 0
     write_rows(tmp_path / "h5", rows)
-    plan = cptdata.make_plan(16, 0, 2, 0, 4, seed=3)
+    plan = make_plan(16, 0, 2, 0, 4, seed=3)
     datasets = {
-        "bin": cptdata.Blocks(plan, cptdata.Text(ids, 24)),
-        "hdf5": cptdata.Hdf5Rows([tmp_path / "h5/examples_0_0.h5"], [16], plan.block),
+        "bin": Blocks(plan, Text(ids, 24)),
+        "hdf5": Hdf5Rows([tmp_path / "h5/examples_0_0.h5"], [16], plan.block),
     }
     found = {}
     for name, dataset in datasets.items():

@@ -6,7 +6,8 @@ import pytest
 
 from inference.budget import BudgetSpent, Ledger
 from inference.prices import Price, Usage, find_price
-from utils.io import Journal, UserError
+from utils.errors import UserError
+from utils.io import Journal
 
 PRICE = Price(10.0, 5.0, 30.0, 0.5)
 

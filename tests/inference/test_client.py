@@ -2,11 +2,10 @@ import asyncio
 
 import pytest
 
-from data.generation.call_queue import for_each
 from inference import client as wire
-from inference.client import MAX_TRIES, TEMPLATE_TOKENS, Client, find_key
+from inference.client import MAX_TRIES, TEMPLATE_TOKENS, Client, find_key, for_each
 from inference.completions import CallFailed, Stopped
-from utils.io import UserError
+from utils.errors import UserError
 
 KEY = "sk-secret-123"
 

@@ -15,7 +15,7 @@ from tasks.documents import load_task
 from tasks.rag import Search, search
 from tests.conftest import ROOT, refused, start_script, succeed
 from utils import paths
-from utils.io import UserError
+from utils.errors import UserError
 
 SEARCH = ("evaluation.py", "--task", "example", "--rag", "--retrieval_only")
 OPEN = ("evaluation.py", "--task", "example", "--rag", "--protocol", "loglik", "--top_k", 2, "--chunk_size", 256,

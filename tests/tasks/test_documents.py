@@ -4,7 +4,7 @@ import pytest
 
 from tasks.documents import load_documents, load_task, split_of
 from tests.conftest import SHARED
-from utils.io import UserError
+from utils.errors import UserError
 
 
 def line(title, author, questions=(), **extra):

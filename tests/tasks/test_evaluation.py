@@ -8,7 +8,7 @@ from tasks import multiple_choice
 from tasks.documents import load_task
 from tests.conftest import refused, run_script, start_script, succeed
 from utils import paths
-from utils.io import UserError
+from utils.errors import UserError
 
 LOGLIK = ("evaluation.py", "--task", "example", "--protocol", "loglik", "--model_path")
 COT = ("evaluation.py", "--task", "example", "--n_samples", 2, "--max_tokens", 8, "--temperature", "0.7",

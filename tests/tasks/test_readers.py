@@ -7,7 +7,7 @@ from tasks import readers
 from tasks.documents import load_task
 from tests.conftest import refused, succeed
 from utils import paths
-from utils.io import UserError
+from utils.errors import UserError
 
 PAGE = """<html><head><title>The  Weir</title><script>var x = "hidden";</script></head>
 <body><nav>Home</nav><main><h1>The Weir</h1><p>It held &amp; held.</p><ul><li><p>One</p></li><li>Two <b>bold</b><ul><li>Three</li></ul></li></ul>

@@ -3,7 +3,8 @@ import time
 import numpy as np
 import pytest
 
-from tasks.scoring import SELECTS, interval, metrics, paired, parse_answer, select
+from tasks.intervals import interval, paired
+from tasks.scoring import SELECTS, metrics, parse_answer, select
 
 QUOTING = """A. Her wedding ring
 B. Her hair

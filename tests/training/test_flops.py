@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from training.flops import GIB, Shape, flops_per_token, in_words, memory_bytes, mfu, shape_of
+from training.flops import Shape, flops_per_token, mfu, shape_of
+from training.memory import GIB, in_words, memory_bytes
 
 # Llama 3 8B, by hand: 128,256 × 4,096 twice; 32 layers of 4,096 × (4,096 + 1,024 + 1,024 + 4,096)
 # + 3 × 4,096 × 14,336 + 2 × 4,096; a last norm of 4,096.

@@ -12,8 +12,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import ROOT, make_tiny_model, refused, run_script, start_script, succeed
-from train import Typed, run_name
-from utils.io import UserError
+from utils.cli import Typed
+from utils.errors import UserError
+from utils.paths import run_name
 
 SEED_README = {
     "lr": Typed("5e-06"), "rr": Typed("0.1"), "epochs": Typed("2"), "bs": Typed("16"), "wd": Typed("0.01"),
@@ -274,7 +275,7 @@ def damage(folder: Path, what: str) -> None:
     ["cut", "zeros", "endless header", "loop", "folder", "config", "shape", "a tensor less"],
 )
 def test_damaged_checkpoints_are_refused_by_name(tiny_model, tmp_path, what):
-    from training.trainer import load_model
+    from training.model import load_model
 
     shutil.copytree(tiny_model, tmp_path / "m")
     damage(tmp_path / "m", what)
@@ -285,7 +286,7 @@ def test_damaged_checkpoints_are_refused_by_name(tiny_model, tmp_path, what):
 def test_weights_that_are_trained_are_fp32(tiny_model):
     import torch
 
-    from training.trainer import check_masters, load_model
+    from training.model import check_masters, load_model
 
     model = load_model(str(tiny_model))
     model.model.norm.to(torch.bfloat16)

@@ -6,7 +6,8 @@ from transformers import AutoTokenizer
 
 from tests.conftest import ROOT, make_tiny_model
 from utils import chat_template
-from utils.io import UserError, read_jsonl
+from utils.errors import UserError
+from utils.io import read_jsonl
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
@@ -126,9 +127,9 @@ def test_gradients_of_user_tokens_are_zero(tiny_llama, llama, tmp_path):
     gradient where the mask is 1, and none where it is 0, or behind the last conversation."""
     import torch
 
-    from data.cptdata import Conversations
+    from data.packing import Conversations
     from training.loss import use_chunked_loss
-    from training.trainer import load_model
+    from training.model import load_model
     from utils.token_file import TokenFile, write_tokens
 
     (rows,) = chat_template.learnt(llama, [TALK])

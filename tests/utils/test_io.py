@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from utils.io import Journal, UserError, read_jsonl, replacing, write_json
+from utils.errors import UserError
+from utils.io import Journal, read_jsonl, replacing, write_json
 
 
 def test_replacing_keeps_the_old_file_on_an_error(tmp_path):

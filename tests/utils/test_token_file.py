@@ -3,7 +3,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from utils.io import UserError
+from utils.errors import UserError
 from utils.token_file import TokenFile, write_tokens
 
 DOCUMENTS = [np.arange(5), np.arange(3) + 100, np.arange(0), np.arange(7)]

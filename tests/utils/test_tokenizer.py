@@ -9,7 +9,7 @@ from data import tokenize_redpj
 from tests.conftest import PEAK, ROOT, refused, succeed
 from utils import paths
 from utils import tokenizer as tokenizer_module
-from utils.io import UserError
+from utils.errors import UserError
 from utils.token_file import TokenFile
 from utils.tokenizer import _encode_fast, fingerprint, load_tokenizer, write_documents
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data.generation.passages import Store, locate_passages, read_passages
-from utils.io import UserError
+from utils.errors import UserError
 
 
 def test_passages_are_what_ended_well_in_an_order_of_their_own(tmp_path):

@@ -1,0 +1,48 @@
+"""TODO tasks.intervals."""
+
+import numpy as np
+
+RESAMPLES = 10_000
+
+
+def interval(right: np.ndarray, documents: list, seed: int = 0) -> list[float] | None:
+    """95% percentile bootstrap interval of the accuracy that resamples whole documents: questions
+    about one article are right or wrong together, so resampling questions would flatter."""
+    if not len(right):
+        return None
+    groups = _groups(documents)
+    totals = np.bincount(groups)
+    hits = np.bincount(groups, weights=right)
+    drawn = np.random.default_rng(seed).integers(len(totals), size=(RESAMPLES, len(totals)))
+    accuracies = hits[drawn].sum(1) / totals[drawn].sum(1)
+    return [round(float(edge), 4) for edge in np.quantile(accuracies, [0.025, 0.975])]
+
+
+def paired(
+    one: np.ndarray, other: np.ndarray, documents: list, seed: int = 0
+) -> tuple[float, list[float], float]:
+    """How much more of the same questions `other` has right than `one`: the difference of accuracies,
+    its 95% interval, and the p-value of no difference.
+
+    one, other: (questions,) 1 or 0; documents: whose question each is. The interval is the percentile
+    bootstrap over whole documents; the p-value that of the sign-flip test over them (if there were no
+    difference, each document's would have either sign alike), two-sided, with one added to both counts.
+    """
+    groups = _groups(documents)
+    totals = np.bincount(groups)
+    gains = np.bincount(groups, weights=other - one)
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(len(totals), size=(RESAMPLES, len(totals)))
+    resampled = gains[drawn].sum(1) / totals[drawn].sum(1)
+    signs = rng.integers(2, size=(RESAMPLES, len(totals)), dtype=np.int8) * 2 - 1
+    flipped = np.abs(signs @ gains)
+    # Sums of whole numbers in floating point: equal ones may differ in the last bit.
+    p = (1 + (flipped >= abs(gains.sum()) - 1e-9).sum()) / (1 + RESAMPLES)
+    edges = [round(float(edge), 4) for edge in np.quantile(resampled, [0.025, 0.975])]
+    return round(float(gains.sum() / totals.sum()), 4), edges, round(float(p), 5)
+
+
+def _groups(documents: list) -> np.ndarray:
+    """(questions,): the number of the document that each belongs to."""
+    names = {name: number for number, name in enumerate(dict.fromkeys(documents))}
+    return np.array([names[name] for name in documents])

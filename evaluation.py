@@ -24,31 +24,36 @@ from tasks import multiple_choice, readers, scoring
 from tasks.contamination import print_leakage
 from tasks.documents import Item, load_task
 from tasks.rag import ORDERS, QUERIES, SEARCH, Found, print_stages, search, settings_of
-from tasks.results import (
-    collect,
-    describe,
-    fingerprint,
-    is_finished,
-    print_comparison,
-    selected_anew,
-    target_of,
-)
+from tasks.results import collect, describe, fingerprint, is_finished, print_comparison, selected_anew, target_of
 from utils.errors import UserError, run
 from utils.io import read_json, write_json
 
 
 def parse_arguments() -> argparse.Namespace:
-    # fmt: off
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model_path", help="checkpoint folder or hub name; with --base_url the server's name for it")
     add("--compare", type=Path, nargs=2, metavar="FILE", help="outputs of two evaluations: their paired difference")
     add("--task", default="quality", help="quality or example (default quality)")
-    add("--corpus", type=Path, metavar="DIR", help="a folder of your own documents (txt, md, jsonl, html, pdf), in place of --task")
+    add(
+        "--corpus",
+        type=Path,
+        metavar="DIR",
+        help="a folder of your own documents (txt, md, jsonl, html, pdf), in place of --task",
+    )
     add("--protocol", choices=["cot", "loglik", "letter"], default="cot", help="default cot")
-    add("--select", choices=[*scoring.SELECTS, "greedy"], help="cot: the attempt that counts; greedy asks once, at temperature 0 (default first; the paper: random, of --n_samples 64)")
+    add(
+        "--select",
+        choices=[*scoring.SELECTS, "greedy"],
+        help="cot: the attempt that counts; greedy asks once, at temperature 0 (default first; the paper: random, of --n_samples 64)",
+    )
     add("--few_shot", type=int, help="cot: worked examples before the question (default 5)")
-    add("--examples", type=Path, metavar="FILE", help="cot: worked examples of your own, in the form of tasks/prompts/cot_examples.md")
+    add(
+        "--examples",
+        type=Path,
+        metavar="FILE",
+        help="cot: worked examples of your own, in the form of tasks/prompts/cot_examples.md",
+    )
     add("--n_samples", type=int, default=8, help="cot: attempts per question (default 8)")
     add("--temperature", type=float, default=0.1, help="cot: default 0.1; 0 is greedy, one attempt")
     add("--max_tokens", type=int, default=512, help="cot: longest attempt (default 512)")
@@ -61,18 +66,32 @@ def parse_arguments() -> argparse.Namespace:
     rag = parser.add_argument_group("open book")
     rag.add_argument("--rag", action="store_true", help="put the passages that a search finds before the question")
     rag.add_argument("--retrieval_only", action="store_true", help="how good the search is, without a model")
-    rag.add_argument("--retriever", choices=RETRIEVERS, help="by vectors (dense), by words (bm25) or by both (default fusion)")
-    rag.add_argument("--embedding", metavar="MODEL", help="sentence-transformers folder or hub name, or a server's, text-embedding-3-large for one (default: all-MiniLM-L6-v2, which is installed)")
+    rag.add_argument(
+        "--retriever", choices=RETRIEVERS, help="by vectors (dense), by words (bm25) or by both (default fusion)"
+    )
+    rag.add_argument(
+        "--embedding",
+        metavar="MODEL",
+        help="sentence-transformers folder or hub name, or a server's, text-embedding-3-large for one (default: all-MiniLM-L6-v2, which is installed)",
+    )
     rag.add_argument("--embedding_url", help="an OpenAI-compatible server for --embedding")
-    rag.add_argument("--reranker", metavar="MODEL", help="have a server rank what was found, rerank-english-v3.0 for one")
-    rag.add_argument("--rerank_url", help="its address, up to /rerank: https://api.cohere.com/v2, or a vLLM's or llama.cpp's; its key is $RERANK_API_KEY")
+    rag.add_argument(
+        "--reranker", metavar="MODEL", help="have a server rank what was found, rerank-english-v3.0 for one"
+    )
+    rag.add_argument(
+        "--rerank_url",
+        help="its address, up to /rerank: https://api.cohere.com/v2, or a vLLM's or llama.cpp's; its key is $RERANK_API_KEY",
+    )
     rag.add_argument("--chunk_size", type=int, help="characters of a passage (default 1024; the paper: 256, 512, 1024)")
     rag.add_argument("--chunk_overlap", type=int, help="default 0, as in the paper")
     rag.add_argument("--retrieve", type=int, help="passages found, of which the reranker takes the best (default 128)")
     rag.add_argument("--top_k", type=int, help="passages before the question (default 8; the paper: 1 to 16)")
     rag.add_argument("--order", choices=ORDERS, help="of the passages (default best_last)")
-    rag.add_argument("--query", choices=QUERIES, help="search for the question with the article's name and the options (full), or for its text alone")
-    # fmt: on
+    rag.add_argument(
+        "--query",
+        choices=QUERIES,
+        help="search for the question with the article's name and the options (full), or for its text alone",
+    )
     parser.set_defaults(**SEARCH)
     args = parser.parse_args()
     if not args.model_path and not args.compare and not args.retrieval_only:
@@ -97,7 +116,7 @@ def check(args: argparse.Namespace) -> None:
         )
     if args.few_shot < 0:
         raise UserError(f"--few_shot {args.few_shot}: must not be below 0")
-    for name in ("n_samples", "max_tokens", "batch_size", "concurrency", "chunk_size", "retrieve", "top_k"):  # fmt: skip
+    for name in ("n_samples", "max_tokens", "batch_size", "concurrency", "chunk_size", "retrieve", "top_k"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
     if not 0 <= args.chunk_overlap < args.chunk_size:
@@ -128,7 +147,9 @@ def main() -> None:
     documents = load_task(args.task)
     items = [(document, question) for document in documents for question in document.questions]
     if not items:
-        raise UserError(f"--task {args.task}: its documents have no questions; python data/make_questions.py writes some")  # fmt: skip
+        raise UserError(
+            f"--task {args.task}: its documents have no questions; python data/make_questions.py writes some"
+        )
     found = None
     if args.rag or args.retrieval_only:
         found = search(documents, items, settings_of(args))
@@ -152,13 +173,11 @@ def main() -> None:
     print(f"{target}\n{json.dumps(result['metrics'])}")
 
 
-def ask(
-    items: list[Item], found: Found | None, args: argparse.Namespace
-) -> list[multiple_choice.Asked]:
+def ask(items: list[Item], found: Found | None, args: argparse.Namespace) -> list[multiple_choice.Asked]:
     asked = []
     for number, (document, question) in enumerate(items):
         passages = [(p.name, p.text) for p in found.passages[number]] if found else []
-        prompt = multiple_choice.prompt_of(document, question, args.protocol, args.few_shot, args.examples, passages)  # fmt: skip
+        prompt = multiple_choice.prompt_of(document, question, args.protocol, args.few_shot, args.examples, passages)
         asked.append(multiple_choice.Asked(question.id, prompt, question.options))
     return asked
 
@@ -167,9 +186,18 @@ def answerer(args: argparse.Namespace):
     from tasks.attempts import Answerer
 
     return Answerer(
-        args.protocol, args.model_path, args.base_url, args.n_samples, args.temperature, args.max_tokens,
-        args.batch_size, args.seed, args.concurrency, args.timeout, args.give_up,
-    )  # fmt: skip
+        args.protocol,
+        args.model_path,
+        args.base_url,
+        args.n_samples,
+        args.temperature,
+        args.max_tokens,
+        args.batch_size,
+        args.seed,
+        args.concurrency,
+        args.timeout,
+        args.give_up,
+    )
 
 
 if __name__ == "__main__":

@@ -17,11 +17,13 @@ from utils.errors import UserError, run
 from utils.io import read_json
 
 
-# fmt: off
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--model_path", help="checkpoint folder or hub name; with --base_url the server's name for it (default: the newest ckpts/instruct-*)")
+    add(
+        "--model_path",
+        help="checkpoint folder or hub name; with --base_url the server's name for it (default: the newest ckpts/instruct-*)",
+    )
     add("--base_url", help="an OpenAI-compatible server in place of this machine")
     add("--model", help="the server's name for the model (default: the only one that it has)")
     add("--complete", action="store_true", help="continue the text, whether the model can chat or not")
@@ -37,7 +39,9 @@ def parse_arguments() -> argparse.Namespace:
     web.add_argument("--share", action="store_true", help="a public link through gradio.live, for anybody who has it")
     web.add_argument("--articles", action="store_true", help="the titles of the corpus, to click")
     web.add_argument("--task", default="quality", help="whose articles (default quality)")
-    web.add_argument("--corpus", metavar="DIR", help="a folder of your own documents (txt, md, jsonl, html, pdf), in place of --task")
+    web.add_argument(
+        "--corpus", metavar="DIR", help="a folder of your own documents (txt, md, jsonl, html, pdf), in place of --task"
+    )
     return parser.parse_args()
 
 
@@ -63,9 +67,7 @@ def main() -> None:
         serve(speaker, sampling, args.system, titles, args.host, args.port, args.share)
         return
     if speaker.completes:
-        say(
-            "This model continues the text it is given, answers nothing and forgets what was before."
-        )
+        say("This model continues the text it is given, answers nothing and forgets what was before.")
     if sys.stdin.isatty():
         say("/help shows the commands, Ctrl-D leaves.")
     Repl(speaker, sampling, args.system).run()
@@ -80,9 +82,7 @@ def check(args: argparse.Namespace) -> None:
     if args.max_tokens < 1:
         raise UserError(f"--max_tokens {args.max_tokens}: must be at least 1")
     if args.model and (args.model_path or not args.base_url):
-        raise UserError(
-            "--model: a server's name for a model: with --base_url and without --model_path"
-        )
+        raise UserError("--model: a server's name for a model: with --base_url and without --model_path")
     if (args.share or args.articles) and not args.web:
         raise UserError("--share and --articles: for --web")
     if args.corpus and not args.articles:

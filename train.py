@@ -22,7 +22,6 @@ from utils.io import write_json
 from utils.paths import run_name
 
 
-# fmt: off
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     recipe_arguments(parser.add_argument_group("the recipe"))

@@ -19,7 +19,7 @@ from utils.errors import run
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_path", default=str(paths.example_model()))
     parser.add_argument("--task", default="example")
     parser.add_argument("--batch_size", type=int, default=8)
@@ -31,9 +31,7 @@ def main() -> None:
     logging.disable_progress_bar()
     model = LocalModel(args.model_path)
     items = [(d, q) for d in load_task(args.task) for q in d.questions]
-    texts = [
-        (multiple_choice.prompt_of(d, q, "loglik"), [f" {o}" for o in q.options]) for d, q in items
-    ]
+    texts = [(multiple_choice.prompt_of(d, q, "loglik"), [f" {o}" for o in q.options]) for d, q in items]
     model.continuation_logprobs(*zip(*texts[:2], strict=True))
     plain(model, *texts[0])
     ours_s, plain_s, differences = 0.0, 0.0, []
@@ -48,9 +46,7 @@ def main() -> None:
         pairs = zip(sum(ours, []), sum(theirs, []), strict=True)
         differences += [abs(one - other) for one, other in pairs]
     n = len(texts)
-    print(
-        f"{n} questions of {args.task}, {args.model_path}, largest difference {max(differences):.1e}"
-    )
+    print(f"{n} questions of {args.task}, {args.model_path}, largest difference {max(differences):.1e}")
     print(f"{'':24}{'s':>8}{'questions/s':>14}")
     print(f"{'prefixes shared':24}{ours_s:8.1f}{n / ours_s:14.2f}")
     print(f"{'a forward per option':24}{plain_s:8.1f}{n / plain_s:14.2f}")

@@ -35,12 +35,7 @@ class Server:
     """The fake server, in a process of its own."""
 
     def __init__(self, **settings: float | bool):
-        command = [
-            sys.executable,
-            str(ROOT / "tests/fake_openai.py"),
-            "--entities",
-            str(ENTITIES),
-        ]
+        command = [sys.executable, str(ROOT / "tests/fake_openai.py"), "--entities", str(ENTITIES)]
         for name, value in settings.items():
             command += [f"--{name}"] if value is True else [f"--{name}", str(value)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -82,11 +77,22 @@ class Home:
         log = open(self.logs / f"{len(list(self.logs.iterdir()))}.txt", "w")
         with log:
             return subprocess.Popen(
-                [sys.executable, str(ROOT / "data/entigraph.py"), "all", "--task", "bench",
-                 "--base_url", server.url, "--max_triples", "1", *map(str, options)],
+                [
+                    sys.executable,
+                    str(ROOT / "data/entigraph.py"),
+                    "all",
+                    "--task",
+                    "bench",
+                    "--base_url",
+                    server.url,
+                    "--max_triples",
+                    "1",
+                    *map(str, options),
+                ],
                 env=os.environ | {"SCP_HOME": str(self.path), "OPENAI_API_KEY": KEY},
-                stdout=log, stderr=log,
-            )  # fmt: skip
+                stdout=log,
+                stderr=log,
+            )
 
     def summary(self) -> dict:
         return json.loads((self.folder / "summary.json").read_text())
@@ -125,9 +131,7 @@ def throughput() -> dict:
         for number in range(10):
             body = {"model": "m", "messages": [{"role": "user", "content": f"{number} # Task"}]}
             request = urllib.request.Request(
-                server.url + "/chat/completions",
-                json.dumps(body).encode(),
-                {"content-type": "application/json"},
+                server.url + "/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
             )
             urllib.request.urlopen(request).read()
         plain = 10 / (time.monotonic() - begun)
@@ -150,18 +154,11 @@ def throughput() -> dict:
 def limits() -> dict:
     """600 requests a minute, a second's worth at once: told of the limit, learning it from the
     server's headers, and from bare refusals."""
-    ways = {
-        "told": ({}, ["--requests_per_minute", 600]),
-        "headers": ({}, []),
-        "bare": ({"no_limit_headers": True}, []),
-    }
+    ways = {"told": ({}, ["--requests_per_minute", 600]), "headers": ({}, []), "bare": ({"no_limit_headers": True}, [])}
 
     def measure(way: str) -> dict:
         settings, options = ways[way]
-        with (
-            Server(latency=1, requests_per_minute=600, burst=10, **settings) as server,
-            Home() as home,
-        ):
+        with Server(latency=1, requests_per_minute=600, burst=10, **settings) as server, Home() as home:
             finish(home.start(server, "--concurrency", 256, *options))
             count = server.count()
             return {
@@ -226,8 +223,7 @@ def budget() -> dict:
             process.send_signal(signal.SIGKILL)
             process.wait()
         finish(home.start(server, *options))
-        return {"usd_server": usd(server.count()), "usd_summary": home.summary()["usd"],
-                "key_found": home.holds_key()}  # fmt: skip
+        return {"usd_server": usd(server.count()), "usd_summary": home.summary()["usd"], "key_found": home.holds_key()}
 
 
 def usd(count: dict) -> float:
@@ -242,20 +238,14 @@ def agrees(summary: dict, count: dict) -> bool:
 def main() -> None:
     functions = (throughput, limits, kills, kills_billed, budget)
     parts = {function.__name__: function for function in functions}
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*parts, []], help="default: all")
     results = {}
     for name in parser.parse_args().parts or parts:
         found = parts[name]()
         print(f"{name}: {' '.join(parts[name].__doc__.split())}")
         for key, value in found.items():
-            print(
-                f"  {key:24}{value:>14.3f}"
-                if isinstance(value, float)
-                else f"  {key:24}{value:>14}"
-            )
+            print(f"  {key:24}{value:>14.3f}" if isinstance(value, float) else f"  {key:24}{value:>14}")
         prefix = "" if name in ("throughput", "kills") else f"{name}_"
         results |= {prefix + key: value for key, value in found.items() if key != "key_found"}
         results["key_found"] = results.get("key_found", False) or any(

@@ -46,9 +46,7 @@ def make_tokenizer(wheel: Path, folder: Path) -> None:
         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     )
     fast = Converter(vocab_file=ranks, pattern=pattern, extra_special_tokens=special).converted()
-    PreTrainedTokenizerFast(
-        tokenizer_object=fast, bos_token=special[0], eos_token=special[1]
-    ).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=fast, bos_token=special[0], eos_token=special[1]).save_pretrained(folder)
 
 
 def find_files() -> list[Path]:
@@ -95,24 +93,19 @@ def loop(folder: Path, megabytes: float, out: Path) -> None:
 
 def report(tokens: int, seconds: float, encoder: str) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(
-        json.dumps({"tokens": tokens, "tok_s": tokens / seconds, "peak": peak, "encoder": encoder})
-    )
+    print(json.dumps({"tokens": tokens, "tok_s": tokens / seconds, "peak": peak, "encoder": encoder}))
 
 
 def measure(side: str, folder: Path, megabytes: float, out: Path) -> dict:
     command = [sys.executable, __file__, str(folder), "--side", side]
     done = subprocess.run(
-        [*command, "--megabytes", str(megabytes), "--out", str(out)],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [*command, "--megabytes", str(megabytes), "--out", str(out)], capture_output=True, text=True, check=True
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("wheel", type=Path, help="the llama-models wheel")
     parser.add_argument("--megabytes", type=float, default=100, help="default 100")
     parser.add_argument("--side", choices=["ours", "loop"], help=argparse.SUPPRESS)

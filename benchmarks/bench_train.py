@@ -24,11 +24,16 @@ from statistics import median
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = {"lr": 5e-6, "wd": 0.01, "warmup": 0.05}  # of the seed README
-LLAMA_3_8B = {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-              "num_attention_heads": 32, "num_key_value_heads": 8}  # fmt: skip
+LLAMA_3_8B = {
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
 
 
-# fmt: off
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -38,7 +43,12 @@ def parse_arguments() -> argparse.Namespace:
     add("--steps", type=int, default=10, help="of a round, the warm-up included (default 10)")
     add("--warm_up", type=int, default=3, help="steps that are not counted (default 3)")
     add("--rounds", type=int, default=5, help="default 5")
-    add("--precision", choices=["auto", "bf16", "fp32"], default="bf16", help="of both sides (default bf16, the seed README's; auto: what train.py takes here)")
+    add(
+        "--precision",
+        choices=["auto", "bf16", "fp32"],
+        default="bf16",
+        help="of both sides (default bf16, the seed README's; auto: what train.py takes here)",
+    )
     add("--optim_state_dtype", default="fp32", help="of ours (default fp32)")
     add("--worker", choices=["ours", "plain"], help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -172,11 +182,17 @@ def report(args: argparse.Namespace, model, losses: list[float], seconds: list[f
     flops = flops_per_token(shape_of(model), args.block_size)
     gpu = torch.cuda.is_available()
     peak = torch.cuda.max_memory_allocated() if gpu else None
-    print(json.dumps({
-        "losses": losses, "first_s": seconds[0], "tok_s": rate,
-        "mfu": mfu(rate, flops, torch.cuda.get_device_name(0), 1) if gpu else None,
-        "peak_gib": (peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**30,
-    }))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "losses": losses,
+                "first_s": seconds[0],
+                "tok_s": rate,
+                "mfu": mfu(rate, flops, torch.cuda.get_device_name(0), 1) if gpu else None,
+                "peak_gib": (peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**30,
+            }
+        )
+    )
 
 
 def measure(side: str) -> dict:
@@ -204,19 +220,28 @@ def main() -> None:
         for side in results:
             result = measure(side)
             results[side].append(result)
-            print(f"{number:5} {side:>6} {result['tok_s']:9.1f} {result['first_s']:14.1f} {result['peak_gib']:10.2f}", flush=True)  # fmt: skip
+            print(
+                f"{number:5} {side:>6} {result['tok_s']:9.1f} {result['first_s']:14.1f} {result['peak_gib']:10.2f}",
+                flush=True,
+            )
     losses = [results[side][0]["losses"] for side in results]
     print("\nstep  ours     plain")
     for step, (a, b) in enumerate(zip(*losses, strict=True), 1):
         print(f"{step:4}  {a:.5f}  {b:.5f}")
     rates = {side: median(r["tok_s"] for r in rounds) for side, rounds in results.items()}
     mfu = results["ours"][0]["mfu"]
-    print(json.dumps({
-        "ours_tok_s": round(rates["ours"], 1), "plain_tok_s": round(rates["plain"], 1),
-        "ratio": round(rates["ours"] / rates["plain"], 3),
-        "max_loss_diff": max(abs(a - b) for a, b in zip(*losses, strict=True)),
-        "mfu": mfu, "peak_gib": round(max(r["peak_gib"] for r in results["ours"]), 2),
-    }))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "ours_tok_s": round(rates["ours"], 1),
+                "plain_tok_s": round(rates["plain"], 1),
+                "ratio": round(rates["ours"] / rates["plain"], 3),
+                "max_loss_diff": max(abs(a - b) for a, b in zip(*losses, strict=True)),
+                "mfu": mfu,
+                "peak_gib": round(max(r["peak_gib"] for r in results["ours"]), 2),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ class ServedSpeaker:
                 raise self._failed(error) from error
             models = {}  # a server without a list; `transformers serve` answers 500 at times
         if models is None:
-            raise UserError(f"--base_url {self._url}: no OpenAI-compatible server; does its address end in /v1?")  # fmt: skip
+            raise UserError(f"--base_url {self._url}: no OpenAI-compatible server; does its address end in /v1?")
         if name is None and len(models) != 1:
             raise UserError(f"--model: which of {', '.join(sorted(models)) or 'none'}?")
         name = name or next(iter(models))
@@ -53,9 +53,7 @@ class ServedSpeaker:
     def stream(self, messages: list[dict], sampling: Sampling, answer: Answer) -> Iterator[str]:
         settings = {
             "model": self.name,
-            "max_tokens": min(
-                sampling.max_tokens, (self.context or UNKNOWN) - self.count(messages)
-            ),
+            "max_tokens": min(sampling.max_tokens, (self.context or UNKNOWN) - self.count(messages)),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "seed": sampling.seed,
@@ -87,11 +85,11 @@ class ServedSpeaker:
         text = hide(self._key, first_line(error))
         status = getattr(error, "status_code", None)
         if status == 400 and CONTEXT.search(text):
-            return TooLong(f"too long for the model, says the server ({text}); send a shorter message")  # fmt: skip
+            return TooLong(f"too long for the model, says the server ({text}); send a shorter message")
         if status:
             return UserError(f"{self._url}: the server refuses ({status}): {text}")
         if tokens:
-            return UserError(f"{self._url}: the server stopped in the middle of its answer ({text})")  # fmt: skip
+            return UserError(f"{self._url}: the server stopped in the middle of its answer ({text})")
         return UserError(f"{self._url}: no answer: {text}")
 
 

@@ -47,9 +47,7 @@ class Conversation:
         if path.exists():
             raise UserError(f"{path}: is there already; name another file")
         with replacing(path.absolute()) as file:
-            file.write(
-                json.dumps({"messages": self.messages()}, ensure_ascii=False).encode() + b"\n"
-            )
+            file.write(json.dumps({"messages": self.messages()}, ensure_ascii=False).encode() + b"\n")
 
     def load(self, path: Path) -> None:
         """Go on from the first conversation of a JSONL file; UserError where there is none."""
@@ -66,9 +64,7 @@ def _said(role: str, content: str) -> dict:
     return {"role": role, "content": whole(content)}
 
 
-def fit(
-    messages: list[dict], room: int, count: Callable[[list[dict]], int]
-) -> tuple[list[dict], int] | None:
+def fit(messages: list[dict], room: int, count: Callable[[list[dict]], int]) -> tuple[list[dict], int] | None:
     """The messages without as many of the oldest turns (question and answer) as it takes to make them
     at most `room` tokens, and how many these are; None where the last question alone is longer.
 
@@ -131,7 +127,7 @@ def reply(
                 continue
             if dropped:
                 earlier = sum(message["role"] == "user" for message in messages) - 1
-                notice(f"the model's context is full: the oldest {dropped} of {earlier} turns are left out")  # fmt: skip
+                notice(f"the model's context is full: the oldest {dropped} of {earlier} turns are left out")
             yield first
             yield from pieces
             return

@@ -59,11 +59,7 @@ class LocalSpeaker:
     def _ends(self) -> set[int]:
         named = self._model.generation_config.eos_token_id
         named = named if isinstance(named, list) else [named]
-        own = (
-            [self.tokenizer.eos_token_id]
-            if self.completes
-            else chat_template.end_ids(self.tokenizer)
-        )
+        own = [self.tokenizer.eos_token_id] if self.completes else chat_template.end_ids(self.tokenizer)
         return {*own, *named} - {None}
 
     def _next_logits(self, ids: list[int]):
@@ -82,7 +78,7 @@ class LocalSpeaker:
         self._ids = []  # a stop in the middle of a pass leaves layers of different lengths
         with torch.inference_mode():
             new = torch.tensor([ids[known:]], device=self._device)
-            output = self._model(input_ids=new, past_key_values=self._cache, use_cache=True, logits_to_keep=1)  # fmt: skip
+            output = self._model(input_ids=new, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         self._ids = list(ids)
         return output.logits[0, -1].float().cpu()
 

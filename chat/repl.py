@@ -52,9 +52,15 @@ class Repl:
 
     def command(self, name: str, argument: str) -> None:
         commands = {
-            "reset": self.reset, "system": self.system, "retry": self.retry, "save": self.save,
-            "load": self.load, "temperature": self.temperature, "speed": self.speed, "help": self.help,
-        }  # fmt: skip
+            "reset": self.reset,
+            "system": self.system,
+            "retry": self.retry,
+            "save": self.save,
+            "load": self.load,
+            "temperature": self.temperature,
+            "speed": self.speed,
+            "help": self.help,
+        }
         if name not in commands:
             raise UserError(f"there is no /{name}; /help lists the commands")
         commands[name](argument.strip())
@@ -228,11 +234,7 @@ def lines_of_terminal() -> Iterator[str]:
 
     paths.chat_history().parent.mkdir(parents=True, exist_ok=True)
     session = PromptSession(
-        "> ",
-        history=History(str(paths.chat_history())),
-        multiline=True,
-        key_bindings=keys,
-        prompt_continuation="  ",
+        "> ", history=History(str(paths.chat_history())), multiline=True, key_bindings=keys, prompt_continuation="  "
     )
     while True:
         try:

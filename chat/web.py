@@ -18,7 +18,7 @@ from utils.errors import UserError
 NOTICE = "Notice"  # the title of a message that is not the model's
 
 
-def serve(speaker, sampling: Sampling, system: str, titles: list[str], host: str, port: int, share: bool) -> None:  # fmt: skip
+def serve(speaker, sampling: Sampling, system: str, titles: list[str], host: str, port: int, share: bool) -> None:
     """Serve the page until Ctrl-C. Raises UserError where Gradio is missing or the port is taken."""
     check_port(host, port)
     page = make_page(speaker, sampling, system, titles)
@@ -46,9 +46,7 @@ def check_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except (OSError, OverflowError) as error:
-            raise UserError(
-                f"--host {host} --port {port}: cannot listen there ({error})"
-            ) from error
+            raise UserError(f"--host {host} --port {port}: cannot listen there ({error})") from error
 
 
 def gradio():
@@ -70,9 +68,7 @@ def make_page(speaker, sampling: Sampling, system: str, titles: list[str]):
     kind = "Continues the text that it is given:" if speaker.completes else "With"
     return gradio().ChatInterface(
         fn=answerer(speaker, sampling, system),
-        chatbot=verbatim_chatbot()(
-            render_markdown=False, height="70vh", show_label=False, buttons=[]
-        ),
+        chatbot=verbatim_chatbot()(render_markdown=False, height="70vh", show_label=False, buttons=[]),
         title="A conversation",
         description=html.escape(f"{kind} {Path(speaker.name).name}"),
         examples=[f'Tell me about the article "{title}".' for title in titles] or None,

@@ -16,7 +16,6 @@ from utils.errors import UserError, run
 from utils.token_file import IGNORED
 
 
-# fmt: off
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -24,7 +23,11 @@ def parse_arguments() -> argparse.Namespace:
     add("--model", default=paths.DEFAULT_GENERATOR, help="the generator (default %(default)s)")
     add("--model_name", default=paths.DEFAULT_TOKENIZER, help="whose tokenizer decodes (default %(default)s)")
     add("--replay", default=paths.DEFAULT_REPLAY, help="name of the replay files (default %(default)s)")
-    add("--conversations", default=paths.DEFAULT_CONVERSATIONS, help="name of their files, for --task_name instruct (default %(default)s)")
+    add(
+        "--conversations",
+        default=paths.DEFAULT_CONVERSATIONS,
+        help="name of their files, for --task_name instruct (default %(default)s)",
+    )
     add("--rr", type=float, default=0.1, help="share of replay blocks (default 0.1)")
     add("--epochs", type=float, default=2, help="default 2")
     add("--bs", type=int, default=16, help="blocks per step (default 16)")

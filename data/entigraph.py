@@ -35,13 +35,21 @@ from utils.cli import above_zero, count, positive
 from utils.errors import UserError, run
 
 
-# fmt: off
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("articles", nargs="?", help="which, by number from 0: 7, 0-9, 0,3,7 or all")
-    add("--task", default="quality", help="quality, example, or your own (data/dataset/raw/<task>.jsonl; default quality)")
-    add("--corpus", type=Path, metavar="DIR", help="a folder of your own documents (txt, md, jsonl, html, pdf), in place of --task")
+    add(
+        "--task",
+        default="quality",
+        help="quality, example, or your own (data/dataset/raw/<task>.jsonl; default quality)",
+    )
+    add(
+        "--corpus",
+        type=Path,
+        metavar="DIR",
+        help="a folder of your own documents (txt, md, jsonl, html, pdf), in place of --task",
+    )
     add("--model", default=paths.DEFAULT_GENERATOR, help="the generator (default %(default)s)")
     add("--base_url", help="an OpenAI-compatible server (default $OPENAI_BASE_URL, else OpenAI)")
     add("--method", choices=methods.METHODS, default="entigraph", help="how to rewrite (default %(default)s)")
@@ -52,18 +60,31 @@ def parse_arguments() -> argparse.Namespace:
     add("--dry_run", action="store_true", help="print calls, tokens, dollars and time, and call nothing")
     add("--budget_usd", type=above_zero, help="stop before this is spent, earlier runs counted (default none)")
     add("--max_tokens_total", type=positive, help="the same in tokens, of prompts and replies (default none)")
-    add("--prices", type=Path, default=paths.prices_file(), help="dollars for a million tokens (default data/prices.json)")
+    add(
+        "--prices",
+        type=Path,
+        default=paths.prices_file(),
+        help="dollars for a million tokens (default data/prices.json)",
+    )
     add("--concurrency", type=positive, default=16, help="calls under way at once (default 16)")
     add("--requests_per_minute", type=above_zero, help="your limit, if you know it (default: learnt from refusals)")
     add("--tokens_per_minute", type=above_zero, help="your limit, if you know it")
     add("--timeout", type=above_zero, default=600.0, help="seconds for one try of a call (default 600)")
     add("--batch", choices=["submit", "status", "collect"], help="through OpenAI's Batch API")
-    add("--retry_failed", action="store_true", help="ask again also for replies that were cut or filtered, which were paid for")
+    add(
+        "--retry_failed",
+        action="store_true",
+        help="ask again also for replies that were cut or filtered, which were paid for",
+    )
     add("--import_json", type=Path, metavar="DIR", help="take over a corpus published as one JSON list a document")
     add("--max_tokens", type=positive, default=4096, help="longest reply (default 4096)")
     add("--temperature", type=float, default=1.0, help="default 1.0, as in the paper")
-    add("--response_format", choices=["json_object", "json_schema"], default="json_object",
-        help="how the listing call asks for JSON (small local models need json_schema)")
+    add(
+        "--response_format",
+        choices=["json_object", "json_schema"],
+        default="json_object",
+        help="how the listing call asks for JSON (small local models need json_schema)",
+    )
     add("--seed", type=int, default=0, help="of the samples, and sent with each call")
     args = parser.parse_args()
     if args.articles is None and not args.import_json:
@@ -76,14 +97,9 @@ def main() -> None:
     if args.corpus:
         args.task = readers.take_in(args.corpus)
     documents = load_task(args.task)
-    chosen = [
-        documents[n]
-        for n in parse_indices("all" if args.articles is None else args.articles, len(documents))
-    ]
+    chosen = [documents[n] for n in parse_indices("all" if args.articles is None else args.articles, len(documents))]
     most = {"pair": args.max_pairs, "triple": args.max_triples}
-    recipe = methods.Recipe(
-        args.model, args.method, most, args.samples, args.seed, args.max_entities
-    )
+    recipe = methods.Recipe(args.model, args.method, most, args.samples, args.seed, args.max_entities)
     folder = paths.passages_dir(args.task, args.model, args.method)
     if args.dry_run:
         print_plan(args, chosen, recipe, folder)
@@ -108,10 +124,7 @@ def main() -> None:
 def open_ledger(args: argparse.Namespace, folder: Path) -> Ledger:
     price = find_price(args.prices, args.model)
     if args.budget_usd is not None and not price:
-        raise UserError(
-            f"--budget_usd: {args.prices} has no price for {args.model}; add it, "
-            "or set --max_tokens_total"
-        )
+        raise UserError(f"--budget_usd: {args.prices} has no price for {args.model}; add it, or set --max_tokens_total")
     return Ledger(folder / "calls.ledger", price, args.budget_usd, args.max_tokens_total)
 
 

@@ -21,7 +21,6 @@ from utils.errors import UserError, run
 from utils.io import write_json
 
 
-# fmt: off
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -50,9 +49,8 @@ def main() -> None:
     target = paths.out_dir() / f"inspection-{folder.name}.json"
     write_json(
         target,
-        {"folder": str(folder), "figures": result, "passages": inspected.passages,
-         "documents": inspected.documents},
-    )  # fmt: skip
+        {"folder": str(folder), "figures": result, "passages": inspected.passages, "documents": inspected.documents},
+    )
     print(target)
     print(json.dumps(result))
 

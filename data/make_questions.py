@@ -24,7 +24,6 @@ from utils.io import Journal, replacing
 
 
 def parse_arguments() -> argparse.Namespace:
-    # fmt: off
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--corpus", type=Path, metavar="DIR", help="a folder of documents (txt, md, jsonl, html, pdf)")
@@ -32,12 +31,14 @@ def parse_arguments() -> argparse.Namespace:
     add("--per_document", type=int, default=10, help="questions asked for (default 10); fewer are kept")
     add("--model", default=paths.DEFAULT_GENERATOR, help="writes and checks (default %(default)s)")
     add("--base_url", help="its OpenAI-compatible server (default $OPENAI_BASE_URL, else OpenAI)")
-    add("--base_model", help="who must not know the answers without the document, by /completions (default: --model, by chat)")
+    add(
+        "--base_model",
+        help="who must not know the answers without the document, by /completions (default: --model, by chat)",
+    )
     add("--base_model_url", help="its server (default: --base_url)")
     add("--concurrency", type=int, default=16, help="documents under way at once (default 16)")
     add("--timeout", type=float, default=600.0, help="seconds for one try of a call (default 600)")
     add("--seed", type=int, default=0, help="of the options' order, and sent with each call")
-    # fmt: on
     args = parser.parse_args()
     if bool(args.corpus) == bool(args.task):
         raise UserError("--corpus DIR or --task NAME: which documents?")
@@ -55,20 +56,24 @@ def main() -> None:
     args = parse_arguments()
     if args.corpus:
         args.task = readers.take_in(args.corpus)
-    documents = load_documents([paths.corpus_file(args.task)], "write it, or use --corpus DIR")  # fmt: skip
+    documents = load_documents([paths.corpus_file(args.task)], "write it, or use --corpus DIR")
     target = paths.questions_file(args.task)
     with Journal(target.with_suffix(".calls.jsonl")) as journal:
         maker = Maker(args, journal)
         kept = asyncio.run(maker.run(documents))
     print("\n".join(f"{number:6} {what}" for what, number in maker.counts.items()))
-    print(f"{len(kept):6} kept, about {len({document.uid for document, _ in kept})} of {len(documents)} documents")  # fmt: skip
-    failed = f"{len(maker.failures)} documents failed (the last, {maker.failures[-1]}); the replies are kept, and the same command asks for the rest" if maker.failures else ""  # fmt: skip
+    print(f"{len(kept):6} kept, about {len({document.uid for document, _ in kept})} of {len(documents)} documents")
+    failed = (
+        f"{len(maker.failures)} documents failed (the last, {maker.failures[-1]}); the replies are kept, and the same command asks for the rest"
+        if maker.failures
+        else ""
+    )
     if not kept:
-        raise UserError(
-            failed or "no question was kept; a stronger --model, or more --per_document"
-        )
+        raise UserError(failed or "no question was kept; a stronger --model, or more --per_document")
     with replacing(target) as file:
-        file.writelines(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in quiz.lay_out(kept, args.seed))  # fmt: skip
+        file.writelines(
+            json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in quiz.lay_out(kept, args.seed)
+        )
     if failed:
         raise UserError(f"{failed}; {target} has the questions about the others")
     print(f"{target}\n{json.dumps(maker.counts | {'kept': len(kept)})}")

@@ -46,15 +46,11 @@ def make_plan(synthetic: int, replay: int, epochs: float, rr: float, bs: int, se
     if not synthetic:
         raise UserError("the training text is shorter than one block; give a smaller --block_size")
     if rr and not replay:
-        raise UserError(
-            "the replay text is shorter than one block; give a smaller --block_size or --rr 0"
-        )
+        raise UserError("the replay text is shorter than one block; give a smaller --block_size or --rr 0")
     wanted = max(1, round(epochs * synthetic))
     added = round(wanted * rr / (1 - rr))
     if wanted + added < bs:
-        raise UserError(
-            f"--bs {bs}: the run has {wanted + added} blocks in all; give a smaller --bs or --block_size"
-        )
+        raise UserError(f"--bs {bs}: the run has {wanted + added} blocks in all; give a smaller --bs or --block_size")
     rest = -(wanted + added) % bs
     added, wanted = (added + rest, wanted) if rr else (0, wanted + rest)
     source = np.zeros(wanted + added, np.uint8)
@@ -116,9 +112,7 @@ def open_training_file(task_name: str, generator: str, conversations: str) -> To
         return open_conversations(conversations, "train")
     task, _, variant = task_name.rpartition("-")
     if variant == "raw":
-        return TokenFile(
-            paths.articles_bin(task), f"run: python data/tokenize_entigraph.py --task {task} --raw"
-        )
+        return TokenFile(paths.articles_bin(task), f"run: python data/tokenize_entigraph.py --task {task} --raw")
     method = variant if task and variant in METHODS else "entigraph"
     task = task if task and variant in METHODS else task_name
     step = f"run: python data/tokenize_entigraph.py --task {task}"
@@ -129,13 +123,9 @@ def open_training_file(task_name: str, generator: str, conversations: str) -> To
 
 def open_conversations(name: str, split: str) -> TokenFile:
     other = "" if name == paths.DEFAULT_CONVERSATIONS else f" --jsonl FILE --name {name}"
-    file = TokenFile(
-        paths.conversations_bin(name, split), f"run: python data/tokenize_instruct.py{other}"
-    )
+    file = TokenFile(paths.conversations_bin(name, split), f"run: python data/tokenize_instruct.py{other}")
     if file.mask is None:
-        raise UserError(
-            f"{file.path}: has no mask, so it is no file of conversations; {file.made_by}"
-        )
+        raise UserError(f"{file.path}: has no mask, so it is no file of conversations; {file.made_by}")
     return file
 
 

@@ -66,7 +66,7 @@ class Text:
         """(block_size,) int64: how far from the begin of its document (or of the block) a token is."""
         size = self.blocks.shape[1]
         begin = block * size
-        first, last = np.searchsorted(self.ends, begin, "right"), np.searchsorted(self.ends, begin + size)  # fmt: skip
+        first, last = np.searchsorted(self.ends, begin, "right"), np.searchsorted(self.ends, begin + size)
         return count_from(self.ends[first:last].astype(np.int64) - begin, size)
 
 

@@ -23,15 +23,19 @@ from utils.errors import UserError, run
 from utils.tokenizer import load_tokenizer, write_documents
 
 
-# fmt: off
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--task", default="quality", help="quality or example (default quality)")
     add("--model", default=paths.DEFAULT_GENERATOR, help="whose passages these are (default %(default)s)")
     add("--method", choices=methods.METHODS, default="entigraph", help="step 1's (default %(default)s)")
-    add("--min_quality", type=float, default=0.0, metavar="Q",
-        help="leave out passages below it, and repeated ones; 0 to 1, see utils/inspection.py (default 0: all)")
+    add(
+        "--min_quality",
+        type=float,
+        default=0.0,
+        metavar="Q",
+        help="leave out passages below it, and repeated ones; 0 to 1, see utils/inspection.py (default 0: all)",
+    )
     add("--tokenizer", default=paths.DEFAULT_TOKENIZER, help="name or folder (default %(default)s)")
     add("--input", type=Path, nargs="+", metavar="FOLDER", help="folders of passages (default: step 1's)")
     add("--raw", action="store_true", help="the articles in place of the passages")
@@ -59,9 +63,7 @@ def articles(task: str, rng: np.random.Generator) -> tuple[Callable[[], Iterable
     return lambda: texts, [str(path) for path in task_files(task)]
 
 
-def passages_of(
-    args: argparse.Namespace, rng: np.random.Generator
-) -> tuple[Callable[[], Iterable[str]], list[str]]:
+def passages_of(args: argparse.Namespace, rng: np.random.Generator) -> tuple[Callable[[], Iterable[str]], list[str]]:
     folders = args.input or [paths.passages_dir(args.task, args.model, args.method)]
     made_by = f"run: python data/entigraph.py all --task {args.task} --model {args.model}"
     made_by += f" --method {args.method}" if args.method != "entigraph" else ""

@@ -31,18 +31,34 @@ BATCH = 512  # conversations in memory at a time; of UltraChat half a million to
 Conversation = list[dict]  # its messages
 
 
-# fmt: off
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--dataset", default=ULTRACHAT, help="of the hub, with a column `messages` (default %(default)s)")
-    source.add_argument("--jsonl", type=Path, nargs="+", metavar="FILE", help="files of one's own, `messages` in every line")
+    source.add_argument(
+        "--dataset", default=ULTRACHAT, help="of the hub, with a column `messages` (default %(default)s)"
+    )
+    source.add_argument(
+        "--jsonl", type=Path, nargs="+", metavar="FILE", help="files of one's own, `messages` in every line"
+    )
     add = parser.add_argument
-    add("--splits", nargs="+", default=["train_sft", "test_sft"], metavar="SPLIT", help="of the dataset: to train on, and held out (default train_sft test_sft)")
+    add(
+        "--splits",
+        nargs="+",
+        default=["train_sft", "test_sft"],
+        metavar="SPLIT",
+        help="of the dataset: to train on, and held out (default train_sft test_sft)",
+    )
     add("--test_jsonl", type=Path, nargs="+", metavar="FILE", help="held out")
-    add("--test_share", type=float, default=0.05, help="held out of what has no held-out part of its own (default 0.05)")
+    add(
+        "--test_share", type=float, default=0.05, help="held out of what has no held-out part of its own (default 0.05)"
+    )
     add("--tokenizer", default=paths.DEFAULT_TOKENIZER, help="name or folder (default %(default)s)")
-    add("--template", type=Path, metavar="FILE", help="a Jinja chat template (default the tokenizer's own, else Llama 3.1's)")
+    add(
+        "--template",
+        type=Path,
+        metavar="FILE",
+        help="a Jinja chat template (default the tokenizer's own, else Llama 3.1's)",
+    )
     add("--train_on_all", action="store_true", help="learn the user's words too")
     add("--block_size", type=int, default=2048, help="the longest piece of a conversation, in tokens (default 2048)")
     add("--name", default=paths.DEFAULT_CONVERSATIONS, help="of the files (default %(default)s)")
@@ -133,9 +149,7 @@ def from_hub(args: argparse.Namespace) -> tuple[Callable[[str], Iterable[Convers
     return build, [f"{args.dataset}:{name}" for name in args.splits]
 
 
-def share(
-    conversations: Iterable[Conversation], split: str, args: argparse.Namespace
-) -> Iterator[Conversation]:
+def share(conversations: Iterable[Conversation], split: str, args: argparse.Namespace) -> Iterator[Conversation]:
     """Of all conversations those that are held out, each by its own draw, or the others."""
     rng = np.random.default_rng(args.seed)
     for messages in conversations:
@@ -164,16 +178,14 @@ def documents(
         counts["learnt_tokens"] += sum(int(rows[1].sum()) for rows in found)
         yield found
     if not counts["learnt_tokens"]:
-        raise UserError("no conversation is left to write; give more, or a larger --block_size or --test_share")  # fmt: skip
+        raise UserError("no conversation is left to write; give more, or a larger --block_size or --test_share")
 
 
 def cut(tokenizer, messages: list[dict], longest: int, counts: dict) -> list[np.ndarray]:
     """A long conversation in pieces of whole exchanges, as many in each as fit, the system message
     before every one. An exchange that does not fit by itself is left out."""
     counts["cut"] += 1
-    system, turns = (
-        ([], messages) if messages[0]["role"] == "user" else (messages[:1], messages[1:])
-    )
+    system, turns = ([], messages) if messages[0]["role"] == "user" else (messages[:1], messages[1:])
     pieces: list[list[dict]] = []
     for index in range(0, len(turns), 2):
         exchange = turns[index : index + 2]

@@ -30,14 +30,21 @@ SHUFFLE_BUFFER = 10_000  # documents in memory while a stream is shuffled
 PIECE_CHARACTERS = 1 << 16  # a .txt file has no documents: it is cut at line ends into such pieces
 
 
-# fmt: off
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--dataset", metavar="NAME[:CONFIG]",
-                        help=f"a dataset of the hub with a column `text` (default {REDPAJAMA}, else {FINEWEB_EDU})")
-    source.add_argument("--text", type=Path, nargs="+", metavar="FILE",
-                        help="files of one's own: .txt, .jsonl, .parquet (column `text`)")
+    source.add_argument(
+        "--dataset",
+        metavar="NAME[:CONFIG]",
+        help=f"a dataset of the hub with a column `text` (default {REDPAJAMA}, else {FINEWEB_EDU})",
+    )
+    source.add_argument(
+        "--text",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="files of one's own: .txt, .jsonl, .parquet (column `text`)",
+    )
     add = parser.add_argument
     add("--tokenizer", default=paths.DEFAULT_TOKENIZER, help="name or folder (default %(default)s)")
     add("--tokens", type=int, default=10**9, help="for training (default 1B)")
@@ -59,9 +66,7 @@ def main() -> None:
         return lambda: itertools.islice(shuffled(build(), args.seed), skipped, None)
 
     test_file, train_file = (paths.replay_bin(args.name, split) for split in ("test", "train"))
-    test = write_documents(
-        test_file, documents(0), tokenizer, made, args.test_tokens, leave_rest=True
-    )
+    test = write_documents(test_file, documents(0), tokenizer, made, args.test_tokens, leave_rest=True)
     write_documents(train_file, documents(test["documents"]), tokenizer, made, args.tokens)
 
 
@@ -71,9 +76,7 @@ def text_files(files: list[Path]) -> tuple[Callable[[], Iterable[str]], list[str
             raise UserError(f"--text {file}: no such file")
         if file.suffix not in (".txt", ".jsonl", ".parquet"):
             raise UserError(f"--text {file}: its name ends neither in .txt nor .jsonl nor .parquet")
-    return lambda: (text for file in files for text in texts_of(file)), [
-        str(file) for file in files
-    ]
+    return lambda: (text for file in files for text in texts_of(file)), [str(file) for file in files]
 
 
 def texts_of(file: Path) -> Iterator[str]:
@@ -87,9 +90,7 @@ def texts_of(file: Path) -> Iterator[str]:
     else:
         import datasets
 
-        stream = datasets.load_dataset(
-            "parquet", data_files=str(file), split="train", streaming=True
-        )
+        stream = datasets.load_dataset("parquet", data_files=str(file), split="train", streaming=True)
         yield from column_text(stream, str(file))
 
 
@@ -121,9 +122,7 @@ def hub_dataset(wanted: str | None) -> tuple[Callable[[], Iterable[str]], list[s
         except (OSError, RuntimeError, ValueError) as error:  # not there, not reached, a script
             reasons.append(f"{name}: {first_line(error)}")
     else:
-        raise UserError(
-            f"no replay text from the hub ({'; '.join(reasons)}); give your own with --text FILE"
-        )
+        raise UserError(f"no replay text from the hub ({'; '.join(reasons)}); give your own with --text FILE")
     if reasons:
         print(f"{reasons[0]}; taking {name} in its place", file=sys.stderr)
     return lambda: column_text(stream, name), [name]
@@ -136,9 +135,7 @@ def column_text(stream: Iterable[dict], name: str) -> Iterator[str]:
                 raise UserError(f"{name}: has no column `text`, only {', '.join(row)}")
             yield row["text"]
     except OSError as error:  # the net went away in the middle
-        raise UserError(
-            f"{name}: the stream broke off ({first_line(error)}); run it again"
-        ) from error
+        raise UserError(f"{name}: the stream broke off ({first_line(error)}); run it again") from error
 
 
 def shuffled(texts: Iterable[str], seed: int) -> Iterator[str]:

@@ -15,9 +15,7 @@ from utils.errors import UserError
 from utils.io import replacing
 
 NAME = re.compile(r"checkpoint_(\d+)\.mdl")
-KEPT_AS_BYTES = re.compile(
-    r"trainer_state\.json|rng_state(_\d+)?\.pth"
-)  # what only the Trainer reads
+KEPT_AS_BYTES = re.compile(r"trainer_state\.json|rng_state(_\d+)?\.pth")  # what only the Trainer reads
 
 
 def checkpoints(folder: Path) -> dict[int, Path]:

@@ -20,7 +20,6 @@ from utils.io import read_json, replacing, write_json
 FORMATS = ("hf", "cs-1.8")
 
 
-# fmt: off
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -33,10 +32,11 @@ def parse_arguments() -> argparse.Namespace:
         command.add_argument("--tgt-fmt", required=True, choices=FORMATS)
         command.add_argument("--output-dir", type=Path, help="default: beside the file")
         if name == "convert":
-            command.add_argument("--config", type=Path, required=True, help="config.json, or a YAML file with a `model` section")
+            command.add_argument(
+                "--config", type=Path, required=True, help="config.json, or a YAML file with a `model` section"
+            )
             command.add_argument("--check", action="store_true", help="compare the logits of both")
     return parser.parse_args()
-
 
 
 def convert_config(path: Path, source: str, folder: Path) -> tuple[Path, dict]:
@@ -96,7 +96,7 @@ def check(config: dict, args: argparse.Namespace, out: Path) -> None:
     logits = []
     files = ((args.file, args.src_fmt), (out, args.tgt_fmt))
     for path, fmt in files:
-        state = formats.load_hf(path) if fmt == "hf" else formats.to_hf(formats.load_mdl(path)["model"], str(path))  # fmt: skip
+        state = formats.load_hf(path) if fmt == "hf" else formats.to_hf(formats.load_mdl(path)["model"], str(path))
         state = {k: v for k, v in state.items() if not formats.MADE_BY_CODE.fullmatch(k)}
         model = GPTJForCausalLM(GPTJConfig(**config)).eval()
         lacking = model.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
@@ -115,7 +115,7 @@ def main() -> None:
     if args.command == "list":
         print(json.dumps({"gptj": {"hf": ["cs-1.8"], "cs-1.8": ["hf"]}}, indent=2))
         return
-    if args.src_fmt == args.tgt_fmt:
+    if len({args.src_fmt, args.tgt_fmt}) == 1:
         raise UserError(f"--src-fmt and --tgt-fmt are both {args.src_fmt}")
     if not args.file.exists():
         raise UserError(f"{args.file}: not there")

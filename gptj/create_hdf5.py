@@ -29,12 +29,16 @@ from utils.io import read_json, write_json
 MANIFEST = "data_params.json"
 
 
-# fmt: off
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_argument_group("the text").add_argument
     source("--input_dir", type=Path, help="folder of .txt and .jsonl files")
-    source("--metadata_files", type=Path, nargs="+", help="lists of files to take, names relative to --input_dir, one a line")
+    source(
+        "--metadata_files",
+        type=Path,
+        nargs="+",
+        help="lists of files to take, names relative to --input_dir, one a line",
+    )
     source("--csv", type=Path, help="a CSV file with a header, in place of --input_dir")
     source("--text_column", default="text", help="of --csv (default text)")
     source("--jsonl_key", default="text", help="of .jsonl files (default text)")
@@ -48,9 +52,21 @@ def parse_arguments() -> argparse.Namespace:
     tokens("--pad_id", type=int, default=0, help="default 0")
     examples = parser.add_argument_group("examples").add_argument
     examples("--max_seq_length", type=int, default=2048, help="default 2048")
-    examples("--pack_sequences", action=argparse.BooleanOptionalAction, default=True, help="one stream of all documents, or each for itself")
-    examples("--short_seq_prob", type=float, default=0.0, help="chance of a window of random, shorter length (default 0)")
-    examples("--min_sequence_len", type=int, default=1, help="documents of fewer tokens are left out, and counted (default 1)")
+    examples(
+        "--pack_sequences",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="one stream of all documents, or each for itself",
+    )
+    examples(
+        "--short_seq_prob", type=float, default=0.0, help="chance of a window of random, shorter length (default 0)"
+    )
+    examples(
+        "--min_sequence_len",
+        type=int,
+        default=1,
+        help="documents of fewer tokens are left out, and counted (default 1)",
+    )
     examples("--seed", type=int, default=0, help="of --short_seq_prob")
     out = parser.add_argument_group("files").add_argument
     out("--output_dir", type=Path, required=True)
@@ -164,7 +180,7 @@ def write_file(path: Path, rows: list[np.ndarray]) -> dict:
         file.create_dataset("data", data=data, chunks=(1, *data.shape[1:]), compression="gzip")
     digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
     temporary.replace(path)
-    return {"name": path.name, "examples": len(data), "labels": int(data[:, 1].sum()), "sha256": digest}  # fmt: skip
+    return {"name": path.name, "examples": len(data), "labels": int(data[:, 1].sum()), "sha256": digest}
 
 
 def work(args: argparse.Namespace, process: int, eos: int) -> dict:
@@ -215,7 +231,9 @@ def prepare(args: argparse.Namespace, settings: dict) -> None:
     if args.resume_from_checkpoint and there and not same:
         raise UserError(f"{args.output_dir}: begun with other settings; give --overwrite")
     if there and not args.overwrite and not args.resume_from_checkpoint:
-        raise UserError(f"{args.output_dir}: holds {len(there)} .h5 files; give --overwrite, or --resume_from_checkpoint")  # fmt: skip
+        raise UserError(
+            f"{args.output_dir}: holds {len(there)} .h5 files; give --overwrite, or --resume_from_checkpoint"
+        )
     if args.overwrite or not same:
         for path in (*there, *args.output_dir.glob(".progress-*.json")):
             path.unlink()
@@ -228,7 +246,7 @@ def main() -> None:
     tokenizer = load_tokenizer(args)
     eos = tokenizer.eos_token_id if args.eos_id is None else args.eos_id
     free = ("overwrite", "resume_from_checkpoint", "output_dir")
-    settings = {k: v if isinstance(v, int | float | None) else str(v) for k, v in vars(args).items() if k not in free}  # fmt: skip
+    settings = {k: v if isinstance(v, int | float | None) else str(v) for k, v in vars(args).items() if k not in free}
     settings |= {"eos_id": eos, "vocab_size": len(tokenizer)}
     prepare(args, settings)
     jobs = [(args, process, eos) for process in range(args.processes)]
@@ -244,7 +262,7 @@ def main() -> None:
     files = [file for result in results for file in result["files"]]
     if not files:
         raise UserError("the text holds fewer than two tokens")
-    counts = {name: sum(r[name] for r in results) for name in ("documents", "documents_left_out", "tokens")}  # fmt: skip
+    counts = {name: sum(r[name] for r in results) for name in ("documents", "documents_left_out", "tokens")}
     counts |= {name: sum(file[name] for file in files) for name in ("examples", "labels")}
     write_json(args.output_dir / MANIFEST, {"settings": settings, "counts": counts, "files": files})
     for leftover in (*args.output_dir.glob(".progress-*.json"), args.output_dir / ".settings.json"):

@@ -39,14 +39,12 @@ def evaluate(params: dict, model, data: Data, step: int, folder: Path) -> dict:
     once; and the share of counted labels that are the likeliest. Printed, and written as TensorBoard
     events."""
     bs, most = data.section["batch_size"], params["runconfig"]["eval_steps"]
-    order = order_of_rows(data.rows, bs, data.steps(1), data.section["drop_last"], data.seed())  # fmt: skip
+    order = order_of_rows(data.rows, bs, data.steps(1), data.section["drop_last"], data.seed())
     order = order[: data.rows]
     if not len(order):
-        raise UserError(f"eval_input.batch_size: {bs}, and there are {data.rows} rows; give drop_last: false")  # fmt: skip
+        raise UserError(f"eval_input.batch_size: {bs}, and there are {data.rows} rows; give drop_last: false")
     if len(order) < data.rows:
-        say(
-            f"{data.rows - len(order)} rows, less than a batch, are left out (eval_input.drop_last)"
-        )
+        say(f"{data.rows - len(order)} rows, less than a batch, are left out (eval_input.drop_last)")
     rows = Hdf5Rows(data.files, data.counts, order)
     workers = data.section["num_workers"]
     loader = DataLoader(
@@ -64,7 +62,7 @@ def evaluate(params: dict, model, data: Data, step: int, folder: Path) -> dict:
     right = counted = torch.zeros((), dtype=torch.int64, device=device)
     was_training = model.training
     model.eval()
-    with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=params["model"]["mixed_precision"]):  # fmt: skip
+    with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=params["model"]["mixed_precision"]):
         for number, batch in enumerate(loader):
             if number == most:
                 break

@@ -26,7 +26,7 @@ RENAMES = [
     ("transformer.h.N.mlp.fc_out", "transformer_decoder.layers.N.ffn.ffn.1.linear_layer"),
     ("transformer.ln_f", "ln_f"),
     ("lm_head", "lm_head"),
-]  # fmt: skip
+]
 TWIN = ("ln_f.", "transformer_decoder.norm.")  # cs-1.8 holds the last norm under both names
 MADE_BY_CODE = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")  # in old HF files
 CONFIG_RENAMES = [
@@ -55,17 +55,22 @@ FIXED = {
     "attention_type": "scaled_dot_product",
     "mixed_precision": True,
 }
-HF_DEFAULTS = {"activation_function": "gelu_new", "rotary_dim": 64, "n_inner": None, "tie_word_embeddings": False,
-               "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "layer_norm_epsilon": 1e-5,
-               "initializer_range": 0.02}  # fmt: skip
+HF_DEFAULTS = {
+    "activation_function": "gelu_new",
+    "rotary_dim": 64,
+    "n_inner": None,
+    "tie_word_embeddings": False,
+    "attn_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "resid_pdrop": 0.0,
+    "layer_norm_epsilon": 1e-5,
+    "initializer_range": 0.02,
+}
 
 
 def _renamed(state: dict, pairs: list[tuple[str, str]], where: str) -> dict:
     """Every tensor under its other name. Raises UserError that lists names nobody knows."""
-    patterns = [
-        (re.compile(re.escape(old).replace("N", r"(\d+)", 1) + r"\.(weight|bias)"), new)
-        for old, new in pairs
-    ]
+    patterns = [(re.compile(re.escape(old).replace("N", r"(\d+)", 1) + r"\.(weight|bias)"), new) for old, new in pairs]
     renamed, unknown = {}, []
     for name, tensor in state.items():
         for pattern, new in patterns:
@@ -76,7 +81,7 @@ def _renamed(state: dict, pairs: list[tuple[str, str]], where: str) -> dict:
         else:
             unknown.append(name)
     if unknown:
-        raise UserError(f"{where}: {len(unknown)} names that GPT-J does not have, {unknown[0]} for one")  # fmt: skip
+        raise UserError(f"{where}: {len(unknown)} names that GPT-J does not have, {unknown[0]} for one")
     return renamed
 
 
@@ -135,9 +140,9 @@ def load_torch(path: Path) -> dict:
     if not path.is_file():
         raise UserError(f"{path}: not there")
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))  # fmt: skip
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except UnpicklingError as error:
-        raise UserError(f"{path}: refused, it holds more than tensors ({first_line(error)})") from error  # fmt: skip
+        raise UserError(f"{path}: refused, it holds more than tensors ({first_line(error)})") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         kind = "an HDF5 checkpoint (release 2.0 and later; ours are 1.8's), or damaged"
         raise UserError(f"{path}: {kind} ({first_line(error)})") from error
@@ -150,15 +155,22 @@ def load_mdl(path: Path) -> dict:
     """A .mdl checkpoint: `model` and, of a training run, `optimizer`, `lr_scheduler`, `global_step`."""
     loaded = load_torch(path)
     if not isinstance(loaded.get("model"), dict):
-        raise UserError(f"{path}: has no `model` in it; a Hugging Face file is made a .mdl by: "
-                        "python gptj/convert_checkpoint.py convert")  # fmt: skip
+        raise UserError(
+            f"{path}: has no `model` in it; a Hugging Face file is made a .mdl by: "
+            "python gptj/convert_checkpoint.py convert"
+        )
     return loaded
 
 
 def load_hf(path: Path) -> dict:
     """Tensors by Hugging Face's names: a .safetensors or .bin file, an index of shards, or a folder."""
     if path.is_dir():
-        names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")  # fmt: skip
+        names = (
+            "model.safetensors",
+            "model.safetensors.index.json",
+            "pytorch_model.bin",
+            "pytorch_model.bin.index.json",
+        )
         found = next((path / name for name in names if (path / name).is_file()), None)
         if not found:
             raise UserError(f"{path}: holds no weights (model.safetensors or pytorch_model.bin)")

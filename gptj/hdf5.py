@@ -88,14 +88,18 @@ def check_hdf5(files: list[Path], vocabulary: int, longest: int) -> tuple[list[i
                 if said is None:
                     raise UserError(f"{path}: has no attribute n_examples; {made}")
                 if data.dtype != np.int32 or data.ndim != 3 or data.shape[1] != 3:
-                    raise UserError(f"{path}: data is {data.dtype} {data.shape}, where int32 (n, 3, length) is wanted; {made}")  # fmt: skip
+                    raise UserError(
+                        f"{path}: data is {data.dtype} {data.shape}, where int32 (n, 3, length) is wanted; {made}"
+                    )
                 if len(data) != said:
                     raise UserError(f"{path}: {len(data)} rows, and n_examples says {said}; {made}")
                 if length not in (None, data.shape[2]):
-                    raise UserError(f"{path}: rows of {data.shape[2]} tokens, and {files[0].name} has rows of {length}; {made}")  # fmt: skip
+                    raise UserError(
+                        f"{path}: rows of {data.shape[2]} tokens, and {files[0].name} has rows of {length}; {made}"
+                    )
                 length = data.shape[2]
                 if length > longest:
-                    raise UserError(f"{path}: rows of {length} tokens, and model.max_position_embeddings is {longest}")  # fmt: skip
+                    raise UserError(f"{path}: rows of {length} tokens, and model.max_position_embeddings is {longest}")
                 for begin in range(0, len(data), 4096):
                     _check_rows(data[begin : begin + 4096], vocabulary, path)
                 counts.append(len(data))
@@ -138,9 +142,7 @@ class Data:
 
     def identity(self) -> dict:
         """What decides which rows a step sees."""
-        named = [
-            f"{path.name}:{count}" for path, count in zip(self.files, self.counts, strict=True)
-        ]
+        named = [f"{path.name}:{count}" for path, count in zip(self.files, self.counts, strict=True)]
         return {
             "train_input.data_dir": named,
             "train_input.batch_size": self.section["batch_size"],
@@ -164,21 +166,25 @@ def open_data(params: dict, name: str) -> Data:
     if name not in params:
         raise UserError(f"{name}: this section is missing")
     section, model = params[name], params["model"]
-    folders = section["data_dir"] if isinstance(section["data_dir"], list) else [section["data_dir"]]  # fmt: skip
+    folders = section["data_dir"] if isinstance(section["data_dir"], list) else [section["data_dir"]]
     files = []
     for folder in map(Path, folders):
         found = sorted(folder.glob("*.h5"))
         if not found:
-            raise UserError(f"{name}.data_dir: {folder}: no .h5 files in it; run: python gptj/create_hdf5.py")  # fmt: skip
+            raise UserError(f"{name}.data_dir: {folder}: no .h5 files in it; run: python gptj/create_hdf5.py")
         if (folder / ".settings.json").exists():
-            raise UserError(f"{name}.data_dir: {folder}: unfinished; run gptj/create_hdf5.py again with --resume_from_checkpoint")  # fmt: skip
+            raise UserError(
+                f"{name}.data_dir: {folder}: unfinished; run gptj/create_hdf5.py again with --resume_from_checkpoint"
+            )
         files += found
     if section["vocab_size"] not in (None, model["vocab_size"]):
-        raise UserError(f"{name}.vocab_size: {section['vocab_size']}, and model.vocab_size is {model['vocab_size']}")  # fmt: skip
-    counts, length = check_hdf5(files, model["vocab_size"], model["max_position_embeddings"])  # fmt: skip
+        raise UserError(f"{name}.vocab_size: {section['vocab_size']}, and model.vocab_size is {model['vocab_size']}")
+    counts, length = check_hdf5(files, model["vocab_size"], model["max_position_embeddings"])
     if section["max_sequence_length"] not in (None, length):
-        raise UserError(f"{name}.max_sequence_length: {section['max_sequence_length']}, and the rows of {files[0]} have {length} tokens")  # fmt: skip
+        raise UserError(
+            f"{name}.max_sequence_length: {section['max_sequence_length']}, and the rows of {files[0]} have {length} tokens"
+        )
     data = Data(section, files, counts, length)
     if name == "train_input" and not data.steps(1):
-        raise UserError(f"{name}.batch_size: {section['batch_size']}, and there are {data.rows} rows")  # fmt: skip
+        raise UserError(f"{name}.batch_size: {section['batch_size']}, and there are {data.rows} rows")
     return data

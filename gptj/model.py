@@ -36,7 +36,7 @@ def find_start(args, params: dict, training: Data | None) -> Start:
         if args.is_pretrained_checkpoint:
             raise UserError("--is_pretrained_checkpoint: needs --checkpoint_path")
         if args.mode == "eval":
-            raise UserError(f"--model_dir {args.model_dir}: holds no checkpoint; give --checkpoint_path")  # fmt: skip
+            raise UserError(f"--model_dir {args.model_dir}: holds no checkpoint; give --checkpoint_path")
         return Start()
     if path.is_dir():
         return Start(weights=without_made(formats.load_hf(path)), path=path)
@@ -48,13 +48,15 @@ def find_start(args, params: dict, training: Data | None) -> Start:
     if training is None:
         return Start(step, weights, path=path)
     if "trainer" not in loaded:
-        raise UserError(f"{path}: its optimizer is of another program; give --is_pretrained_checkpoint to begin from its weights")  # fmt: skip
+        raise UserError(
+            f"{path}: its optimizer is of another program; give --is_pretrained_checkpoint to begin from its weights"
+        )
     check_data(loaded, training.identity() | recipe(params), path)
     return Start(step, weights, loaded, path)
 
 
 def without_made(state: dict) -> dict:
-    return {name: tensor for name, tensor in state.items() if not formats.MADE_BY_CODE.fullmatch(name)}  # fmt: skip
+    return {name: tensor for name, tensor in state.items() if not formats.MADE_BY_CODE.fullmatch(name)}
 
 
 def build_model(params: dict, start: Start, strict: bool):
@@ -69,10 +71,14 @@ def build_model(params: dict, start: Start, strict: bool):
         weights = {name: tensor.float() for name, tensor in start.weights.items()}
         differing = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
-        raise UserError(f"{start.path}: of another shape than `model` says ({' '.join(str(error).split())[:200]})") from error  # fmt: skip
+        raise UserError(
+            f"{start.path}: of another shape than `model` says ({' '.join(str(error).split())[:200]})"
+        ) from error
     wrong = differing.missing_keys + differing.unexpected_keys
     if wrong and strict:
-        raise UserError(f"{start.path}: {len(wrong)} weights missing or too many, {wrong[0]} for one; --disable_strict_checkpoint_loading takes what fits")  # fmt: skip
+        raise UserError(
+            f"{start.path}: {len(wrong)} weights missing or too many, {wrong[0]} for one; --disable_strict_checkpoint_loading takes what fits"
+        )
     say(f"weights from {start.path}, step {start.step}")
     return model
 

@@ -38,7 +38,7 @@ def yes_no(default: bool) -> Key:
 
 
 def only(*values) -> Key:
-    said = " or ".join(str(value).lower() if isinstance(value, bool) else str(value) for value in values)  # fmt: skip
+    said = " or ".join(str(value).lower() if isinstance(value, bool) else str(value) for value in values)
     return Key(type(values[0]), values[0], said, lambda value: value in values)
 
 
@@ -104,23 +104,63 @@ RUNCONFIG = {
     "autoload_last_checkpoint": yes_no(True),
     "check_loss_values": only(True),
 }
-SECTIONS = {"train_input": INPUT, "eval_input": INPUT, "model": MODEL, "optimizer": OPTIMIZER, "runconfig": RUNCONFIG}  # fmt: skip
+SECTIONS = {"train_input": INPUT, "eval_input": INPUT, "model": MODEL, "optimizer": OPTIMIZER, "runconfig": RUNCONFIG}
 # The same thing under the name that another release gave it.
-OTHER_NAMES = {"weight_decay_rate": "weight_decay", "max_checkpoints": "keep_checkpoint_max", "steps": "total_iters"}  # fmt: skip
+OTHER_NAMES = {"weight_decay_rate": "weight_decay", "max_checkpoints": "keep_checkpoint_max", "steps": "total_iters"}
 # What only the original hardware, or its loss scaling for fp16, understands.
 HARDWARE = {
     "model": {"fp16_type", "use_bfloat16", "precision_opt_level"},
-    "optimizer": {"loss_scaling_factor", "initial_loss_scale", "steps_per_increase", "min_loss_scale",
-                  "max_loss_scale", "log_summaries"},
-    "runconfig": {"multireplica", "num_csx", "cs_ip", "mgmt_address", "mgmt_namespace", "credentials_path",
-                  "mount_dirs", "python_paths", "compile_dir", "validate_only", "compile_only", "num_wgt_servers",
-                  "num_act_servers", "num_workers_per_csx", "transfer_processes", "job_labels", "job_time_sec",
-                  "debug_args_path", "compile_crd_memory_gi", "execute_crd_memory_gi", "act_memory_gi",
-                  "cmd_memory_gi", "wgt_memory_gi", "wrk_memory_gi", "disable_version_check", "dist_backend",
-                  "init_method", "enable_distributed", "is_onnx", "use_cstorch_optimizer_step", "precision_opt_level",
-                  "experimental_api", "op_profiler_config", "dump_activations", "drop_data"},
-}  # fmt: skip
-CURVE = {"initial_learning_rate": number(REQUIRED), "end_learning_rate": number(REQUIRED), "total_iters": whole(REQUIRED, 1)}  # fmt: skip
+    "optimizer": {
+        "loss_scaling_factor",
+        "initial_loss_scale",
+        "steps_per_increase",
+        "min_loss_scale",
+        "max_loss_scale",
+        "log_summaries",
+    },
+    "runconfig": {
+        "multireplica",
+        "num_csx",
+        "cs_ip",
+        "mgmt_address",
+        "mgmt_namespace",
+        "credentials_path",
+        "mount_dirs",
+        "python_paths",
+        "compile_dir",
+        "validate_only",
+        "compile_only",
+        "num_wgt_servers",
+        "num_act_servers",
+        "num_workers_per_csx",
+        "transfer_processes",
+        "job_labels",
+        "job_time_sec",
+        "debug_args_path",
+        "compile_crd_memory_gi",
+        "execute_crd_memory_gi",
+        "act_memory_gi",
+        "cmd_memory_gi",
+        "wgt_memory_gi",
+        "wrk_memory_gi",
+        "disable_version_check",
+        "dist_backend",
+        "init_method",
+        "enable_distributed",
+        "is_onnx",
+        "use_cstorch_optimizer_step",
+        "precision_opt_level",
+        "experimental_api",
+        "op_profiler_config",
+        "dump_activations",
+        "drop_data",
+    },
+}
+CURVE = {
+    "initial_learning_rate": number(REQUIRED),
+    "end_learning_rate": number(REQUIRED),
+    "total_iters": whole(REQUIRED, 1),
+}
 SCHEDULERS = {
     "Linear": CURVE,
     "CosineDecay": CURVE,
@@ -208,7 +248,7 @@ def _schedulers(given, where: str) -> list[dict]:
             raise UserError(f"{path}.scheduler: missing")
         name = entry["scheduler"]
         if not isinstance(name, str) or name not in SCHEDULERS:
-            raise UserError(f"{path}.scheduler: {name!r} is unknown; there are {', '.join(SCHEDULERS)}")  # fmt: skip
+            raise UserError(f"{path}.scheduler: {name!r} is unknown; there are {', '.join(SCHEDULERS)}")
         rest = {key: value for key, value in entry.items() if key != "scheduler"}
         found.append({"scheduler": name} | checked(rest, SCHEDULERS[name], path))
     for index, entry in enumerate(found[:-1]):
@@ -222,9 +262,11 @@ def _schedulers(given, where: str) -> list[dict]:
 def _check_model(model: dict, where: str) -> None:
     width = model["hidden_size"] / model["num_heads"]
     if width != int(width):
-        raise UserError(f"{where}.num_heads: {model['num_heads']} does not divide hidden_size {model['hidden_size']}")  # fmt: skip
+        raise UserError(f"{where}.num_heads: {model['num_heads']} does not divide hidden_size {model['hidden_size']}")
     if model["rotary_dim"] > width or model["rotary_dim"] % 2:
-        raise UserError(f"{where}.rotary_dim: {model['rotary_dim']}, where an even number up to a head's {int(width)} is wanted")  # fmt: skip
+        raise UserError(
+            f"{where}.rotary_dim: {model['rotary_dim']}, where an even number up to a head's {int(width)} is wanted"
+        )
     for name in ("embedding_dropout_rate", "attention_dropout_rate", "residual_dropout_rate"):
         if model[name] >= 1:
             raise UserError(f"{where}.{name}: {model[name]}, where a share below 1 is wanted")

@@ -26,9 +26,7 @@ def find_files(args: argparse.Namespace) -> list[Path]:
         files = [args.input_dir / name.strip() for name in names if name.strip()]
     else:
         files = sorted(
-            path
-            for path in args.input_dir.rglob("*")
-            if path.suffix in (".txt", ".jsonl") and path.name not in LISTS
+            path for path in args.input_dir.rglob("*") if path.suffix in (".txt", ".jsonl") and path.name not in LISTS
         )
     for path in files:
         if not path.is_file():
@@ -50,7 +48,7 @@ def read_documents(args: argparse.Namespace) -> Iterator[Document]:
             else:
                 yield Document(str(path), path.read_text(encoding="utf-8"))
         except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert it first") from error  # fmt: skip
+            raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert it first") from error
 
 
 def csv_documents(path: Path, column: str) -> Iterator[Document]:
@@ -65,7 +63,7 @@ def csv_documents(path: Path, column: str) -> Iterator[Document]:
             at = header.index(column)
             for number, row in enumerate(reader, 1):
                 if row and len(row) != len(header):
-                    raise UserError(f"{path}: row {number} has {len(row)} columns, the header has {len(header)}")  # fmt: skip
+                    raise UserError(f"{path}: row {number} has {len(row)} columns, the header has {len(header)}")
                 if row:
                     yield Document(f"{path} row {number}", row[at])
     except csv.Error as error:
@@ -82,7 +80,7 @@ def jsonl_documents(path: Path, key: str) -> Iterator[Document]:
             try:
                 text = json.loads(line)[key]
             except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path}: line {number}: no JSON object with a text {key!r}") from error  # fmt: skip
+                raise UserError(f"{path}: line {number}: no JSON object with a text {key!r}") from error
             if not isinstance(text, str):
                 raise UserError(f"{path}: line {number}: {key!r} is no text")
             yield Document(f"{path} line {number}", text)

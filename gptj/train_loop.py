@@ -29,7 +29,7 @@ def check_device(device: str) -> None:
     if device == "GPU" and not torch.cuda.is_available():
         raise UserError("GPU: torch sees none here; give CPU")
     if device == "CPU" and torch.cuda.is_available():
-        raise UserError("CPU: this machine has GPUs; hide them with CUDA_VISIBLE_DEVICES= to use the CPU")  # fmt: skip
+        raise UserError("CPU: this machine has GPUs; hide them with CUDA_VISIBLE_DEVICES= to use the CPU")
 
 
 def target_step(params: dict, start: int, data: Data) -> int:
@@ -40,11 +40,13 @@ def target_step(params: dict, start: int, data: Data) -> int:
     epochs, per_epoch = config["num_epochs"], config["steps_per_epoch"]
     if per_epoch and not epochs:
         raise UserError("runconfig.steps_per_epoch: has a meaning with num_epochs alone")
-    last = config["max_steps"] or (epochs and min(epochs * (per_epoch or math.inf), data.steps(epochs)))  # fmt: skip
+    last = config["max_steps"] or (epochs and min(epochs * (per_epoch or math.inf), data.steps(epochs)))
     if not last:
-        raise UserError("runconfig.max_steps: missing; or give --max_steps, --num_steps or --num_epochs")  # fmt: skip
+        raise UserError("runconfig.max_steps: missing; or give --max_steps, --num_steps or --num_epochs")
     if start >= last:
-        raise UserError(f"the checkpoint is at step {start}, and max_steps is {last}: nothing to train; give a larger --max_steps, or --num_steps")  # fmt: skip
+        raise UserError(
+            f"the checkpoint is at step {start}, and max_steps is {last}: nothing to train; give a larger --max_steps, or --num_steps"
+        )
     return last
 
 
@@ -52,7 +54,9 @@ def refuse_later_checkpoints(folder: Path, start: Start) -> None:
     """A run may not write among the later checkpoints of another."""
     later = [path for step, path in checkpoints(folder).items() if step > start.step]
     if later:
-        raise UserError(f"{later[-1]}: later than step {start.step}, where this run begins; leave out --checkpoint_path to go on from it, or give another --model_dir")  # fmt: skip
+        raise UserError(
+            f"{later[-1]}: later than step {start.step}, where this run begins; leave out --checkpoint_path to go on from it, or give another --model_dir"
+        )
 
 
 def settings_of(params: dict, data: Data, last: int) -> Settings:
@@ -82,9 +86,9 @@ def train(args, params: dict, model, start: Start, data: Data, validation: Data 
     work = folder / ".trainer"  # where the Trainer writes what becomes .mdl files
     refuse_later_checkpoints(folder, start)
     last = target_step(params, start.step, data)
-    settings, memory = fit_memory(model, settings_of(params, data, last), "auto", flags=False)  # fmt: skip
+    settings, memory = fit_memory(model, settings_of(params, data, last), "auto", flags=False)
     say(f"training {memory}")
-    order = order_of_rows(data.rows, settings.bs, last, data.section["drop_last"], data.seed())  # fmt: skip
+    order = order_of_rows(data.rows, settings.bs, last, data.section["drop_last"], data.seed())
     rows = Hdf5Rows(data.files, data.counts, order)
     with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
         if is_main_process():
@@ -100,9 +104,7 @@ def train(args, params: dict, model, start: Start, data: Data, validation: Data 
         save_weights(model, folder / "checkpoint_0.mdl")
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "train")
     callbacks = [
-        SingleFiles(
-            folder, data.identity() | recipe(params), params["runconfig"]["keep_checkpoint_max"]
-        ),
+        SingleFiles(folder, data.identity() | recipe(params), params["runconfig"]["keep_checkpoint_max"]),
         Console(args.device, params["runconfig"]["log_steps"], settings.bs),
     ]
     if validation:
@@ -115,18 +117,7 @@ def train(args, params: dict, model, start: Start, data: Data, validation: Data 
         "correct_bias": optimizer["correct_bias"],
     }
     rate = learning_rate(optimizer["learning_rate"])
-    trainer.train(
-        model,
-        None,
-        rows,
-        None,
-        settings,
-        work,
-        rate,
-        (AdamW, adamw),
-        callbacks,
-        folder / "metrics.jsonl",
-    )
+    trainer.train(model, None, rows, None, settings, work, rate, (AdamW, adamw), callbacks, folder / "metrics.jsonl")
     if is_main_process():  # another rank may be here while this one writes the last .mdl
         shutil.rmtree(work, ignore_errors=True)
 
@@ -149,4 +140,6 @@ class Console(TrainerCallback):
         recent = (step - self.told) * self.bs / (now - self.told_at)
         overall = (step - self.first) * self.bs / (now - self.begun)
         self.told, self.told_at = step, now
-        say(f"| Train Device={self.device}, Step={step}, Loss={logs['loss']:.5f}, Rate={recent:.2f} samples/sec, GlobalRate={overall:.2f} samples/sec")  # fmt: skip
+        say(
+            f"| Train Device={self.device}, Step={step}, Loss={logs['loss']:.5f}, Rate={recent:.2f} samples/sec, GlobalRate={overall:.2f} samples/sec"
+        )

@@ -42,7 +42,6 @@ VALID = re.compile(
 )
 
 
-# fmt: off
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -54,11 +53,14 @@ def parse_arguments() -> argparse.Namespace:
     split.add_argument("--input_file", type=Path, required=True)
     split.add_argument("--out_dir", type=Path, required=True)
     split.add_argument("--buffer_len", type=int, default=10_000, help="lines a file (default 10000)")
-    split.add_argument("--val_split_ratio", type=float, default=0.1, help="share of the files for validation (default 0.1)")
-    split.add_argument("--by_article", action="store_true", help="cut between articles alone, those of validation drawn by chance")
+    split.add_argument(
+        "--val_split_ratio", type=float, default=0.1, help="share of the files for validation (default 0.1)"
+    )
+    split.add_argument(
+        "--by_article", action="store_true", help="cut between articles alone, those of validation drawn by chance"
+    )
     split.add_argument("--seed", type=int, default=0, help="of --by_article (default 0)")
     return parser.parse_args()
-
 
 
 def clean_line(line: bytes, patterns: list[re.Pattern]) -> bytes:

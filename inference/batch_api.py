@@ -95,8 +95,7 @@ class Batches:
         for batch in self.pending():
             state = await self._client.call(self._client.api.batches.retrieve(batch.id))
             counts = state.request_counts
-            found.append((batch, state.status, counts.completed if counts else 0,
-                          counts.failed if counts else 0))  # fmt: skip
+            found.append((batch, state.status, counts.completed if counts else 0, counts.failed if counts else 0))
         return found
 
     async def collect(self) -> AsyncIterator[tuple[Batch, str, list[dict]]]:

@@ -108,10 +108,7 @@ class Client:
     def request(self, prompt: str, max_tokens: int, cache_key: str, settings: dict) -> dict:
         """The fields of a chat-completions request. OpenAI's own server has a newer name for the
         longest reply, and takes a hint for its prefix cache."""
-        request = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": prompt}],
-        } | settings
+        request = {"model": self.model, "messages": [{"role": "user", "content": prompt}]} | settings
         if not self.is_openai:
             return request | {"max_tokens": max_tokens}
         hint = {"prompt_cache_key": cache_key} if cache_key else {}
@@ -149,9 +146,7 @@ class Client:
         if "api" in self.__dict__:
             await self.api.close()
 
-    async def _retried(
-        self, path: str, id: str, most: Usage, request: dict, read: Callable[[dict], Any]
-    ) -> Any:
+    async def _retried(self, path: str, id: str, most: Usage, request: dict, read: Callable[[dict], Any]) -> Any:
         """What `read` finds in the server's answer; it raises ValueError where there is nothing."""
         tries = 0
         while True:

@@ -59,9 +59,7 @@ def reply_of(completion: dict) -> Reply:
     content = message.get("content") if isinstance(message, dict) else message
     if not isinstance(message, dict) or not isinstance(content, str | None):
         raise ValueError("the reply has no message with text")
-    text = (
-        (content or "").encode("utf-8", "replace").decode()
-    )  # half of a surrogate pair, once seen
+    text = (content or "").encode("utf-8", "replace").decode()  # half of a surrogate pair, once seen
     usage = usage_of(completion.get("usage"))
     counts = {}
     if usage:
@@ -109,9 +107,7 @@ def judge(status: int, headers, content: bytes, safe: Callable[[str], str]) -> E
         error = parse_object(content).get("error")
     except ValueError:
         error = None
-    error = (
-        error if isinstance(error, dict) else {"message": error or content.decode(errors="replace")}
-    )
+    error = error if isinstance(error, dict) else {"message": error or content.decode(errors="replace")}
     text, code = safe(str(error.get("message"))), str(error.get("code"))
     if status in REFUSED or code == "insufficient_quota":
         return UserError(f"the server refuses every call ({status}): {text}")

@@ -31,7 +31,9 @@ class LocalEmbedder:
     def __init__(self, name: str | None):
         self._name = name
         self._found = paths.find_checkpoint(name) if name else str(_wheel_folder())
-        self.cache = f"{paths.short_name(name or 'all-MiniLM-L6-v2')}-{_digest(str(paths.weights_state(self._found)))[:8]}"
+        self.cache = (
+            f"{paths.short_name(name or 'all-MiniLM-L6-v2')}-{_digest(str(paths.weights_state(self._found)))[:8]}"
+        )
 
     def embed(self, texts: list[str]) -> Iterator[tuple[list[str], np.ndarray]]:
         """Batches of texts with their (texts, width) vectors. One at a time: in a batch the last bits
@@ -45,7 +47,9 @@ class LocalEmbedder:
         try:
             model = SentenceTransformer(self._found)
         except (OSError, ValueError) as error:
-            raise UserError(f"--embedding {self._name}: not a sentence-transformers model ({first_line(error)})") from error  # fmt: skip
+            raise UserError(
+                f"--embedding {self._name}: not a sentence-transformers model ({first_line(error)})"
+            ) from error
         for text in texts:
             yield [text], model.encode([text], show_progress_bar=False)
 
@@ -68,13 +72,15 @@ class ServedEmbedder:
                     batch = texts[first : first + TEXTS_A_CALL]
                     yield batch, runner.run(self._call(client, batch))
             except CallFailed as error:
-                raise UserError(f"--embedding {self._name}: {error}; what was embedded is kept, and the same command goes on") from error  # fmt: skip
+                raise UserError(
+                    f"--embedding {self._name}: {error}; what was embedded is kept, and the same command goes on"
+                ) from error
             finally:
                 runner.run(client.close())
 
     async def _call(self, client: Client, batch: list[str]) -> np.ndarray:
         request = {"model": self._name, "input": batch, "encoding_format": "float"}
-        return await client.post("/embeddings", request, lambda reply: vectors_of(reply, len(batch)))  # fmt: skip
+        return await client.post("/embeddings", request, lambda reply: vectors_of(reply, len(batch)))
 
 
 def vectors_of(reply: dict, number: int) -> np.ndarray:
@@ -100,9 +106,7 @@ def embed(texts: list[str], embedder: LocalEmbedder | ServedEmbedder) -> np.ndar
         if missing:
             from tqdm import tqdm
 
-            with tqdm(
-                total=len(missing), desc=f"embedding by {embedder.cache}", unit="text"
-            ) as bar:
+            with tqdm(total=len(missing), desc=f"embedding by {embedder.cache}", unit="text") as bar:
                 for batch, vectors in embedder.embed(missing):
                     for text, vector in zip(batch, vectors, strict=True):
                         known[_digest(text)] = vector / np.linalg.norm(vector)
@@ -111,14 +115,16 @@ def embed(texts: list[str], embedder: LocalEmbedder | ServedEmbedder) -> np.ndar
                     bar.update(len(batch))
         found = [known[_digest(text)] for text in texts]
     if len({len(vector) for vector in found}) > 1:
-        raise UserError(f"{paths.vectors_file(embedder.cache)}: vectors of several lengths, so of several models; delete it")  # fmt: skip
+        raise UserError(
+            f"{paths.vectors_file(embedder.cache)}: vectors of several lengths, so of several models; delete it"
+        )
     return np.stack(found).astype(np.float32)
 
 
 def _wheel_folder() -> Path:
     found = importlib.util.find_spec(WHEEL)
     if not found:
-        raise UserError('the embedding model is not installed: bash scripts/setup.sh, or name one with --embedding')  # fmt: skip
+        raise UserError("the embedding model is not installed: bash scripts/setup.sh, or name one with --embedding")
     return Path(found.submodule_search_locations[0]) / "model"
 
 

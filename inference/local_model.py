@@ -26,9 +26,7 @@ class LocalModel:
             self.tokenizer.pad_token = self.tokenizer.eos_token
 
     @torch.inference_mode()
-    def continuation_logprobs(
-        self, prompts: list[str], continuations: list[list[str]]
-    ) -> list[list[float]]:
+    def continuation_logprobs(self, prompts: list[str], continuations: list[list[str]]) -> list[list[float]]:
         """log p(continuation | prompt), summed over tokens, for several continuations a prompt.
 
         What texts have in common from their beginning on is computed once: a prompt for all its
@@ -56,7 +54,9 @@ class LocalModel:
     def _check_length(self, tokens: int) -> None:
         most = getattr(self.model.config, "max_position_embeddings", None)
         if most and tokens > most:
-            raise UserError(f"a prompt and its answer take {tokens} tokens and the model reads {most}: smaller --top_k, --chunk_size, --few_shot or --max_tokens")  # fmt: skip
+            raise UserError(
+                f"a prompt and its answer take {tokens} tokens and the model reads {most}: smaller --top_k, --chunk_size, --few_shot or --max_tokens"
+            )
 
     def _additive(self, seen: torch.Tensor) -> torch.Tensor:
         """(1, 1, tokens, tokens): 0 where a token sees another, else the lowest number."""
@@ -67,19 +67,11 @@ class LocalModel:
     def _encode(self, prompt: str, options: list[str]) -> tuple[list[int], list[list[int]]]:
         """Ids of the prompt and of each continuation, cut out of the ids of the two together."""
         start = self.tokenizer(prompt)["input_ids"]
-        return start, [
-            self.tokenizer(prompt + option)["input_ids"][len(start) :] for option in options
-        ]
+        return start, [self.tokenizer(prompt + option)["input_ids"][len(start) :] for option in options]
 
     @torch.inference_mode()
     def complete(
-        self,
-        prompts: list[str],
-        samples: int,
-        temperature: float,
-        max_tokens: int,
-        stop: str,
-        seed: int,
+        self, prompts: list[str], samples: int, temperature: float, max_tokens: int, stop: str, seed: int
     ) -> list[list[str]]:
         """`samples` continuations of every prompt, cut before `stop`; the same for the same seed
         and the same batch of prompts. Temperature 0 is greedy."""
@@ -101,10 +93,7 @@ class LocalModel:
             pad_token_id=self.tokenizer.pad_token_id,
         )
         new = output[:, batch["input_ids"].shape[1] :]
-        texts = [
-            text.split(stop)[0]
-            for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)
-        ]
+        texts = [text.split(stop)[0] for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
         return [texts[first : first + samples] for first in range(0, len(texts), samples)]
 
 

@@ -35,12 +35,8 @@ class _Tree:
         self._predicted: list[list[tuple[list[int], list[int]]]] = []
         for prompt, continuations in encoded:
             end = self._grow(-1, prompt)[-1]
-            self._predicted.append(
-                [([end, *self._grow(end, ids[:-1])], ids) for ids in continuations]
-            )
-        self.predicting = sorted(
-            {n for group in self._predicted for path, _ in group for n in path}
-        )
+            self._predicted.append([([end, *self._grow(end, ids[:-1])], ids) for ids in continuations])
+        self.predicting = sorted({n for group in self._predicted for path, _ in group for n in path})
 
     def _grow(self, node: int, ids: list[int]) -> list[int]:
         """The nodes of `ids` below `node`; those that are not there yet are added."""
@@ -65,7 +61,7 @@ class _Tree:
     def sums(self, logits: torch.Tensor) -> list[list[float]]:
         """Of each continuation's tokens, from the (predicting, vocabulary) logits."""
         number = {node: row for row, node in enumerate(self.predicting)}
-        pairs = [pair for group in self._predicted for path, ids in group for pair in zip(path, ids, strict=True)]  # fmt: skip
+        pairs = [pair for group in self._predicted for path, ids in group for pair in zip(path, ids, strict=True)]
         rows = torch.tensor([number[node] for node, _ in pairs], device=logits.device)
         tokens = torch.tensor([token for _, token in pairs], device=logits.device)
         logits = logits.float()

@@ -17,18 +17,10 @@ class Usage:
     completion: int = 0
 
     def __add__(self, other: "Usage") -> "Usage":
-        return Usage(
-            self.prompt + other.prompt,
-            self.cached + other.cached,
-            self.completion + other.completion,
-        )
+        return Usage(self.prompt + other.prompt, self.cached + other.cached, self.completion + other.completion)
 
     def __sub__(self, other: "Usage") -> "Usage":
-        return Usage(
-            self.prompt - other.prompt,
-            self.cached - other.cached,
-            self.completion - other.completion,
-        )
+        return Usage(self.prompt - other.prompt, self.cached - other.cached, self.completion - other.completion)
 
     @property
     def total(self) -> int:
@@ -49,9 +41,7 @@ class Price:
 
     def usd(self, usage: Usage) -> float:
         fresh = usage.prompt - usage.cached
-        return (
-            fresh * self.prompt + usage.cached * self.cached + usage.completion * self.completion
-        ) / 1e6
+        return (fresh * self.prompt + usage.cached * self.cached + usage.completion * self.completion) / 1e6
 
 
 def find_price(path: Path, model: str) -> Price | None:
@@ -65,7 +55,5 @@ def find_price(path: Path, model: str) -> Price | None:
     try:
         price = Price(**{name: float(value) for name, value in found.items()})
     except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{path}: {model!r} needs prompt, cached, completion and batch, each a number"
-        ) from error
+        raise UserError(f"{path}: {model!r} needs prompt, cached, completion and batch, each a number") from error
     return price

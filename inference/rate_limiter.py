@@ -114,9 +114,7 @@ class Pace:
             growth = GROWTH * (2 ** min(30, self._admitted / GROWTH_CALLS) - 1)
             # Refusals that have nothing to do with the rate must not bring it down for good.
             recovered = self._base_rate * 2 ** min(30, (now - self._cut_at) / RECOVERY_S)
-            self._learnt.rate = max(
-                self._base_rate * (1 + growth), min(recovered, self._kept_up / 2)
-            )
+            self._learnt.rate = max(self._base_rate * (1 + growth), min(recovered, self._kept_up / 2))
         for spacing in self._spacings():
             spacing.take(tokens if spacing is self._tokens else 1, now)
         self._admitted += 1
@@ -176,9 +174,7 @@ def limit_wait_s(headers) -> float:
     """
     wait = 0.0
     for kind in ("requests", "tokens"):
-        fields = [
-            headers.get(f"x-ratelimit-{what}-{kind}") for what in ("remaining", "limit", "reset")
-        ]
+        fields = [headers.get(f"x-ratelimit-{what}-{kind}") for what in ("remaining", "limit", "reset")]
         if fields[0] != "0" or not (fields[1] or "").isdigit():
             continue
         parts = re.findall(r"([\d.]+)(ms|s|m|h|d)", fields[2] or "")

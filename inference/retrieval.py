@@ -91,9 +91,7 @@ class Reranker:
     base_url: str
     concurrency: int = 8
 
-    def rank(
-        self, passages: list[Passage], queries: list[str], candidates: list[list[int]]
-    ) -> list[list[int]]:
+    def rank(self, passages: list[Passage], queries: list[str], candidates: list[list[int]]) -> list[list[int]]:
         """The candidates of every query, best first. A query is paid for once, by its content."""
         texts = [[f"{passages[n].name}\n{passages[n].text}" for n in row] for row in candidates]
         asked = {self._key(*pair): pair for pair in zip(queries, texts, strict=True)}
@@ -123,7 +121,7 @@ class Reranker:
             key, (query, documents) = item
             request = {"model": self.model, "query": query, "documents": documents}
             try:
-                save(key, await client.post("/rerank", request, lambda reply: scores_of(reply, len(documents))))  # fmt: skip
+                save(key, await client.post("/rerank", request, lambda reply: scores_of(reply, len(documents))))
             except CallFailed as error:
                 failures.append(str(error))
 
@@ -132,7 +130,9 @@ class Reranker:
         finally:
             await client.close()
         if failures:
-            raise UserError(f"--reranker {self.model}: {len(failures)} of {len(missing)} queries failed (the last, {failures[-1]}); the others are kept, and the same command asks these again")  # fmt: skip
+            raise UserError(
+                f"--reranker {self.model}: {len(failures)} of {len(missing)} queries failed (the last, {failures[-1]}); the others are kept, and the same command asks these again"
+            )
 
 
 def scores_of(reply: dict, number: int) -> list[float]:
@@ -141,7 +141,7 @@ def scores_of(reply: dict, number: int) -> list[float]:
     if not isinstance(results, list) or not all(isinstance(item, dict) for item in results):
         raise ValueError("the reply has no results")
     found = {item.get("index"): item.get("relevance_score") for item in results}
-    if found.keys() != set(range(number)) or not all(isinstance(s, int | float) for s in found.values()):  # fmt: skip
+    if found.keys() != set(range(number)) or not all(isinstance(s, int | float) for s in found.values()):
         raise ValueError(f"{len(found)} scores for {number} documents")
     return [float(found[index]) for index in range(number)]
 

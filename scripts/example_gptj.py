@@ -11,9 +11,7 @@ from utils.errors import run
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("params", type=Path, help="the YAML file")
     parser.add_argument("folder", type=Path, help="to be written")
     args = parser.parse_args()

@@ -23,15 +23,13 @@ MEASURES = ("acc,none", "exact_match,strict-match", "exact_match,none", "word_pe
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", required=True, help="the checkpoint that training began from")
     parser.add_argument("--after", required=True)
-    parser.add_argument("--replay", default=paths.DEFAULT_REPLAY, help="step 3's name (default the RedPajama sample)")  # fmt: skip
-    parser.add_argument("--block_size", type=int, default=2048, help="tokens a block (default 2048)")  # fmt: skip
+    parser.add_argument("--replay", default=paths.DEFAULT_REPLAY, help="step 3's name (default the RedPajama sample)")
+    parser.add_argument("--block_size", type=int, default=2048, help="tokens a block (default 2048)")
     parser.add_argument("--blocks", type=int, default=256, help="held-out blocks (default 256)")
-    parser.add_argument(
-        "--harness", help="tasks of lm-evaluation-harness, with commas between them"
-    )
+    parser.add_argument("--harness", help="tasks of lm-evaluation-harness, with commas between them")
     parser.add_argument("--harness_tasks", metavar="DIR", help="a folder with tasks of your own")
     parser.add_argument("--limit", type=int, help="questions of each task (default all)")
     args = parser.parse_args()
@@ -40,9 +38,13 @@ def main() -> None:
     if not args.harness and (args.harness_tasks or args.limit):
         raise UserError("--harness_tasks and --limit: for --harness")
     if paths.evaluation_file(args.before) == paths.evaluation_file(args.after):
-        raise UserError(f"--before and --after: both are called {paths.short_name(args.after)}, and so are their files in out/; rename one")  # fmt: skip
+        raise UserError(
+            f"--before and --after: both are called {paths.short_name(args.after)}, and so are their files in out/; rename one"
+        )
     if args.harness and not importlib.util.find_spec("lm_eval"):
-        raise UserError('--harness: lm-evaluation-harness is not installed: .venv/bin/pip install "lm-eval[hf]==0.4.13"')  # fmt: skip
+        raise UserError(
+            '--harness: lm-evaluation-harness is not installed: .venv/bin/pip install "lm-eval[hf]==0.4.13"'
+        )
     rows = {when: measures(getattr(args, when), args) for when in ("before", "after")}
     compare_accuracies(args, rows)
     print_table(rows)
@@ -73,7 +75,7 @@ def perplexity(checkpoint: str, args: argparse.Namespace) -> float:
     file.check_vocabulary(fingerprint(model.tokenizer), vocabulary, checkpoint)
     number = min(args.blocks, len(file.ids) // args.block_size)
     if not number:
-        raise UserError(f"{file.path}: {len(file.ids)} tokens are less than a block; give a smaller --block_size")  # fmt: skip
+        raise UserError(f"{file.path}: {len(file.ids)} tokens are less than a block; give a smaller --block_size")
     total = 0.0
     for block in np.array(file.ids[: number * args.block_size]).reshape(number, -1):
         ids = torch.tensor(block[None], dtype=torch.long, device=model.device)
@@ -96,7 +98,7 @@ def harness(checkpoint: str, args: argparse.Namespace) -> dict[str, float]:
         device="cuda" if torch.cuda.is_available() else "cpu",
         log_samples=False,
     )["results"]
-    return {f"{name} {measure}": value for name, of_task in results.items() for measure, value in shown(name, of_task)}  # fmt: skip
+    return {f"{name} {measure}": value for name, of_task in results.items() for measure, value in shown(name, of_task)}
 
 
 def shown(name: str, of_task: dict) -> list[tuple[str, float]]:
@@ -118,7 +120,7 @@ def compare_accuracies(args: argparse.Namespace, rows: dict[str, dict]) -> None:
     check_same_protocol(*files, *(result["protocol"] for result in results))
     for row, result in zip(rows.values(), results, strict=True):
         if result["protocol"]["weights"] != paths.weights_state(row["checkpoint"]):
-            raise UserError(f"{row['checkpoint']}: was trained again since it was evaluated; run evaluation.py")  # fmt: skip
+            raise UserError(f"{row['checkpoint']}: was trained again since it was evaluated; run evaluation.py")
         row["accuracy"] = result["metrics"]["accuracy"]
 
 

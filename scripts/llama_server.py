@@ -20,9 +20,7 @@ CONTEXT_TOKENS = 4096  # of each slot: an article of 1,000 tokens, a prompt, a r
 def start(gguf: Path, slots: int, threads: int):
     """Start the server; returns it (keep it: it stops when it is dropped) and its base URL."""
     if not gguf.is_file():
-        raise UserError(
-            f"{gguf}: no such file; python scripts/example_model.py --gguf prints the example's"
-        )
+        raise UserError(f"{gguf}: no such file; python scripts/example_model.py --gguf prints the example's")
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -37,14 +35,10 @@ def start(gguf: Path, slots: int, threads: int):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gguf", type=Path, help="the model's file")
     parser.add_argument("--slots", type=int, default=2, help="calls answered at once (default 2)")
-    parser.add_argument(
-        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores"
-    )
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
     parser.add_argument("command", nargs="+", help="after --, the command to run beside it")
     args = parser.parse_args()
     server, base_url = start(args.gguf, args.slots, args.threads)

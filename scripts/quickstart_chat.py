@@ -18,13 +18,12 @@ SHOWN = (0, 7, 12)  # one about an article as a whole, two about a fact
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("base", "entigraph", "tuned"):
         parser.add_argument(f"--{name}", required=True, help="checkpoint folder")
     args = parser.parse_args()
     train, test = (
-        read_jsonl(paths.example_dir() / "conversations" / f"{split}.jsonl", AGAIN)
-        for split in ("train", "test")
+        read_jsonl(paths.example_dir() / "conversations" / f"{split}.jsonl", AGAIN) for split in ("train", "test")
     )
     answers = {name: ask(getattr(args, name), test) for name in ("base", "entigraph", "tuned")}
     show(test, answers)
@@ -55,16 +54,17 @@ def ask(checkpoint: str, conversations: list[dict]) -> list[tuple[str, bool]]:
     print(f"asking {Path(checkpoint).name} {len(conversations)} questions ...", flush=True)
     model = LocalModel(checkpoint)
     tokenizer = model.tokenizer
-    questions = [
-        chat_template.as_text(tokenizer, talk["messages"][:1], True) for talk in conversations
-    ]
+    questions = [chat_template.as_text(tokenizer, talk["messages"][:1], True) for talk in conversations]
     batch = tokenizer(questions, add_special_tokens=False, padding=True, return_tensors="pt")
     ends = chat_template.end_ids(tokenizer)
     with torch.inference_mode():
         output = model.model.generate(
-            **batch.to(model.device), do_sample=False, max_new_tokens=LONGEST, eos_token_id=ends,
+            **batch.to(model.device),
+            do_sample=False,
+            max_new_tokens=LONGEST,
+            eos_token_id=ends,
             pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
+        )
     new = output[:, batch["input_ids"].shape[1] :]
     ended = torch.isin(new, torch.tensor(ends, device=new.device)).any(1).tolist()
     texts = tokenizer.batch_decode(new, skip_special_tokens=True)
@@ -87,7 +87,7 @@ def show(conversations: list[dict], answers: dict[str, list[tuple[str, bool]]]) 
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(show_lines=True, title="Questions about articles that no conversation of the tuning is about")  # fmt: skip
+    table = Table(show_lines=True, title="Questions about articles that no conversation of the tuning is about")
     for column in ("question", "base model", "EntiGraph, tuned", "written, from the article"):
         table.add_column(column, ratio=1)
     for number in SHOWN:
@@ -105,13 +105,14 @@ def shorten(text: str, ended: bool) -> str:
 
 def print_result(result: dict) -> None:
     print(f"{'':44}{'base':>8}{'EntiGraph':>11}{'tuned':>8}")
-    ended = [
-        f"{result['ended'][name]}/{result['prompts']}" for name in ("base", "entigraph", "tuned")
-    ]
+    ended = [f"{result['ended'][name]}/{result['prompts']}" for name in ("base", "entigraph", "tuned")]
     print(f"{'replies that end by themselves':44}{ended[0]:>8}{ended[1]:>11}{ended[2]:>8}")
     before, after = result["held_out_loss"]
     print(f"{'loss on held-out conversations':44}{'':8}{before:>11.3f}{after:>8.3f}")
-    for name, words in (("accuracy", "closed-book accuracy"), ("accuracy_untold", "of it, articles outside the tuning")):  # fmt: skip
+    for name, words in (
+        ("accuracy", "closed-book accuracy"),
+        ("accuracy_untold", "of it, articles outside the tuning"),
+    ):
         before, after = result[name]
         print(f"{words:44}{'':8}{before:>11.1%}{after:>8.1%}")
 

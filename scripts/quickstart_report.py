@@ -11,11 +11,7 @@ from utils.errors import run
 from utils.io import read_json, read_jsonl, replacing, write_json
 
 AGAIN = "run: bash scripts/quickstart.sh"
-LABELS = {
-    "base": "base model",
-    "raw": "raw CPT (articles)",
-    "entigraph": "EntiGraph CPT (passages)",
-}
+LABELS = {"base": "base model", "raw": "raw CPT (articles)", "entigraph": "EntiGraph CPT (passages)"}
 
 
 def main() -> None:
@@ -26,10 +22,7 @@ def main() -> None:
     parser.add_argument("--begun", type=int, required=True, help="when it began, Unix time in s")
     parser.add_argument("--chat", action="store_true", help="quickstart_chat.py has been run, too")
     args = parser.parse_args()
-    metrics = {
-        name: read_json(paths.evaluation_file(getattr(args, name)), AGAIN)["metrics"]
-        for name in LABELS
-    }
+    metrics = {name: read_json(paths.evaluation_file(getattr(args, name)), AGAIN)["metrics"] for name in LABELS}
     tokens = {name: training_tokens(getattr(args, name)) for name in ("raw", "entigraph")}
     written = count_passages(paths.example_dir() / "passages")
     live = count_passages(paths.passages_dir("example", args.generator))
@@ -39,10 +32,7 @@ def main() -> None:
         f"{live['passages']} from the live model ({args.generator}, {live['calls']} calls)."
     )
     draw(metrics, paths.out_dir() / "quickstart.png")
-    result = {
-        name: {key: values[key] for key in ("accuracy", "ci95", "n")}
-        for name, values in metrics.items()
-    }
+    result = {name: {key: values[key] for key in ("accuracy", "ci95", "n")} for name, values in metrics.items()}
     result |= {"seconds": round(time.time() - args.begun), "live_calls": live["calls"]}
     if args.chat:
         result["chat"] = read_json(paths.out_dir() / "quickstart_chat.json", f"{AGAIN} --chat")
@@ -57,9 +47,7 @@ def training_tokens(checkpoint: str) -> int:
 
 def count_passages(folder: Path) -> dict[str, int]:
     """Calls that were answered, and passages (summaries included) that ended well."""
-    records = [
-        record for path in sorted(folder.glob("*.jsonl")) for record in read_jsonl(path, AGAIN)
-    ]
+    records = [record for path in sorted(folder.glob("*.jsonl")) for record in read_jsonl(path, AGAIN)]
     return {
         "calls": sum(record["finish_reason"] != "error" for record in records),
         "passages": sum(record["finish_reason"] == FINISHED for record in records),
@@ -90,13 +78,12 @@ def draw(metrics: dict[str, dict], path: Path) -> None:
         [height - low for height, (low, _) in zip(heights, edges, strict=True)],
         [high - height for height, (_, high) in zip(heights, edges, strict=True)],
     ]
-    bars = axes.bar([LABELS[name] for name in metrics], heights, yerr=errors, capsize=6,
-                    color=["#9aa5b1", "#d9a441", "#2f6f9f"])  # fmt: skip
+    bars = axes.bar(
+        [LABELS[name] for name in metrics], heights, yerr=errors, capsize=6, color=["#9aa5b1", "#d9a441", "#2f6f9f"]
+    )
     axes.bar_label(bars, fmt="%.0f%%", label_type="center", color="white", fontsize=12)
     axes.axhline(25, color="black", linewidth=0.8, linestyle=":", label="chance")
-    axes.set(
-        ylabel="closed-book accuracy, %", ylim=(0, 100), title="The example corpus, SmolLM2-135M"
-    )
+    axes.set(ylabel="closed-book accuracy, %", ylim=(0, 100), title="The example corpus, SmolLM2-135M")
     axes.legend(frameon=False, loc="upper left")
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=150)

@@ -16,15 +16,15 @@ from utils.io import read_json
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_path", required=True, help="the checkpoint that was swept")
     args = parser.parse_args()
     pattern = paths.evaluation_file(args.model_path, "chunk*")
-    rows = [row_of(read_json(file, "run scripts/rag_sweep.sh")) for file in sorted(pattern.parent.glob(pattern.name))]  # fmt: skip
+    rows = [row_of(read_json(file, "run scripts/rag_sweep.sh")) for file in sorted(pattern.parent.glob(pattern.name))]
     if not rows:
         raise UserError(f"{pattern}: no such files; run scripts/rag_sweep.sh first")
     if rows[0]["val"] is None:
-        raise UserError("fewer than five articles, so none are for validation and no settings can be chosen")  # fmt: skip
+        raise UserError("fewer than five articles, so none are for validation and no settings can be chosen")
     rows.sort(key=lambda row: (-row["val"], row["top_k"], row["chunk_size"]))
     columns = [name for name in rows[0] if name != "ci95"]
     print("".join(f"{name:>12}" for name in columns))
@@ -32,7 +32,7 @@ def main() -> None:
         print("".join(f"{row[name]:>12}" for name in columns))
     best = rows[0]
     low, high = best["ci95"]
-    print(f"\nbest on validation: {best['val']:.1%}; on test {best['test']:.1%} ({low:.1%} to {high:.1%})")  # fmt: skip
+    print(f"\nbest on validation: {best['val']:.1%}; on test {best['test']:.1%} ({low:.1%} to {high:.1%})")
     print(json.dumps({"points": len(rows), "best": best}))
 
 
@@ -42,9 +42,10 @@ def row_of(result: dict) -> dict:
     stages = [value for name, value in result["retrieval"].items() if name != "passages"]
     test = [
         (document["uid"], float(question["answer"] == question["gold"]))
-        for document in result["documents"] if document["split"] == "test"
+        for document in result["documents"]
+        if document["split"] == "test"
         for question in document["questions"]
-    ]  # fmt: skip
+    ]
     return {
         "chunk_size": search["chunk_size"],
         "top_k": search["top_k"],
@@ -55,7 +56,7 @@ def row_of(result: dict) -> dict:
         "val": metrics["val"],
         "test": metrics["test"],
         "ci95": interval(np.array([right for _, right in test]), [uid for uid, _ in test]),
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from utils.io import read_json, write_json
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", required=True, help="the model that all began from")
     parser.add_argument("checkpoints", nargs="+", help="trained on subsets, and evaluated")
     args = parser.parse_args()
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def point(checkpoint: str, tokens: int) -> dict:
-    result = read_json(paths.evaluation_file(checkpoint), f"run: python evaluation.py --model_path {checkpoint}")  # fmt: skip
+    result = read_json(paths.evaluation_file(checkpoint), f"run: python evaluation.py --model_path {checkpoint}")
     of_metrics = {key: result["metrics"][key] for key in ("accuracy", "ci95", "n")}
     return {"checkpoint": checkpoint, "tokens": tokens} | of_metrics
 

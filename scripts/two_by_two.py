@@ -27,7 +27,7 @@ SEARCH = [field.name for field in dataclasses.fields(Search)]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", required=True, help="the checkpoint before")
     parser.add_argument("--entigraph", required=True, help="and after continued pretraining")
     search = parser.add_argument_group("the search, as in evaluation.py")
@@ -35,24 +35,27 @@ def main() -> None:
         search.add_argument(f"--{name}")
     args, others = parser.parse_known_args()
     if paths.evaluation_file(args.base) == paths.evaluation_file(args.entigraph):
-        raise UserError(f"--base and --entigraph: both are called {paths.short_name(args.base)}, and so would their files be; rename one")  # fmt: skip
+        raise UserError(
+            f"--base and --entigraph: both are called {paths.short_name(args.base)}, and so would their files be; rename one"
+        )
     files = {}
     for name in NAMES:
         files[name, "closed"] = evaluate([f"--model_path={getattr(args, name)}", *others])
         of_search = [f"--{key}={getattr(args, key)}" for key in SEARCH if getattr(args, key)]
-        files[name, "open"] = evaluate([f"--model_path={getattr(args, name)}", *others, "--rag", *of_search])  # fmt: skip
+        files[name, "open"] = evaluate([f"--model_path={getattr(args, name)}", *others, "--rag", *of_search])
     results = {key: read_json(file, "run it again")["metrics"] for key, file in files.items()}
     print_table(results)
     gains = {book: compare(files["base", book], files["entigraph", book]) for book in BOOKS}
     for book, gain in gains.items():
         low, high = gain["ci95"]
-        print(f"{book} book, EntiGraph over base: {gain['difference']:+.1%} ({low:+.1%} to {high:+.1%}), p = {gain['p']:.4f}")  # fmt: skip
+        print(
+            f"{book} book, EntiGraph over base: {gain['difference']:+.1%} ({low:+.1%} to {high:+.1%}), p = {gain['p']:.4f}"
+        )
     draw(results, paths.out_dir() / "two_by_two.png")
     summary = {
-        f"{name}_{book}": {key: results[name, book][key] for key in ("accuracy", "ci95", "n")}
-        for name, book in results
+        f"{name}_{book}": {key: results[name, book][key] for key in ("accuracy", "ci95", "n")} for name, book in results
     }
-    summary |= {f"gain_{book}": {key: gain[key] for key in ("difference", "ci95", "p")} for book, gain in gains.items()}  # fmt: skip
+    summary |= {f"gain_{book}": {key: gain[key] for key in ("difference", "ci95", "p")} for book, gain in gains.items()}
     write_json(paths.out_dir() / "two_by_two.json", summary)
     print(f"{paths.out_dir()}/two_by_two.png, two_by_two.json")
     print(json.dumps(summary))
@@ -92,8 +95,15 @@ def draw(results: dict[tuple[str, str], dict], path: Path) -> None:
         heights = [100 * value["accuracy"] for value in values]
         below = [100 * (value["accuracy"] - value["ci95"][0]) for value in values]
         above = [100 * (value["ci95"][1] - value["accuracy"]) for value in values]
-        bars = axes.bar([place + shift for place in range(2)], heights, 0.38, yerr=[below, above],
-                        capsize=5, color=colour, label=NAMES[name])  # fmt: skip
+        bars = axes.bar(
+            [place + shift for place in range(2)],
+            heights,
+            0.38,
+            yerr=[below, above],
+            capsize=5,
+            color=colour,
+            label=NAMES[name],
+        )
         axes.bar_label(bars, fmt="%.0f%%", label_type="center", color="white", fontsize=12)
     axes.axhline(25, color="black", linewidth=0.8, linestyle=":", label="chance")
     axes.set(ylabel="accuracy, %", ylim=(0, 100))

@@ -99,7 +99,7 @@ def _by_thinking(model, batch: list[Asked], how: Answerer, number: int) -> list[
 async def _ask_server(asked: list[Asked], done: dict, how: Answerer, save: Callable) -> None:
     """A question whose call fails does not stop the others; the same command asks it again."""
     client, failures = Client(how.model, how.base_url, timeout_s=how.timeout_s), []
-    settings = {"temperature": how.temperature, "max_tokens": how.max_tokens, "stop": [STOP], "seed": how.seed}  # fmt: skip
+    settings = {"temperature": how.temperature, "max_tokens": how.max_tokens, "stop": [STOP], "seed": how.seed}
 
     async def ask(question: Asked) -> None:
         try:
@@ -115,10 +115,12 @@ async def _ask_server(asked: list[Asked], done: dict, how: Answerer, save: Calla
     finally:
         await client.close()
     if client.retries:
-        tqdm.write(f"{client.retries} calls were made again, after an error, a hang, or a reply that was none")  # fmt: skip
+        tqdm.write(f"{client.retries} calls were made again, after an error, a hang, or a reply that was none")
     if not failures:
         return
     which = f"{len(failures)} questions were not answered (the last, {failures[-1]})"
     if not how.give_up:
-        raise UserError(f"{which}; the others are saved, and the same command asks these again, or with --give_up counts them as wrong")  # fmt: skip
+        raise UserError(
+            f"{which}; the others are saved, and the same command asks these again, or with --give_up counts them as wrong"
+        )
     tqdm.write(f"{which}; they count as wrong")

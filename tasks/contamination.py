@@ -31,7 +31,7 @@ def leaked(texts: dict[str, list[str]], training: Iterable[str]) -> set[str]:
             if length >= SHORTEST:
                 for gram in grams(np.array(ids, np.uint64), length).tolist():
                     wanted.setdefault(length, {}).setdefault(gram, set()).add(key)
-    hashes = {length: np.array(sorted(of_length), np.uint64) for length, of_length in wanted.items()}  # fmt: skip
+    hashes = {length: np.array(sorted(of_length), np.uint64) for length, of_length in wanted.items()}
     found: set[str] = set()
     for text in training:
         # 0 is a word of none of the texts.
@@ -63,7 +63,7 @@ def training_files(checkpoint: str) -> dict[Path, str] | None:
     if not record.is_file():
         return None
     run = read_json(record, "train it again")
-    files = {Path(data["file"]): data["sha256"] for name, data in run["data"].items() if name != "held_out"}  # fmt: skip
+    files = {Path(data["file"]): data["sha256"] for name, data in run["data"].items() if name != "held_out"}
     return files | (training_files(run["arguments"]["model_name"]) or {})
 
 
@@ -101,14 +101,12 @@ def report(checkpoint: str, questions: dict[str, list[str]], right: dict[str, bo
     }
 
 
-def leakage_of(documents: list[Document], judged: list[dict], args: argparse.Namespace) -> dict | None:  # fmt: skip
+def leakage_of(documents: list[Document], judged: list[dict], args: argparse.Namespace) -> dict | None:
     """What of the questions stands in the training text. A server's checkpoint is looked for here."""
     pass  # XXX import gone
 
     questions = [question for document in documents for question in document.questions]
-    texts = {
-        question.id: [question.text, question.options[question.gold]] for question in questions
-    }
+    texts = {question.id: [question.text, question.options[question.gold]] for question in questions}
     right = {question["id"]: question["answer"] == question["gold"] for question in judged}
     return report(args.model_path, texts, right)
 
@@ -121,4 +119,6 @@ def print_leakage(result: dict) -> None:
         print(f"leakage: not known ({found['unknown']})")
     else:
         rest = f"; accuracy without them {found['accuracy_without']:.1%}" if found["leaked"] else ""
-        print(f"leakage: {len(found['leaked'])} of {result['metrics']['n']} questions stand in the training text (13 words in a row){rest}")  # fmt: skip
+        print(
+            f"leakage: {len(found['leaked'])} of {result['metrics']['n']} questions stand in the training text (13 words in a row){rest}"
+        )

@@ -52,9 +52,7 @@ def task_files(task: str) -> list[Path]:
         return [paths.example_dir() / "articles.jsonl"]
     own = paths.corpus_file(task)
     if not own.is_file():
-        raise UserError(
-            f"--task {task}: there is quality, example, and your own if you write {own}"
-        )
+        raise UserError(f"--task {task}: there is quality, example, and your own if you write {own}")
     return [own]
 
 
@@ -128,14 +126,10 @@ def parse_indices(text: str, total: int) -> list[int]:
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
         if not match:
-            raise UserError(
-                f"article {part!r}: write a number, a range like 0-9, a list like 0,3,7, or all"
-            )
+            raise UserError(f"article {part!r}: write a number, a range like 0-9, a list like 0,3,7, or all")
         first, last = int(match[1]), int(match[2] or match[1])
         if first > last or last >= total:
-            raise UserError(
-                f"article {part}: out of range, this task has articles 0 to {total - 1}"
-            )
+            raise UserError(f"article {part}: out of range, this task has articles 0 to {total - 1}")
         indices |= set(range(first, last + 1))
     return sorted(indices)
 

@@ -18,9 +18,7 @@ def interval(right: np.ndarray, documents: list, seed: int = 0) -> list[float] |
     return [round(float(edge), 4) for edge in np.quantile(accuracies, [0.025, 0.975])]
 
 
-def paired(
-    one: np.ndarray, other: np.ndarray, documents: list, seed: int = 0
-) -> tuple[float, list[float], float]:
+def paired(one: np.ndarray, other: np.ndarray, documents: list, seed: int = 0) -> tuple[float, list[float], float]:
     """How much more of the same questions `other` has right than `one`: the difference of accuracies,
     its 95% interval, and the p-value of no difference.
 

@@ -45,9 +45,11 @@ def prompt_of(
 @functools.cache
 def worked_examples(file: Path | None, number: int) -> str:
     """The first so many, of the file or the shipped ones. Raises UserError where there are fewer."""
-    text = task_prompt("cot_examples") if file is None else read_text(file, "name a file of worked examples")  # fmt: skip
+    text = task_prompt("cot_examples") if file is None else read_text(file, "name a file of worked examples")
     head, *examples = text.split(EXAMPLE)
     if head.strip() or len(examples) < number:
         where = file or "tasks/prompts/cot_examples.md"
-        raise UserError(f"--few_shot {number}: {where} has {len(examples)} examples, each beginning with {EXAMPLE.strip()!r}")  # fmt: skip
+        raise UserError(
+            f"--few_shot {number}: {where} has {len(examples)} examples, each beginning with {EXAMPLE.strip()!r}"
+        )
     return "".join(f"{EXAMPLE}{example}" for example in examples[:number])

@@ -37,7 +37,7 @@ class Draft:
 
 
 def writing_prompt(document: Document, number: int) -> str:
-    filling = {"document": article_text(document), "title": document.title, "number": str(number)}  # fmt: skip
+    filling = {"document": article_text(document), "title": document.title, "number": str(number)}
     return fill(task_prompt("document") + task_prompt("quiz"), filling)
 
 
@@ -73,7 +73,7 @@ def parse(reply: str, document: Document) -> list[Draft]:
     for number, item in enumerate(value["questions"]):
         wrong = item.get("wrong") if isinstance(item, dict) else None
         texts = [item.get("question"), item.get("right"), *wrong] if isinstance(wrong, list) else []
-        if len(texts) == 1 + OPTIONS and all(isinstance(text, str) and text.strip() for text in texts):  # fmt: skip
+        if len(texts) == 1 + OPTIONS and all(isinstance(text, str) and text.strip() for text in texts):
             text, *options = (" ".join(text.split()) for text in texts)
             drafts.append(Draft(f"{document.uid}-{number}", text, tuple(options)))
     return drafts
@@ -81,7 +81,7 @@ def parse(reply: str, document: Document) -> list[Draft]:
 
 def screen(drafts: list[Draft], document: Document) -> tuple[list[Draft], dict[str, int]]:
     """The drafts worth checking, and how many others there are by what is wrong with them."""
-    kept, dropped = [], {"unnamed": 0, "options alike": 0, "length gives it away": 0, "duplicate": 0}  # fmt: skip
+    kept, dropped = [], {"unnamed": 0, "options alike": 0, "length gives it away": 0, "duplicate": 0}
     for draft in drafts:
         lengths = [len(option) for option in draft.options]
         if " ".join(words(document.title)) not in " ".join(words(draft.text)):
@@ -117,10 +117,16 @@ def lay_out(kept: list[tuple[Document, Draft]], seed: int) -> list[dict]:
         options = [draft.options[index] for index in rng.permutation(np.arange(1, OPTIONS))]
         options.insert(place, draft.options[0])
         head = {"title": document.title, "author": document.author, "year": document.year}
-        record = records.setdefault(document.uid, head | {"article": document.text, "questions": []})  # fmt: skip
+        record = records.setdefault(document.uid, head | {"article": document.text, "questions": []})
         record["questions"].append(
-            {"question_unique_id": draft.id, "question": draft.text, "options": options, "gold_label": place + 1, "difficult": 0}
-        )  # fmt: skip
+            {
+                "question_unique_id": draft.id,
+                "question": draft.text,
+                "options": options,
+                "gold_label": place + 1,
+                "difficult": 0,
+            }
+        )
     return list(records.values())
 
 
@@ -159,7 +165,7 @@ class Maker:
             finally:
                 await self._writer.close()
                 await self._base.close()
-        return [(document, draft) for document in documents for draft in found.get(document.uid, [])]  # fmt: skip
+        return [(document, draft) for document in documents for draft in found.get(document.uid, [])]
 
     async def _questions(self, document) -> list[Draft]:
         """Those about a document that stand all checks."""
@@ -178,9 +184,7 @@ class Maker:
         """Of the first reply that can be read; none where WRITINGS cannot, which is counted."""
         prompt = writing_prompt(document, self.args.per_document)
         for attempt in range(WRITINGS):
-            reply = await self._chat(
-                self._writer, prompt, QUESTION_TOKENS * self.args.per_document, attempt
-            )
+            reply = await self._chat(self._writer, prompt, QUESTION_TOKENS * self.args.per_document, attempt)
             try:
                 return parse(reply, document)
             except ValueError:

@@ -61,9 +61,7 @@ def search(documents: list[Document], items: list[tuple[Document, Question]], ho
         rankings = rank(passages, queries, how)
     owners = [document.uid for document, _ in items]
     stages = {
-        stage: retrieval.quality_of(
-            [first_hit(row, owner, passages) for row, owner in zip(rows, owners, strict=True)]
-        )  # fmt: skip
+        stage: retrieval.quality_of([first_hit(row, owner, passages) for row, owner in zip(rows, owners, strict=True)])
         for stage, rows in rankings.items()
     }
     best = [row[: how.top_k] for row in list(rankings.values())[-1]]
@@ -75,9 +73,7 @@ def passages_of(documents: list[Document], how: Search) -> list[Passage]:
     return [
         Passage(document.uid, number, name_of(document), text)
         for document in documents
-        for number, text in enumerate(
-            retrieval.split(document.text, how.chunk_size, how.chunk_overlap)
-        )
+        for number, text in enumerate(retrieval.split(document.text, how.chunk_size, how.chunk_overlap))
     ]
 
 
@@ -86,7 +82,7 @@ def query_of(document: Document, question: Question, how: Search) -> str:
     `question` is its text alone."""
     if how.query == "question":
         return question.text
-    return "\n".join([f"In the context of {name_of(document)}: {question.text}", *question.options])  # fmt: skip
+    return "\n".join([f"In the context of {name_of(document)}: {question.text}", *question.options])
 
 
 def rank(passages: list[Passage], queries: list[str], how: Search) -> dict[str, list[list[int]]]:

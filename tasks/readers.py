@@ -23,10 +23,8 @@ def take_in(folder: Path) -> str:
     if not folder.is_dir():
         raise UserError(f"--corpus {folder}: no such folder")
     if task in TAKEN:
-        raise UserError(
-            f"--corpus {folder}: {task} is a task of its own; name the folder otherwise"
-        )
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in KINDS and path.is_file())  # fmt: skip
+        raise UserError(f"--corpus {folder}: {task} is a task of its own; name the folder otherwise")
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in KINDS and path.is_file())
     articles = [article for path in files for article in read(path, folder)]
     if not articles:
         raise UserError(f"--corpus {folder}: no documents in it ({', '.join(KINDS)})")
@@ -34,11 +32,15 @@ def take_in(folder: Path) -> str:
     for article in articles:
         key = (article["title"], article.get("author", ""))
         if key in seen:
-            raise UserError(f"--corpus {folder}: {seen[key]} and {article['source']} have the same title and author, {article['title']!r}; one of them needs another")  # fmt: skip
+            raise UserError(
+                f"--corpus {folder}: {seen[key]} and {article['source']} have the same title and author, {article['title']!r}; one of them needs another"
+            )
         seen[key] = article["source"]
     target = paths.corpus_file(task)
-    if target.is_file() and any(line.get("corpus") != str(folder) for line in read_jsonl(target, "")):  # fmt: skip
-        raise UserError(f"--corpus {folder}: {target} is there and was not made from this folder; rename the folder, or use --task {task}")  # fmt: skip
+    if target.is_file() and any(line.get("corpus") != str(folder) for line in read_jsonl(target, "")):
+        raise UserError(
+            f"--corpus {folder}: {target} is there and was not made from this folder; rename the folder, or use --task {task}"
+        )
     with replacing(target) as file:
         for article in articles:
             line = json.dumps(article | {"corpus": str(folder)}, ensure_ascii=False)
@@ -54,12 +56,8 @@ def read(path: Path, folder: Path) -> Iterator[dict]:
         for number, line in enumerate(read_jsonl(path, "name another folder"), 1):
             text = line.get("article") or line.get("text")
             if not isinstance(text, str) or not isinstance(line.get("title"), str):
-                raise UserError(f"{path}, record {number}: needs a title, and a text as article or text")  # fmt: skip
-            kept = {
-                key: line[key]
-                for key in ("author", "year", "questions")
-                if line.get(key) is not None
-            }
+                raise UserError(f"{path}, record {number}: needs a title, and a text as article or text")
+            kept = {key: line[key] for key in ("author", "year", "questions") if line.get(key) is not None}
             if not isinstance(kept.get("author", ""), str):
                 raise UserError(f"{path}, record {number}: the author is no text")
             yield {"title": line["title"], "article": text, "source": f"{source}:{number}"} | kept
@@ -87,7 +85,7 @@ def read_html(path: Path) -> tuple[str, str]:
     """The text of its main part, in the page's own character set; the title is that of its head."""
     from trafilatura import bare_extraction
 
-    page = bare_extraction(path.read_bytes(), favor_recall=True, include_comments=False, with_metadata=True)  # fmt: skip
+    page = bare_extraction(path.read_bytes(), favor_recall=True, include_comments=False, with_metadata=True)
     return (page.title or path.stem.replace("_", " "), page.text or "") if page else ("", "")
 
 

@@ -37,7 +37,9 @@ def compare(one: Path, other: Path) -> dict:
     asked = [dict(judged(path, result)) for path, result in zip((one, other), results, strict=True)]
     if asked[0].keys() != asked[1].keys():
         only = asked[0].keys() ^ asked[1].keys()
-        raise UserError(f"{one} and {other}: not the same questions; {len(only)} are in one of them alone, {min(only)[1]} for one")  # fmt: skip
+        raise UserError(
+            f"{one} and {other}: not the same questions; {len(only)} are in one of them alone, {min(only)[1]} for one"
+        )
     keys = list(asked[0])
     first, second = (np.array([found[key] for key in keys], float) for found in asked)
     difference, edges, p = paired(first, second, [document for document, _ in keys])
@@ -66,7 +68,9 @@ def judged(path: Path, result: dict) -> Iterator[tuple[tuple[str, str], bool]]:
     for document in result["documents"]:
         for question in document["questions"]:
             if "answer" not in question:
-                raise UserError(f"{path}: of an earlier version, which did not note which answer counted; delete it and run evaluation.py again")  # fmt: skip
+                raise UserError(
+                    f"{path}: of an earlier version, which did not note which answer counted; delete it and run evaluation.py again"
+                )
             right = question["answer"] == question["gold"]
             yield (document["uid"], question["id"]), right
 
@@ -78,9 +82,7 @@ def target_of(args: argparse.Namespace) -> Path:
     return paths.evaluation_file(args.model_path, f"{settings_of(args).name}-{way}")
 
 
-def describe(
-    args: argparse.Namespace, items: list[Item], asked: list[multiple_choice.Asked]
-) -> dict:
+def describe(args: argparse.Namespace, items: list[Item], asked: list[multiple_choice.Asked]) -> dict:
     """What the answers depend on; answers of another description are not used again."""
     both = zip(items, asked, strict=True)
     whole = [(one.prompt, question.options, question.gold) for (_, question), one in both]
@@ -111,7 +113,7 @@ def selected_anew(target: Path, protocol: dict) -> dict[str, list[dict]] | None:
     if not target.is_file():
         return None
     earlier = read_json(target, "delete it")
-    if earlier["protocol"] == protocol or earlier["protocol"] | {"select": None} != protocol | {"select": None}:  # fmt: skip
+    if earlier["protocol"] == protocol or earlier["protocol"] | {"select": None} != protocol | {"select": None}:
         return None
     questions = (q for document in earlier["documents"] for q in document["questions"])
     return {question["id"]: question["attempts"] for question in questions}
@@ -139,8 +141,12 @@ def aside_of(target: Path, protocol: dict) -> Path:
 
 
 def collect(
-    documents: list[Document], attempts: dict[str, list[dict]], protocol: dict, found: Found | None, args: argparse.Namespace
-) -> dict:  # fmt: skip
+    documents: list[Document],
+    attempts: dict[str, list[dict]],
+    protocol: dict,
+    found: Found | None,
+    args: argparse.Namespace,
+) -> dict:
     """The whole output file."""
     judged, shown, number = [], [], 0
     for index, document in enumerate(documents):
@@ -151,14 +157,8 @@ def collect(
             drawn = [protocol.get("seed", 0), zlib.crc32(question.id.encode())]
             answer = scoring.select(read, protocol.get("select", "first"), drawn)
             of_question = {"gold": question.gold, "hard": question.hard, "answer": answer}
-            judged.append(
-                {"id": question.id, "document": document.uid, "split": split} | of_question
-            )
-            entry = {
-                "id": question.id,
-                "question": question.text,
-                "options": list(question.options),
-            }
+            judged.append({"id": question.id, "document": document.uid, "split": split} | of_question)
+            entry = {"id": question.id, "question": question.text, "options": list(question.options)}
             if found:  # in the order in which they stood before the question
                 entry["passages"] = [[p.source, p.number] for p in found.passages[number]]
             questions.append(entry | of_question | {"attempts": attempts[question.id]})
@@ -175,8 +175,8 @@ def print_comparison(files: list[Path]) -> None:
     found = compare(*files)
     low, high = found["ci95"]
     first, second = found["accuracies"]
+    print(f"{files[0]}: {first:.1%}\n{files[1]}: {second:.1%}, of the same {found['n']:,} questions")
     print(
-        f"{files[0]}: {first:.1%}\n{files[1]}: {second:.1%}, of the same {found['n']:,} questions"
+        f"difference {found['difference']:+.1%} (95%: {low:+.1%} to {high:+.1%}, resampling articles), p = {found['p']:.4f}"
     )
-    print(f"difference {found['difference']:+.1%} (95%: {low:+.1%} to {high:+.1%}, resampling articles), p = {found['p']:.4f}")  # fmt: skip
     print(json.dumps(found))

@@ -50,7 +50,7 @@ def fit_mixture(
     ValueError for fewer points than the curve has numbers, 2 * terms + 1.
     """
     if len(x) < 2 * terms + 1:
-        raise ValueError(f"{terms} exponentials have {2 * terms + 1} numbers, and there are {len(x)} points")  # fmt: skip
+        raise ValueError(f"{terms} exponentials have {2 * terms + 1} numbers, and there are {len(x)} points")
     weights = np.ones(len(x)) if errors is None else 1 / errors
 
     def linear(log_rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -64,7 +64,9 @@ def fit_mixture(
     fits = []
     for _ in range(STARTS):
         start = np.sort(rng.uniform(*edges, terms))
-        fits.append(least_squares(lambda rates: linear(rates)[1], start, bounds=edges, xtol=1e-14, ftol=1e-14, gtol=1e-14))  # fmt: skip
+        fits.append(
+            least_squares(lambda rates: linear(rates)[1], start, bounds=edges, xtol=1e-14, ftol=1e-14, gtol=1e-14)
+        )
     best = min(fits, key=lambda fit: fit.cost).x
     order = np.argsort(best)
     a, *c = linear(best)[0]
@@ -80,7 +82,7 @@ def more_tokens(curve: LogLinear | Mixture, now: float, points: float = 5) -> fl
     return float(brentq(lambda x: curve(x) - target, now, MOST_TOKENS)) - now
 
 
-def resampled(x: np.ndarray, y: np.ndarray, errors: np.ndarray, fit, number: int = 200, seed: int = 0) -> list:  # fmt: skip
+def resampled(x: np.ndarray, y: np.ndarray, errors: np.ndarray, fit, number: int = 200, seed: int = 0) -> list:
     """`fit(x, y, errors)` again for accuracies drawn from their standard errors (parametric bootstrap):
     the spread of anything that is reckoned from these curves is its interval."""
     rng = np.random.default_rng(seed)

@@ -80,7 +80,7 @@ def tiny_model(tmp_path_factory) -> Path:
     return make_tiny_model(folder)
 
 
-LLAMA_MARKS = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]  # fmt: skip
+LLAMA_MARKS = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 
 
 @pytest.fixture(scope="session")
@@ -89,25 +89,31 @@ def tiny_llama(tmp_path_factory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama", marks=LLAMA_MARKS)
 
 
-def make_tiny_model(
-    folder: Path, vocab_size: int = 600, marks: Sequence[str] = ("<s>", "</s>")
-) -> Path:
+def make_tiny_model(folder: Path, vocab_size: int = 600, marks: Sequence[str] = ("<s>", "</s>")) -> Path:
     import torch
     from tokenizers import ByteLevelBPETokenizer
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     bpe = ByteLevelBPETokenizer()
-    bpe.train([str(ROOT / "data/example/articles.jsonl")], vocab_size=vocab_size,
-              special_tokens=list(marks), show_progress=False)  # fmt: skip
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, bos_token=marks[0], eos_token=marks[1]
+    bpe.train(
+        [str(ROOT / "data/example/articles.jsonl")],
+        vocab_size=vocab_size,
+        special_tokens=list(marks),
+        show_progress=False,
     )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token=marks[0], eos_token=marks[1])
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, bos_token_id=0, eos_token_id=1,
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        bos_token_id=0,
+        eos_token_id=1,
         max_position_embeddings=4096,
-    )  # fmt: skip
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -119,24 +125,16 @@ def token_files(tiny_model, tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("home")
     examples = ROOT / "data/example"
     passages = ["--input", examples / "passages", "--model", "written"]
+    succeed("data/tokenize_entigraph.py", "--task", "example", "--tokenizer", tiny_model, *passages, SCP_HOME=str(home))
+    succeed("data/tokenize_entigraph.py", "--task", "example", "--tokenizer", tiny_model, "--raw", SCP_HOME=str(home))
     succeed(
-        "data/tokenize_entigraph.py",
-        "--task",
-        "example",
+        "data/tokenize_redpj.py",
+        "--text",
+        examples / "replay.jsonl",
+        "--test_tokens",
+        3000,
         "--tokenizer",
         tiny_model,
-        *passages,
         SCP_HOME=str(home),
     )
-    succeed(
-        "data/tokenize_entigraph.py",
-        "--task",
-        "example",
-        "--tokenizer",
-        tiny_model,
-        "--raw",
-        SCP_HOME=str(home),
-    )
-    succeed("data/tokenize_redpj.py", "--text", examples / "replay.jsonl", "--test_tokens", 3000,
-            "--tokenizer", tiny_model, SCP_HOME=str(home))  # fmt: skip
     return home

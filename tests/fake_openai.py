@@ -27,15 +27,11 @@ FAULTS = ("burst", 500, "hang", "torn", "bad_json", "no_entities", "length")
 ODD = {
     "null_choice": {"choices": [None]},
     "text_message": {"choices": [{"message": "x"}]},
-    "list_content": {
-        "choices": [{"message": {"content": [{"text": "x"}]}, "finish_reason": "stop"}]
-    },
+    "list_content": {"choices": [{"message": {"content": [{"text": "x"}]}, "finish_reason": "stop"}]},
     "an_error": {"choices": None, "error": {"message": "busy"}},
     "no_usage": {"usage": None},
     "odd_usage": {"usage": "n/a"},
-    "surrogate": {
-        "choices": [{"message": {"content": "half \ud83d of it"}, "finish_reason": "stop"}]
-    },
+    "surrogate": {"choices": [{"message": {"content": "half \ud83d of it"}, "finish_reason": "stop"}]},
     "no_reason": {"choices": [{"message": {"content": "Some text."}}]},
 }
 SPOILING = ("hang", "torn", "bad_json", "no_entities", "no_choices")
@@ -104,9 +100,7 @@ class FakeOpenAI:
         self._loop.close()
 
     async def listen(self, port: int) -> int:
-        self._server = await asyncio.start_server(
-            self._connection, "127.0.0.1", port, limit=1 << 28, backlog=2048
-        )
+        self._server = await asyncio.start_server(self._connection, "127.0.0.1", port, limit=1 << 28, backlog=2048)
         return self._server.sockets[0].getsockname()[1]
 
     async def _hang_up(self) -> None:
@@ -260,10 +254,7 @@ class FakeOpenAI:
             return reply | {"results": _relevance(body)[fault == "fewer" :]}
         choice = {"index": 0, "finish_reason": "stop", "logprobs": None}
         if "prompt" in body:  # /v1/completions; like some real servers it ignores `n`
-            return reply | {
-                "object": "text_completion",
-                "choices": [choice | {"text": self.answer}],
-            }
+            return reply | {"object": "text_completion", "choices": [choice | {"text": self.answer}]}
         if fault in ("length", "content_filter"):
             choice["finish_reason"] = fault
         choice["message"] = {"role": "assistant", "content": self._text(prompt, fault)}
@@ -310,14 +301,24 @@ class FakeOpenAI:
     def _store(self, content: bytes) -> dict:
         name = f"file-{len(self._files)}"
         self._files[name] = content
-        return {"id": name, "object": "file", "bytes": len(content), "created_at": 0,
-                "filename": "x.jsonl", "purpose": "batch", "status": "processed"}  # fmt: skip
+        return {
+            "id": name,
+            "object": "file",
+            "bytes": len(content),
+            "created_at": 0,
+            "filename": "x.jsonl",
+            "purpose": "batch",
+            "status": "processed",
+        }
 
     def _start_batch(self, body: dict) -> dict:
         batch = body | {
-            "id": f"batch_{len(self._batches)}", "object": "batch", "created_at": 0,
-            "status": "in_progress", "begun": time.monotonic(),
-        }  # fmt: skip
+            "id": f"batch_{len(self._batches)}",
+            "object": "batch",
+            "created_at": 0,
+            "status": "in_progress",
+            "begun": time.monotonic(),
+        }
         self._batches[batch["id"]] = batch
         return batch
 
@@ -332,9 +333,7 @@ class FakeOpenAI:
                     error = {"error": {"message": f"fault {fault}", "code": "server_error"}}
                     bad.append(_batch_line(request, 500, error))
                 else:
-                    good.append(
-                        _batch_line(request, 200, self._reply(request["body"], fault, True))
-                    )
+                    good.append(_batch_line(request, 200, self._reply(request["body"], fault, True)))
             total = {"total": len(good) + len(bad), "completed": len(good), "failed": len(bad)}
             batch |= {"status": "completed", "request_counts": total}
             for name, lines in (("output_file_id", good), ("error_file_id", bad)):
@@ -344,9 +343,7 @@ class FakeOpenAI:
 
 def _batch_line(request: dict, status: int, body: dict) -> str:
     response = {"status_code": status, "request_id": "r", "body": body}
-    return json.dumps(
-        {"id": "b", "custom_id": request["custom_id"], "response": response, "error": None}
-    )
+    return json.dumps({"id": "b", "custom_id": request["custom_id"], "response": response, "error": None})
 
 
 def _uploaded(headers: dict, content: bytes) -> bytes:
@@ -391,9 +388,7 @@ def _prefixes(prompt: str):
             yield end // CHARS_A_TOKEN, digest.digest()
 
 
-def _send(
-    writer: asyncio.StreamWriter, status: int, value: object, data: bytes = b"", extra: str = ""
-) -> bool:
+def _send(writer: asyncio.StreamWriter, status: int, value: object, data: bytes = b"", extra: str = "") -> bool:
     if isinstance(value, bytes):
         data = value
     elif value is not None:
@@ -404,20 +399,14 @@ def _send(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=0, help="default: a free one, which is printed")
     parser.add_argument("--entities", type=int, default=len(ENTITIES), help="named by each article")
     parser.add_argument("--completion_tokens", type=int, default=1000, help="of every reply")
     for name in ("latency", "tokens_per_s", "requests_per_minute", "fault_share", "burst"):
-        parser.add_argument(
-            f"--{name}", type=float, default=float(name == "burst"), help="default %(default)s"
-        )
+        parser.add_argument(f"--{name}", type=float, default=float(name == "burst"), help="default %(default)s")
     parser.add_argument("--no_limit_headers", action="store_true", help="429 and not a word more")
-    parser.add_argument(
-        "--no_refusals", action="store_true", help="of the faults, the billed alone"
-    )
+    parser.add_argument("--no_refusals", action="store_true", help="of the faults, the billed alone")
     parser.add_argument("--late_errors", action="store_true", help="5xx after the latency")
     parser.add_argument("--caches", action="store_true", help="report cached prompt tokens")
     args = vars(parser.parse_args())

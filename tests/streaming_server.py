@@ -15,11 +15,9 @@ class StreamingServer:
     it answers 400, as vLLM does. `bodies`: the requests.
     """
 
-    def __init__(
-        self, most_bytes: int = 1 << 30, max_model_len: int | None = None, models=("fake",)
-    ):
+    def __init__(self, most_bytes: int = 1 << 30, max_model_len: int | None = None, models=("fake",)):
         self.broken, self.pieces, self.listed = False, None, None  # every call a 500; other answers
-        self.most_bytes, self.max_model_len, self.models, self.bodies = most_bytes, max_model_len, models, []  # fmt: skip
+        self.most_bytes, self.max_model_len, self.models, self.bodies = most_bytes, max_model_len, models, []
 
     def __enter__(self) -> "StreamingServer":
         self._loop = asyncio.new_event_loop()
@@ -47,7 +45,7 @@ class StreamingServer:
         if self.listed is not None:
             return web.json_response(self.listed)
         extra = {"max_model_len": self.max_model_len} if self.max_model_len else {}
-        models = [{"id": name, "object": "model", "created": 0, "owned_by": "x"} | extra for name in self.models]  # fmt: skip
+        models = [{"id": name, "object": "model", "created": 0, "owned_by": "x"} | extra for name in self.models]
         return web.json_response({"object": "list", "data": models})
 
     async def _chat(self, request) -> web.StreamResponse:

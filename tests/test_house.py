@@ -10,16 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 # Of entigraph.py, and of the scripts of gptj/.
-PARTS = {
-    "generation",
-    "formats",
-    "params",
-    "checkpointing",
-    "session",
-    "checkpoint",
-    "train_loop",
-    "__init__",
-}
+PARTS = {"generation", "formats", "params", "checkpointing", "session", "checkpoint", "train_loop", "__init__"}
 SCRIPTS = [ROOT / name for name in ("train.py", "evaluation.py", "interactive.py")]
 SCRIPTS += [
     path
@@ -30,9 +21,7 @@ SCRIPTS += [
 
 
 def sources() -> list:
-    files = subprocess.run(
-        ["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    files = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True)
     return [ROOT / name for name in files.stdout.split() if (ROOT / name).is_file()]
 
 
@@ -53,9 +42,7 @@ def test_help_comes_at_once(script):
     times = []
     for _ in range(3):
         begun = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, script, "--help"], capture_output=True, text=True, cwd="/"
-        )
+        done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, cwd="/")
         times.append(time.monotonic() - begun)
         assert done.returncode == 0, done.stderr
         assert "usage" in done.stdout

@@ -17,18 +17,10 @@ def execute(name: str):
 
 
 def test_accuracies_are_shown_as_a_table_and_a_figure(home, tiny_model):
-    out = succeed(
-        "evaluation.py", "--task", "example", "--protocol", "loglik", "--model_path", tiny_model
-    )
+    out = succeed("evaluation.py", "--task", "example", "--protocol", "loglik", "--model_path", tiny_model)
     accuracy = json.loads(out.splitlines()[-1])["accuracy"]
-    outputs = [
-        output for cell in execute("nb_qa_eval.ipynb").cells for output in cell.get("outputs", [])
-    ]
-    table = next(
-        output.data["text/markdown"]
-        for output in outputs
-        if "text/markdown" in output.get("data", {})
-    )
+    outputs = [output for cell in execute("nb_qa_eval.ipynb").cells for output in cell.get("outputs", [])]
+    table = next(output.data["text/markdown"] for output in outputs if "text/markdown" in output.get("data", {}))
     assert f"| tiny | loglik | 84 | {100 * accuracy:.1f} |" in table
     assert any("image/png" in output.get("data", {}) for output in outputs)
 
@@ -58,18 +50,10 @@ def test_scaling_curves(home):
     points = []
     for tokens in (0, 0.3, 1, 3, 10, 30, 100, 300, 455):
         accuracy = curve(tokens) / 100
-        points.append(
-            {
-                "tokens": tokens * 1e6,
-                "accuracy": accuracy,
-                "ci95": [accuracy - 0.002, accuracy + 0.002],
-            }
-        )
+        points.append({"tokens": tokens * 1e6, "accuracy": accuracy, "ci95": [accuracy - 0.002, accuracy + 0.002]})
     paths.out_dir().mkdir()
     (paths.out_dir() / "scaling.json").write_text(json.dumps(points))
-    outputs = [
-        output for cell in execute("nb_scaling.ipynb").cells for output in cell.get("outputs", [])
-    ]
+    outputs = [output for cell in execute("nb_scaling.ipynb").cells for output in cell.get("outputs", [])]
     table = next(o.data["text/markdown"] for o in outputs if "text/markdown" in o.get("data", {}))
     cost = table.splitlines()[3].split("|")[3]
     assert float(cost) == pytest.approx(scaling_law.more_tokens(curve, 455), rel=0.1)

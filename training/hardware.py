@@ -55,9 +55,7 @@ def choose_sharding(asked: str, lora_rank: int) -> str:
     if asked == "auto":
         return "full" if torch.cuda.is_available() else "none"
     if asked != "none" and not torch.cuda.is_available():
-        raise UserError(
-            f"--sharding {asked}: accelerate shards on GPUs alone; give --sharding none"
-        )
+        raise UserError(f"--sharding {asked}: accelerate shards on GPUs alone; give --sharding none")
     return asked
 
 
@@ -86,9 +84,7 @@ def choose_micro_batch(settings: Settings) -> int:
             f"--bs {settings.bs} does not divide by {world_size()} processes of --micro_batch {settings.micro_batch}"
         )
     most = max(1, MICRO_BATCH_TOKENS // settings.block_size)
-    return settings.micro_batch or max(
-        n for n in range(1, share + 1) if share % n == 0 and n <= most
-    )
+    return settings.micro_batch or max(n for n in range(1, share + 1) if share % n == 0 and n <= most)
 
 
 def sharing_ranks(settings: Settings) -> int:

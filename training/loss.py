@@ -27,9 +27,7 @@ def use_chunked_loss(model, compiled: bool) -> bool:
     gradient = torch.compile(_softmax_less_target, dynamic=False) if compiled else None
     head.forward = lambda hidden: hidden
 
-    def loss_function(
-        logits, labels, vocab_size, num_items_in_batch=None, shift_labels=None, **unused
-    ):
+    def loss_function(logits, labels, vocab_size, num_items_in_batch=None, shift_labels=None, **unused):
         if shift_labels is None:
             shift_labels = pad(labels, (0, 1), value=IGNORED)[..., 1:]
         total = sum_cross_entropy(logits, head.weight, head.bias, shift_labels, gradient)
@@ -102,9 +100,7 @@ class _SumCrossEntropy(torch.autograd.Function):
         multiplied = weight.to(hidden.dtype)
         for start in range(0, len(hidden), size):
             part = hidden[start : start + size]
-            loss, gradient = gradient_of(
-                _logits(part, multiplied, bias), labels[start : start + size]
-            )
+            loss, gradient = gradient_of(_logits(part, multiplied, bias), labels[start : start + size])
             total += loss
             if d_bias is not None:
                 d_bias += gradient.sum(0)

@@ -37,10 +37,7 @@ def memory_bytes(
     tokens = micro_batch * block_size
     # Two norms in fp32; their outputs, queries, attention's output; keys and values; of the MLP gate,
     # up, their product and the activation.
-    layer = tokens * (
-        2 * 4 * shape.hidden
-        + width * (4 * shape.hidden + 2 * shape.kv_width + 4 * shape.intermediate)
-    )
+    layer = tokens * (2 * 4 * shape.hidden + width * (4 * shape.hidden + 2 * shape.kv_width + 4 * shape.intermediate))
     kept = (shape.layers - recomputed) * layer
     if recomputed:  # inputs, and one layer at a time in full
         kept += recomputed * tokens * width * shape.hidden + layer
@@ -79,9 +76,7 @@ def memory_parts(model, shape: Shape, settings: Settings) -> dict[str, float]:
     )
 
 
-def fit_memory(
-    model, settings: Settings, recompute: str, flags: bool = True
-) -> tuple[Settings, str]:
+def fit_memory(model, settings: Settings, recompute: str, flags: bool = True) -> tuple[Settings, str]:
     """The settings with as many recomputed layers as `recompute` says (`all`, a number, or `auto`:
     on a GPU the fewest that fit, on a CPU none), and what the run needs, in words.
 
@@ -97,10 +92,7 @@ def fit_memory(
     # 6% for CUDA's context, the allocator's gaps and what the estimate leaves out.
     there = 0.94 * gpu if gpu else float("inf")
     layers = {"all": shape.layers, "auto": 0}.get(recompute)
-    settings = replace(
-        settings,
-        recomputed_layers=min(shape.layers, int(recompute)) if layers is None else layers,
-    )
+    settings = replace(settings, recomputed_layers=min(shape.layers, int(recompute)) if layers is None else layers)
     if recompute == "auto":
         choices = [replace(settings, recomputed_layers=n) for n in range(shape.layers + 1)]
         settings = next((choice for choice in choices if total(choice) <= there), settings)

@@ -56,9 +56,7 @@ class Metrics(TrainerCallback):
         line = {name: logs.get(name) for name in names}
         self._write(state, line | {"seconds": round(self.ends[-1] - self.ends[-2], 4)})
         used = "" if line["mfu"] is None else f", MFU {line['mfu']:.1%}"
-        self.bar.set_postfix_str(
-            f"loss {logs['loss']:.3f}, {logs['tokens_per_s']:,.0f} tokens/s{used}"
-        )
+        self.bar.set_postfix_str(f"loss {logs['loss']:.3f}, {logs['tokens_per_s']:,.0f} tokens/s{used}")
         self.bar.update(state.global_step - self.bar.n)
         if not math.isfinite(logs["loss"]):
             self.bar.close()  # the message begins on a line of its own

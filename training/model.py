@@ -53,9 +53,7 @@ def add_lora(model, rank: int, seed: int, bf16: bool):
         torch.manual_seed(seed)
         return get_peft_model(
             model,
-            LoraConfig(
-                r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
-            ),
+            LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"),
             autocast_adapter_dtype=True,
         )
 
@@ -78,9 +76,7 @@ def check_masters(model) -> None:
     """Raises UserError where a weight that is trained is not fp32."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
-            raise UserError(
-                f"{name}: loaded as {parameter.dtype}, and the weights that are trained must be fp32"
-            )
+            raise UserError(f"{name}: loaded as {parameter.dtype}, and the weights that are trained must be fp32")
 
 
 def prepare(model, settings: Settings) -> None:

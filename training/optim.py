@@ -19,9 +19,7 @@ def choose(state_dtype: str, lr: float, seed: int) -> tuple[type, dict]:
     try:
         from torchao.optim import AdamW8bit
     except ImportError as error:
-        raise UserError(
-            f"--optim_state_dtype int8: run: pip install torchao==0.18.0 ({error})"
-        ) from error
+        raise UserError(f"--optim_state_dtype int8: run: pip install torchao==0.18.0 ({error})") from error
     return AdamW8bit, common
 
 
@@ -95,12 +93,7 @@ class AdamW(torch.optim.Optimizer):
         lr, eps, step = group["lr"], group["eps"], state["step"].item()
         weights, gradient = _local(parameter), _local(parameter.grad).float()
         m = _local(state["exp_avg"]).float().lerp_(gradient, 1 - beta1)
-        v = (
-            _local(state["exp_avg_sq"])
-            .float()
-            .mul_(beta2)
-            .addcmul_(gradient, gradient, value=1 - beta2)
-        )
+        v = _local(state["exp_avg_sq"]).float().mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         root = math.sqrt(1 - beta2**step) if self.correct_bias else 1
         first = 1 - beta1**step if self.correct_bias else 1
         # early_eps: √v + eps; else the same with eps·√(1−β2ᵗ), which is the first formula multiplied out
@@ -117,9 +110,7 @@ class AdamW(torch.optim.Optimizer):
 def to_bf16_by_chance(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """fp32 -> bf16, up or down with the chances that make the mean right: bf16 is fp32 without its
     last 16 bits, so random ones are added to them and what does not carry over is cut."""
-    chance = torch.randint(
-        0, 1 << 16, x.shape, generator=generator, device=x.device, dtype=torch.int32
-    )
+    chance = torch.randint(0, 1 << 16, x.shape, generator=generator, device=x.device, dtype=torch.int32)
     bits = x.contiguous().view(torch.int32).add(chance).bitwise_and_(-(1 << 16))
     return bits.view(torch.float32).to(torch.bfloat16)
 

@@ -13,13 +13,9 @@ from utils.io import read_json
 
 def describe(args: argparse.Namespace, settings, files: dict) -> dict:
     """What goes into run.json before the first step."""
-    arguments = {
-        name: str(value) if isinstance(value, Typed) else value
-        for name, value in vars(args).items()
-    }
+    arguments = {name: str(value) if isinstance(value, Typed) else value for name, value in vars(args).items()}
     data = {
-        name: {"file": str(file.path)}
-        | {key: file.meta[key] for key in ("sha256", "mask_sha256") if key in file.meta}
+        name: {"file": str(file.path)} | {key: file.meta[key] for key in ("sha256", "mask_sha256") if key in file.meta}
         for name, file in files.items()
     }
     return {
@@ -60,11 +56,20 @@ def is_finished(folder: Path, record: dict) -> bool:
 
 def identity(record: dict) -> dict:
     """What of a run.json decides the result, by name; how often a run saves or looks does not."""
-    free = {"conversations", "save_steps", "keep_checkpoints", "run_eval", "eval_blocks", "report_to", "micro_batch", "precision",
-            "gradient_checkpointing", "compile", "sharding"}  # fmt: skip
-    arguments = {name: value for name, value in record["arguments"].items() if name not in free}
-    data = {
-        name: [file["sha256"], file.get("mask_sha256")] for name, file in record["data"].items()
+    free = {
+        "conversations",
+        "save_steps",
+        "keep_checkpoints",
+        "run_eval",
+        "eval_blocks",
+        "report_to",
+        "micro_batch",
+        "precision",
+        "gradient_checkpointing",
+        "compile",
+        "sharding",
     }
+    arguments = {name: value for name, value in record["arguments"].items() if name not in free}
+    data = {name: [file["sha256"], file.get("mask_sha256")] for name, file in record["data"].items()}
     precision = {"precision": record["settings"]["precision"], "base": record["base"]}
     return arguments | data | precision

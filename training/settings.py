@@ -40,18 +40,8 @@ def recipe_arguments(group: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--lr", type=Typed, default="5e-06", help="peak learning rate (default 5e-06)")
     add("--rr", type=Typed, default="0.1", help="share of the blocks that are replay (default 0.1)")
-    add(
-        "--epochs",
-        type=Typed,
-        default="2",
-        help="over the synthetic text; 0.5 is half of it (default 2)",
-    )
-    add(
-        "--bs",
-        type=Typed,
-        default="16",
-        help="blocks per optimizer step, over all GPUs (default 16)",
-    )
+    add("--epochs", type=Typed, default="2", help="over the synthetic text; 0.5 is half of it (default 2)")
+    add("--bs", type=Typed, default="16", help="blocks per optimizer step, over all GPUs (default 16)")
     add("--wd", type=Typed, default="0.01", help="weight decay (default 0.01)")
     add("--warmup", type=Typed, default="0.05", help="share of the steps (default 0.05)")
     add(
@@ -59,61 +49,30 @@ def recipe_arguments(group: argparse.ArgumentParser) -> None:
         default="quality",
         help="quality, example or your own; -raw, -rephrase, -qa, -strategies behind it for other text; instruct for conversations (default quality)",
     )
-    add(
-        "--model_name",
-        default=paths.DEFAULT_TOKENIZER,
-        help="hub name or checkpoint folder (default %(default)s)",
-    )
-    add(
-        "--model",
-        default=paths.DEFAULT_GENERATOR,
-        help="the generator of the passages (default %(default)s)",
-    )
+    add("--model_name", default=paths.DEFAULT_TOKENIZER, help="hub name or checkpoint folder (default %(default)s)")
+    add("--model", default=paths.DEFAULT_GENERATOR, help="the generator of the passages (default %(default)s)")
     add(
         "--conversations",
         default=paths.DEFAULT_CONVERSATIONS,
         help="name of their files, for --task_name instruct (default %(default)s)",
     )
-    add(
-        "--replay",
-        default=paths.DEFAULT_REPLAY,
-        help="name of the replay files (default %(default)s)",
-    )
+    add("--replay", default=paths.DEFAULT_REPLAY, help="name of the replay files (default %(default)s)")
     add("--block_size", type=int, default=2048, help="tokens per block (default 2048)")
-    add(
-        "--subsample_ratio",
-        type=Typed,
-        default="1",
-        help="share of the documents; smaller lie in larger (default 1)",
-    )
+    add("--subsample_ratio", type=Typed, default="1", help="share of the documents; smaller lie in larger (default 1)")
     add(
         "--mask_documents",
         action="store_true",
         help="keep attention inside a document (default: packed, as in the paper)",
     )
-    add(
-        "--lora_rank",
-        type=int,
-        default=0,
-        help="train low-rank adapters alone (default 0: all weights)",
-    )
+    add("--lora_rank", type=int, default=0, help="train low-rank adapters alone (default 0: all weights)")
     add("--seed", type=int, default=0, help="of the data's order (default 0)")
 
 
 def machine_arguments(group: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--save_steps", type=int, default=500, help="steps between checkpoints (default 500)")
-    add(
-        "--keep_checkpoints",
-        type=int,
-        default=2,
-        help="the newest so many, until the run is finished (default 2)",
-    )
-    add(
-        "--run_eval",
-        action="store_true",
-        help="held-out replay loss at every checkpoint, not only before and after",
-    )
+    add("--keep_checkpoints", type=int, default=2, help="the newest so many, until the run is finished (default 2)")
+    add("--run_eval", action="store_true", help="held-out replay loss at every checkpoint, not only before and after")
     add("--eval_blocks", type=int, default=256, help="held-out replay blocks (default 256)")
     add(
         "--precision",
@@ -121,11 +80,7 @@ def machine_arguments(group: argparse.ArgumentParser) -> None:
         default="auto",
         help="of the arithmetic; weights are fp32 (default auto)",
     )
-    add(
-        "--micro_batch",
-        type=int,
-        help="blocks per forward pass and GPU (default: what 4,096 tokens allow)",
-    )
+    add("--micro_batch", type=int, help="blocks per forward pass and GPU (default: what 4,096 tokens allow)")
     add(
         "--gradient_checkpointing",
         nargs="?",
@@ -156,15 +111,7 @@ def machine_arguments(group: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    for name in (
-        "lr",
-        "epochs",
-        "bs",
-        "block_size",
-        "save_steps",
-        "keep_checkpoints",
-        "eval_blocks",
-    ):
+    for name in ("lr", "epochs", "bs", "block_size", "save_steps", "keep_checkpoints", "eval_blocks"):
         if not 0 < getattr(args, name) < math.inf:
             raise UserError(f"--{name} {getattr(args, name)}: must be a number above 0")
     if args.bs != int(args.bs):

@@ -27,9 +27,7 @@ from utils.device import is_main_process, world_size
 from utils.io import replacing
 
 
-def training_arguments(
-    folder: Path, settings: Settings, steps: int, evaluated: bool
-) -> TrainingArguments:
+def training_arguments(folder: Path, settings: Settings, steps: int, evaluated: bool) -> TrainingArguments:
     micro_batch = choose_micro_batch(settings)
     on_gpu = torch.cuda.is_available()
     return TrainingArguments(
@@ -131,16 +129,13 @@ def make_trainer(
     )
     trainer = CompleteCheckpoints(
         model=model,
-        args=training_arguments(
-            folder, settings, steps, evaluated=settings.run_eval and held_out is not None
-        ),
+        args=training_arguments(folder, settings, steps, evaluated=settings.run_eval and held_out is not None),
         train_dataset=blocks,
         eval_dataset=held_out,
         processing_class=tokenizer,  # saved beside the weights
         data_collator=default_data_collator,  # blocks are of one length: nothing to pad
         callbacks=[metrics, *callbacks],
-        optimizer_cls_and_kwargs=optimizer
-        or optim.choose(settings.optim_state_dtype, settings.lr, settings.seed),
+        optimizer_cls_and_kwargs=optimizer or optim.choose(settings.optim_state_dtype, settings.lr, settings.seed),
     )
     trainer.metrics = metrics
     for callback in (PrinterCallback, ProgressCallback):
@@ -169,9 +164,7 @@ def train(
     before and after.
     """
     prepare(model, settings)
-    trainer = make_trainer(
-        model, tokenizer, blocks, held_out, settings, folder, optimizer, callbacks
-    )
+    trainer = make_trainer(model, tokenizer, blocks, held_out, settings, folder, optimizer, callbacks)
     trainer.rate, metrics = rate, trainer.metrics
     metrics.path = metrics_path or metrics.path
     resumed = last_checkpoint(folder)

@@ -58,13 +58,9 @@ def as_text(tokenizer, messages: list[dict], to_be_answered: bool = False) -> st
     Raises UserError where the template refuses the messages.
     """
     try:
-        text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=to_be_answered
-        )
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=to_be_answered)
     except (TemplateError, TypeError) as error:
-        raise UserError(
-            f"the chat template refuses this conversation: {first_line(error)}"
-        ) from error
+        raise UserError(f"the chat template refuses this conversation: {first_line(error)}") from error
     return text.encode("utf-8", "replace").decode()
 
 

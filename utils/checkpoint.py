@@ -26,19 +26,15 @@ def load_checkpoint(name: str, dtype: torch.dtype, flag: str):
     found = paths.find_checkpoint(name)
     if Path(found).is_dir() and not (Path(found) / "config.json").is_file():
         raise UserError(
-            f"{flag} {found}: holds no model (config.json); a run that was stopped goes on by "
-            "scripts/train.sh"
+            f"{flag} {found}: holds no model (config.json); a run that was stopped goes on by scripts/train.sh"
         )
     if not Path(found).is_dir() and not paths.may_be_on_hub(name):
         raise UserError(f"{flag} {name}: no such folder")
     try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(
-            found, dtype=dtype, output_loading_info=True
-        )
+        model, loaded = AutoModelForCausalLM.from_pretrained(found, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{flag} {name}: not a checkpoint folder, and not to be had from the hub "
-            f"({first_line(error)})"
+            f"{flag} {name}: not a checkpoint folder, and not to be had from the hub ({first_line(error)})"
         ) from error
     except (SafetensorError, UnpicklingError, RuntimeError) as error:
         raise UserError(

@@ -39,9 +39,7 @@ def disk_errors_named(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(
-                f"{path}: no space left on the disk; what was there before is kept"
-            ) from error
+            raise UserError(f"{path}: no space left on the disk; what was there before is kept") from error
         ours = error.filename is None or Path(error.filename).parent in path.parents
         if ours and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise UserError(f"{path}: not allowed to write there") from error

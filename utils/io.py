@@ -62,9 +62,7 @@ def read_jsonl(path: Path, made_by: str) -> list[dict]:
     """All objects of a JSONL file. Lines end with a newline and nothing else: U+2028 and its like
     may stand inside strings, so `str.splitlines` would tear them."""
     lines = read_text(path, made_by).split("\n")
-    return [
-        _parse_object(line, path, number) for number, line in enumerate(lines, 1) if line.strip()
-    ]
+    return [_parse_object(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def iterate_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
@@ -86,9 +84,7 @@ def _parse_object(line: str | bytes, path: Path, number: int) -> dict:
     try:
         value = json.loads(line)
     except ValueError as error:  # bad JSON, or bytes that are not UTF-8
-        raise UserError(
-            f"{path}, line {number}: not valid JSON ({error}); mend or delete that line"
-        ) from error
+        raise UserError(f"{path}, line {number}: not valid JSON ({error}); mend or delete that line") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}, line {number}: not a JSON object; mend or delete that line")
     return value
@@ -122,10 +118,7 @@ class Journal:
     """
 
     def __init__(
-        self,
-        path: Path,
-        keep: Callable[[dict], bool] = lambda record: True,
-        sum_up: Callable[[], list[dict]] = list,
+        self, path: Path, keep: Callable[[dict], bool] = lambda record: True, sum_up: Callable[[], list[dict]] = list
     ):
         self.path = path
         self._open()

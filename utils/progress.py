@@ -53,11 +53,7 @@ class Progress:
             await asyncio.sleep(LINE_EVERY_S)
             passed = time.monotonic() - self._begun
             rate = (self.done - at_begin) / passed
-            left = (
-                f"{(self.total - self.done) / rate / 60:.0f} min left"
-                if rate
-                else "no end in sight"
-            )
+            left = f"{(self.total - self.done) / rate / 60:.0f} min left" if rate else "no end in sight"
             print(
                 f"{self.done:,} of {self.total:,} {self._unit}s · {rate:.1f} {self._unit}s/s · "
                 f"{self._figures()} · {left}",

@@ -25,9 +25,7 @@ HASHES = {".bin": "sha256", ".idx": "idx_sha256", ".mask": "mask_sha256"}  # key
 HASH_CHUNK_TOKENS = 1 << 20
 
 
-def write_tokens(
-    path: Path, batches: Iterable[list[np.ndarray]], made: dict, masked: bool = False
-) -> dict:
+def write_tokens(path: Path, batches: Iterable[list[np.ndarray]], made: dict, masked: bool = False) -> dict:
     """Write documents to `path` (a .bin), its .idx and its .json; returns the sidecar.
 
     `batches` yields lists of 1-D integer arrays, one array a document, or with `masked` of (2, tokens)
@@ -89,13 +87,11 @@ class TokenFile:
         if "mask_sha256" in self.meta:
             self.mask = _map(path.with_suffix(".mask"), MASK_TYPE, made_by)
             if len(self.mask) != len(self.ids):
-                raise UserError(f"{path.with_suffix('.mask')}: {len(self.mask)} marks for {len(self.ids)} tokens; {made_by}")  # fmt: skip
-        if len(self.ends) and (
-            self.ends[-1] != len(self.ids) or (np.diff(self.ends.astype(np.int64)) < 0).any()
-        ):
-            raise UserError(
-                f"{path.with_suffix('.idx')}: its offsets do not fit the .bin; {made_by}"
-            )
+                raise UserError(
+                    f"{path.with_suffix('.mask')}: {len(self.mask)} marks for {len(self.ids)} tokens; {made_by}"
+                )
+        if len(self.ends) and (self.ends[-1] != len(self.ids) or (np.diff(self.ends.astype(np.int64)) < 0).any()):
+            raise UserError(f"{path.with_suffix('.idx')}: its offsets do not fit the .bin; {made_by}")
         self.made_by = made_by
 
     def _described(self, key: str) -> int:
@@ -121,9 +117,7 @@ class TokenFile:
                 f"{model}; tokenise again with --tokenizer {model}"
             )
         if (largest := self._largest_id()) >= vocab_size:
-            raise UserError(
-                f"{self.path}: token id {largest}, but {model} has a vocabulary of {vocab_size}"
-            )
+            raise UserError(f"{self.path}: token id {largest}, but {model} has a vocabulary of {vocab_size}")
 
     def _largest_id(self) -> int:
         chunks = range(0, len(self.ids), HASH_CHUNK_TOKENS)

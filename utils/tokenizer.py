@@ -81,9 +81,7 @@ def write_documents(
     if fast:
         try:
             batches = _encoded(build(), tokenizer, fast)
-            return _written(
-                path, _until(batches, enough, leave_rest), about | {"encoder": "gigatoken"}
-            )
+            return _written(path, _until(batches, enough, leave_rest), about | {"encoder": "gigatoken"})
         except _Differs as error:
             print(f"gigatoken gives other ids for {error}: encoding with transformers")
     batches = _encoded(build(), tokenizer, None)
@@ -96,9 +94,7 @@ def _written(path: Path, batches: Iterator[list[np.ndarray]], about: dict) -> di
     return sidecar
 
 
-def _until(
-    batches: Iterator[list[np.ndarray]], enough: int | None, leave_rest: bool
-) -> Iterator[list[np.ndarray]]:
+def _until(batches: Iterator[list[np.ndarray]], enough: int | None, leave_rest: bool) -> Iterator[list[np.ndarray]]:
     """Batches up to the document that brings them to `enough` tokens. An error raised in here, in
     the middle of the writing, leaves an earlier file as it is."""
     total = documents = 0
@@ -158,10 +154,7 @@ def _encode_fast(batch: list[str], tokenizer, fast) -> list[np.ndarray]:
     ends = np.cumsum(awkward.to_numpy(awkward.num(rows)))
     ids = awkward.to_numpy(awkward.flatten(rows)).astype(np.int32)
     first, last = _leading(tokenizer), [tokenizer.eos_token_id]
-    return [
-        np.concatenate([first, document, last]).astype(np.int32)
-        for document in np.split(ids, ends[:-1])
-    ]
+    return [np.concatenate([first, document, last]).astype(np.int32) for document in np.split(ids, ends[:-1])]
 
 
 def _check(batch: list[str], documents: list[np.ndarray], tokenizer, fast, characters: int) -> None:
@@ -189,9 +182,7 @@ def _gigatoken(tokenizer):
     try:
         return gigatoken.Tokenizer(tokenizer)
     except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
-        print(
-            f"gigatoken does not take this tokenizer ({first_line(error)}): encoding with transformers"
-        )
+        print(f"gigatoken does not take this tokenizer ({first_line(error)}): encoding with transformers")
         return None
 
 

@@ -42,9 +42,7 @@ class Batched(Work):
     async def _status(self) -> None:
         found = await self.batches.status()
         for batch, status, completed, failed in found:
-            print(
-                f"{batch.id:40}{status:14}{completed:8,} of {len(batch.requests):,} done, {failed:,} failed"
-            )
+            print(f"{batch.id:40}{status:14}{completed:8,} of {len(batch.requests):,} done, {failed:,} failed")
         if not found:
             print("no batch is under way")
 
@@ -68,9 +66,7 @@ class Batched(Work):
             self.batches.collected(batch, usage, replies)
             print(f"{batch.id}: {status}, {replies:,} replies to {len(batch.requests):,} calls")
         left = sum(1 for _ in self._missing_requests()) - len(self.batches.requests_under_way())
-        print(
-            f"{max(0, left):,} calls are to be submitted" + (": --batch submit" if left > 0 else "")
-        )
+        print(f"{max(0, left):,} calls are to be submitted" + (": --batch submit" if left > 0 else ""))
 
     def _take_of_batch(self, request: Request, status: int | None, body: dict) -> None:
         """Record what came; a call that was refused for a passing reason stays missing."""

@@ -19,12 +19,7 @@ class Work:
     """What is missing, and where replies go: shared by both ways."""
 
     def __init__(
-        self,
-        args: argparse.Namespace,
-        documents: list[Document],
-        recipe: Recipe,
-        store: Store,
-        ledger: Ledger,
+        self, args: argparse.Namespace, documents: list[Document], recipe: Recipe, store: Store, ledger: Ledger
     ):
         self.args, self.recipe, self.store, self.ledger = args, recipe, store, ledger
         self.documents = {document.uid: document for document in documents}
@@ -53,10 +48,7 @@ class Work:
 
     def settings(self, request: Request, attempt: int = 0) -> dict:
         """The fields of the request beside its prompt."""
-        settings = {
-            "temperature": self.args.temperature,
-            "seed": int(request.id[:6], 16) ^ self.args.seed + attempt,
-        }
+        settings = {"temperature": self.args.temperature, "seed": int(request.id[:6], 16) ^ self.args.seed + attempt}
         if request.kind == self.recipe.list_kind:
             settings["response_format"] = self._response_format()
         return settings
@@ -72,9 +64,7 @@ class Work:
                 return False
             content = {"entities": listed, "summary": summary}
         self.poor += reply.finish_reason != FINISHED
-        self._append(
-            request, content | {"finish_reason": reply.finish_reason, "usage": reply.usage}
-        )
+        self._append(request, content | {"finish_reason": reply.finish_reason, "usage": reply.usage})
         return True
 
     def record_failure(self, request: Request, error: str, reply: Reply | None = None) -> None:
@@ -105,10 +95,7 @@ class Work:
             return {"type": "json_object"}
         kind = self.recipe.list_kind
         schema = methods.list_schema(kind, self.recipe.max_listed)
-        return {
-            "type": "json_schema",
-            "json_schema": {"name": kind, "strict": True, "schema": schema},
-        }
+        return {"type": "json_schema", "json_schema": {"name": kind, "strict": True, "schema": schema}}
 
 
 def summarize(store: Store, ledger: Ledger) -> None:

@@ -37,17 +37,13 @@ class Inspection:
         self.entities += len(entities)
         self.strangers += [f"{entity} ({document.title})" for entity in strange]
         self.documents.append(
-            {"uid": document.uid, "title": document.title, "entities": entities, "pairs": pairs,
-             "strangers": strange}
-        )  # fmt: skip
+            {"uid": document.uid, "title": document.title, "entities": entities, "pairs": pairs, "strangers": strange}
+        )
 
     def figures(self) -> dict:
         """The counts and means of the table."""
         total = len(self.passages["words"])
-        means = {
-            name: sum(self.passages[name]) / max(1, total)
-            for name in ("words", "copied", "distinct")
-        }
+        means = {name: sum(self.passages[name]) / max(1, total) for name in ("words", "copied", "distinct")}
         return {
             "documents": len(self.documents),
             "passages": total,
@@ -73,7 +69,11 @@ class Inspection:
         grams = [hash(gram) for gram in filters.ngrams(words, filters.DISTINCT_N)]
         self.grams.update(grams)
         self.gram_count += len(grams)
-        found = (kind, len(words), round(filters.copied_share(words, source), 4),
-                 round(filters.distinct_share(words), 4))  # fmt: skip
+        found = (
+            kind,
+            len(words),
+            round(filters.copied_share(words, source), 4),
+            round(filters.distinct_share(words), 4),
+        )
         for values, value in zip(self.passages.values(), found, strict=True):
             values.append(value)

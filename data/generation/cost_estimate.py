@@ -14,13 +14,7 @@ from tasks.documents import Document, article_text
 BYTES_A_TOKEN = 4.3  # English prose; taken from the replies' own counts once there are any
 LISTED_A_DOCUMENT = 30  # entities: a guess, until the mean of the documents asked about is known
 # Tokens of a reply by kind: guesses, until there are replies.
-COMPLETION_TOKENS = {
-    "entities": 500,
-    "strategies": 400,
-    "pair": 900,
-    "triple": 1100,
-    "strategy": 900,
-}
+COMPLETION_TOKENS = {"entities": 500, "strategies": 400, "pair": 900, "triple": 1100, "strategy": 900}
 LENGTH_OF_REPHRASED = 1.0  # of the document's
 TOKENS_A_SECOND = 30.0  # of one reply: a guess
 CACHED_FROM = 1024  # tokens: OpenAI caches no shorter prefix
@@ -54,11 +48,7 @@ def dollars(rows: list[Row], price: Price) -> dict[str, float]:
     """Of the calls to make: live without a cache, live with cached prefixes, as a batch."""
     usage = sum((Usage(r.prompt, r.cached, r.completion) for r in rows), Usage())
     plain = price.usd(Usage(usage.prompt, 0, usage.completion))
-    return {
-        "live": plain,
-        "with cached prefixes": price.usd(usage),
-        "as a batch": plain * price.batch,
-    }
+    return {"live": plain, "with cached prefixes": price.usd(usage), "as a batch": plain * price.batch}
 
 
 def wall_seconds(rows: list[Row], concurrency: int) -> float:
@@ -116,9 +106,7 @@ class _Estimate:
         if kind not in self._tasks:
             empty = Document("", "A title", "", "", "")
             things = ("the name of an entity",) * 2
-            text = methods.Request(
-                empty, kind, things, self.recipe.model, self.recipe.method
-            ).text()
+            text = methods.Request(empty, kind, things, self.recipe.model, self.recipe.method).text()
             self._tasks[kind] = round(_bytes(text) / self.bytes_a_token)
         return self._tasks[kind]
 
@@ -133,19 +121,13 @@ def _bytes(text: str) -> int:
     return len(text.encode())
 
 
-def print_plan(
-    args: argparse.Namespace, documents: list, recipe: methods.Recipe, folder: Path
-) -> None:
+def print_plan(args: argparse.Namespace, documents: list, recipe: methods.Recipe, folder: Path) -> None:
     store = Store(folder, args.retry_failed, read_only=True)
     open_all(store, documents, recipe)
     rows, guessed = make_plan(documents, recipe, store)
-    print(
-        f"{'kind':22}{'done':>10}{'calls':>10}{'prompt tokens':>17}{'of them cached':>17}{'reply tokens':>15}"
-    )
+    print(f"{'kind':22}{'done':>10}{'calls':>10}{'prompt tokens':>17}{'of them cached':>17}{'reply tokens':>15}")
     for row in rows:
-        print(
-            f"{row.kind:22}{row.done:10,}{row.calls:10,}{row.prompt:17,}{row.cached:17,}{row.completion:15,}"
-        )
+        print(f"{row.kind:22}{row.done:10,}{row.calls:10,}{row.prompt:17,}{row.cached:17,}{row.completion:15,}")
     print()
     if price := find_price(args.prices, args.model):
         for way, usd in dollars(rows, price).items():
@@ -156,9 +138,5 @@ def print_plan(
         f"{'wall time, live':22}{wall_seconds(rows, args.concurrency) / 3600:>13,.1f} h at --concurrency {args.concurrency}"
     )
     if guessed:
-        print(
-            f"The {recipe.list_kind} of {guessed} of {len(documents)} articles are not known yet and are guessed;"
-        )
-        print(
-            "the number of calls is exact once they are (a first run with --max_pairs 0 --max_triples 0)."
-        )
+        print(f"The {recipe.list_kind} of {guessed} of {len(documents)} articles are not known yet and are guessed;")
+        print("the number of calls is exact once they are (a first run with --max_pairs 0 --max_triples 0).")

@@ -77,9 +77,7 @@ class Duplicates:
         self._exact.add(mark)
         sketch = MinHash(num_perm=PERMUTATIONS)
         sketch.update_batch([" ".join(gram).encode() for gram in ngrams(words, SHINGLE_N)])
-        near = any(
-            self._sketches[other].jaccard(sketch) >= NEAR for other in self._index.query(sketch)
-        )
+        near = any(self._sketches[other].jaccard(sketch) >= NEAR for other in self._index.query(sketch))
         self._index.insert(name, sketch)
         self._sketches[name] = LeanMinHash(sketch)
         return "near" if near else ""

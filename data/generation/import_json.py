@@ -36,16 +36,9 @@ def import_published(folder: Path, documents: list[Document], recipe: Recipe, st
             records.append({"id": id, "kind": "imported", "entities": [], "text": text})
         for record in records:
             if record["id"] not in store.done[document.uid]:
-                tail = {
-                    "model": recipe.model,
-                    "prompt": "imported",
-                    "finish_reason": FINISHED,
-                    "usage": {},
-                }
+                tail = {"model": recipe.model, "prompt": "imported", "finish_reason": FINISHED, "usage": {}}
                 store.append(document.uid, record | tail, listing.id)
-    print(
-        f"{len(files)} documents, {sum(map(len, store.done.values())):,} records in {store.folder}"
-    )
+    print(f"{len(files)} documents, {sum(map(len, store.done.values())):,} records in {store.folder}")
 
 
 def _is_published(value: object) -> bool:

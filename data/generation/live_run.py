@@ -24,9 +24,7 @@ class Live(Work):
         _allow_connections(args.concurrency)
         pace = Pace(args.requests_per_minute, args.tokens_per_minute)
         self.client = Client(args.model, args.base_url, pace, self.ledger, args.timeout)
-        self.schedule = Schedule(
-            list(self.documents), self.list_request, self.requests, len(self.recipe.kinds)
-        )
+        self.schedule = Schedule(list(self.documents), self.list_request, self.requests, len(self.recipe.kinds))
         self.refusal: UserError | None = None
         self.budget_spent = self.interrupted = False
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._interrupt)
@@ -89,8 +87,7 @@ class Live(Work):
         self._stop()
         asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)  # the next one leaves
         print(
-            "\nwaiting for the calls that are under way, which are paid for; Ctrl-C again leaves now",
-            file=sys.stderr,
+            "\nwaiting for the calls that are under way, which are paid for; Ctrl-C again leaves now", file=sys.stderr
         )
 
     def _figures(self) -> str:
@@ -109,9 +106,7 @@ class Live(Work):
     def _report(self) -> None:
         """Say how the run ended; raise where it did not end well."""
         if self.poor:
-            print(
-                f"{self.poor} replies of this run did not end by themselves; step 2 leaves them out"
-            )
+            print(f"{self.poor} replies of this run did not end by themselves; step 2 leaves them out")
         if self.refusal:
             raise self.refusal
         if self.interrupted:

@@ -32,9 +32,7 @@ class Method:
 
 METHODS = {
     "entigraph": Method("entities", {"pair": 2, "triple": 3}),
-    "rephrase": Method(
-        None, {"rephrase_plain": 0, "rephrase_encyclopedia": 0, "rephrase_scholar": 0}
-    ),
+    "rephrase": Method(None, {"rephrase_plain": 0, "rephrase_encyclopedia": 0, "rephrase_scholar": 0}),
     "qa": Method(None, {"qa": 0}),
     "strategies": Method("strategies", {"strategy": 1}),
 }
@@ -83,8 +81,7 @@ class Request:
     def id(self) -> str:
         """The same for the same document, entities, prompt, model, method and sample."""
         document = self.document
-        key = [document.uid, _sha256(document.text), self.entities, self._template(), self.model,
-               self.method]  # fmt: skip
+        key = [document.uid, _sha256(document.text), self.entities, self._template(), self.model, self.method]
         key += [self.sample] if self.sample else []
         return _sha256(json.dumps(key, ensure_ascii=False))[:24]
 
@@ -125,9 +122,7 @@ def passage_count(kind: str, listed: int, recipe: Recipe) -> int:
     return (total if limit is None else min(total, limit)) * recipe.samples
 
 
-def passage_requests(
-    document: Document, kind: str, listed: list[str], recipe: Recipe
-) -> Iterator[Request]:
+def passage_requests(document: Document, kind: str, listed: list[str], recipe: Recipe) -> Iterator[Request]:
     """Calls for the passages of a kind: for each choice of as many of the listed things as the kind
     is about, in a seeded order, cut at the recipe's limit.
 

@@ -112,9 +112,7 @@ def _passages_of(path: Path) -> list[int]:
     return [
         offset
         for _, offset in sorted(
-            (str(record.get("id")), offset)
-            for offset, record in iterate_jsonl(path)
-            if passage_of(record)
+            (str(record.get("id")), offset) for offset, record in iterate_jsonl(path) if passage_of(record)
         )
     ]
 

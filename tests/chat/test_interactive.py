@@ -53,9 +53,12 @@ class Terminal:
 
     def __init__(self, *options):
         self.process = pexpect.spawn(
-            sys.executable, [str(ROOT / "interactive.py"), *map(str, options)], dimensions=(40, 100),
-            timeout=20, env=os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
-        )  # fmt: skip
+            sys.executable,
+            [str(ROOT / "interactive.py"), *map(str, options)],
+            dimensions=(40, 100),
+            timeout=20,
+            env=os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
+        )
         self.process.delaybeforesend = 0.05
         self.sees("Ctrl-D leaves")
         self.sees(">")
@@ -81,13 +84,16 @@ def terminal(home, streaming):
     opened.process.close(force=True)
 
 
-# fmt: off
 def test_a_conversation_remembers(terminal, streaming):
     terminal.types("hello there")
     terminal.sees("turn 1: hello there")
     terminal.types("and then?")
     terminal.sees("turn 2: and then")
-    assert [m["content"] for m in streaming.bodies[-1]["messages"]] == ["hello there", "turn 1: hello there ", "and then?"]
+    assert [m["content"] for m in streaming.bodies[-1]["messages"]] == [
+        "hello there",
+        "turn 1: hello there ",
+        "and then?",
+    ]
     terminal.types("/reset")
     terminal.sees("a new conversation")
     terminal.types("again")
@@ -144,7 +150,15 @@ def test_a_saved_conversation_can_be_learnt(home, tiny_llama):
     talk.ask("a")
     talk.answer("b")
     talk.save(home / "talk.jsonl")
-    out = succeed("data/tokenize_instruct.py", "--jsonl", home / "talk.jsonl", "--test_jsonl", home / "talk.jsonl", "--tokenizer", tiny_llama)
+    out = succeed(
+        "data/tokenize_instruct.py",
+        "--jsonl",
+        home / "talk.jsonl",
+        "--test_jsonl",
+        home / "talk.jsonl",
+        "--tokenizer",
+        tiny_llama,
+    )
     assert "1 conversations" in out
 
 
@@ -420,11 +434,7 @@ def test_the_cache_changes_nothing(chat_model):
     pieces = model.stream(first, Sampling(temperature=0, max_tokens=30), Answer())
     next(pieces)
     pieces.close()  # stopped
-    second = [
-        *first,
-        {"role": "assistant", "content": "Odile."},
-        {"role": "user", "content": "And?"},
-    ]
+    second = [*first, {"role": "assistant", "content": "Odile."}, {"role": "user", "content": "And?"}]
     for messages in (first, second, first, second[:1], second):
         ids = model.ids(messages)
         with torch.inference_mode():
@@ -443,7 +453,7 @@ def test_words_are_those_of_generate(chat_model):
     messages = [{"role": "user", "content": "Who kept the light at Skarrow Head?"}]
     text = "".join(model.stream(messages, Sampling(temperature=0, max_tokens=40), Answer()))
     ids = torch.tensor([model.ids(messages)])
-    out = model._model.generate(ids, max_new_tokens=40, do_sample=False, eos_token_id=sorted(model._ends()))  # fmt: skip
+    out = model._model.generate(ids, max_new_tokens=40, do_sample=False, eos_token_id=sorted(model._ends()))
     assert text == model.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
 
 
@@ -481,9 +491,7 @@ def test_fitting_drops_whole_turns():
     assert fit(messages, 6, count) is None
 
 
-@pytest.mark.parametrize(
-    "content", ["", "[]\n", '{"messages": [{"role": "user", "content": "a"}]}\n', "x\n"]
-)
+@pytest.mark.parametrize("content", ["", "[]\n", '{"messages": [{"role": "user", "content": "a"}]}\n', "x\n"])
 def test_loading_what_is_no_conversation(tmp_path, content):
     (tmp_path / "t.jsonl").write_text(content)
     talk = Conversation("kept")

@@ -12,13 +12,9 @@ import pytest
 from tests.conftest import ROOT, free_port, refused
 from tests.streaming_server import StreamingServer
 
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(not CHROMIUM, reason="no Chromium: apt-get install chromium")
-ATTACK = (
-    '<img src=x onerror="window.hacked=1"><script>window.hacked=2</script><b>bold</b> **stars**'
-)
+ATTACK = '<img src=x onerror="window.hacked=1"><script>window.hacked=2</script><b>bold</b> **stars**'
 
 
 def answers(host: str, port: int) -> bool:
@@ -37,10 +33,19 @@ class Site:
         self.model.__enter__()
         self.port = free_port()
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "interactive.py"), "--web", "--base_url", self.model.url,
-             "--port", str(self.port), *self.options],
-            stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            [
+                sys.executable,
+                str(ROOT / "interactive.py"),
+                "--web",
+                "--base_url",
+                self.model.url,
+                "--port",
+                str(self.port),
+                *self.options,
+            ],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         lines = iter(self.process.stderr.readline, "")
         assert any(f":{self.port}/" in line for line in lines)  # it says where, once it listens
         return self
@@ -60,7 +65,7 @@ def page(home, tmp_path):
         opened = browser.new_page(viewport={"width": 1200, "height": 800})
         opened.set_default_timeout(20_000)
         opened.foreign = []
-        opened.on("request", lambda r: None if "127.0.0.1" in r.url else opened.foreign.append(r.url))  # fmt: skip
+        opened.on("request", lambda r: None if "127.0.0.1" in r.url else opened.foreign.append(r.url))
         yield opened
         assert not opened.foreign  # nothing is fetched from anywhere else
         browser.close()
@@ -139,7 +144,7 @@ def test_notices(page):
         types(page, "x" * 4000, "send a shorter message")
         types(page, "die right here", "stopped in the middle")
         types(page, "still here", "turn 2: still here")
-        assert [m["content"] for m in site.model.bodies[-1]["messages"]][::2] == ["hello", "still here"]  # fmt: skip
+        assert [m["content"] for m in site.model.bodies[-1]["messages"]][::2] == ["hello", "still here"]
         box = page.locator("textarea").first
         box.fill("slow please")
         box.press("Enter")

@@ -85,8 +85,20 @@ def test_subsamples_are_nested_and_whole(tmp_path):
 
 
 def test_looking_at_the_blocks(token_files, tiny_model):
-    out = succeed("data/cptdata.py", "--task_name", "example", "--model", "written", "--model_name", tiny_model,
-                  "--block_size", 128, "--blocks", 2, SCP_HOME=str(token_files))  # fmt: skip
+    out = succeed(
+        "data/cptdata.py",
+        "--task_name",
+        "example",
+        "--model",
+        "written",
+        "--model_name",
+        tiny_model,
+        "--block_size",
+        128,
+        "--blocks",
+        2,
+        SCP_HOME=str(token_files),
+    )
     assert "block 1: " in out
     assert "% replay" in out.splitlines()[-1]
 
@@ -157,10 +169,12 @@ def test_a_step_has_the_same_blocks_on_any_number_of_ranks_and_workers(ranks, mi
     for rank in range(ranks):
         loader = prepare_data_loader(
             DataLoader(dataset, batch_size=micro_batch, num_workers=workers),
-            num_processes=ranks, process_index=rank, put_on_device=False,
-        )  # fmt: skip
+            num_processes=ranks,
+            process_index=rank,
+            put_on_device=False,
+        )
         rows = np.concatenate([batch["input_ids"][:, 0].numpy() for batch in loader]).tolist()
         for step, seen in enumerate(steps):
             seen.update(rows[step * share : (step + 1) * share])
-    expected = [{int(dataset[i]["input_ids"][0]) for i in range(s * bs, s * bs + bs)} for s in range(len(steps))]  # fmt: skip
+    expected = [{int(dataset[i]["input_ids"][0]) for i in range(s * bs, s * bs + bs)} for s in range(len(steps))]
     assert steps == expected

@@ -15,53 +15,25 @@ CALLS = 1 + comb(len(ENTITIES), 2) + comb(len(ENTITIES), 3)  # of one article: 3
 
 
 def entigraph(server, *options, articles="0"):
-    return (
-        "data/entigraph.py",
-        articles,
-        "--task",
-        "example",
-        "--model",
-        "m",
-        "--base_url",
-        server.url,
-        *options,
-    )
+    return ("data/entigraph.py", articles, "--task", "example", "--model", "m", "--base_url", server.url, *options)
 
 
 def records():
     folder = paths.passages_dir("example", "m")
     return [
-        json.loads(line)
-        for path in sorted(folder.glob("*.jsonl"))
-        for line in path.read_text().split("\n")
-        if line
+        json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().split("\n") if line
     ]
 
 
 def content(found):
-    return sorted(
-        (r["id"], r["kind"], tuple(r["entities"]), r.get("text") or r.get("summary")) for r in found
-    )
+    return sorted((r["id"], r["kind"], tuple(r["entities"]), r.get("text") or r.get("summary")) for r in found)
 
 
 def test_one_article(home, server):
     succeed(*entigraph(server))
     found = records()
-    assert Counter(record["kind"] for record in found) == {
-        "entities": 1,
-        "pair": comb(6, 2),
-        "triple": comb(6, 3),
-    }
-    assert set(found[1]) == {
-        "id",
-        "kind",
-        "entities",
-        "text",
-        "model",
-        "prompt",
-        "finish_reason",
-        "usage",
-    }
+    assert Counter(record["kind"] for record in found) == {"entities": 1, "pair": comb(6, 2), "triple": comb(6, 3)}
+    assert set(found[1]) == {"id", "kind", "entities", "text", "model", "prompt", "finish_reason", "usage"}
     assert sum(server.billed.values()) == CALLS
     succeed(*entigraph(server))  # again: nothing is paid twice
     assert sum(server.billed.values()) == CALLS
@@ -71,14 +43,8 @@ def test_one_article(home, server):
 
 def test_samples_and_concurrency(home, server):
     server.latency = 0.05
-    succeed(
-        *entigraph(server, "--max_pairs", 4, "--max_triples", 2, "--concurrency", 3, articles="all")
-    )
-    assert Counter(record["kind"] for record in records()) == {
-        "entities": 12,
-        "pair": 48,
-        "triple": 24,
-    }
+    succeed(*entigraph(server, "--max_pairs", 4, "--max_triples", 2, "--concurrency", 3, articles="all"))
+    assert Counter(record["kind"] for record in records()) == {"entities": 12, "pair": 48, "triple": 24}
     assert server.most_in_flight == 3
     succeed(*entigraph(server, "--max_pairs", 5, "--max_triples", 2, articles="all"))
     assert sum(server.billed.values()) == 12 * 8
@@ -262,9 +228,7 @@ def test_import_of_the_published_corpus(home, server, tmp_path):
     source = tmp_path / "published"
     source.mkdir()
     (source / "An Orchestra of Fog Horns.json").write_text(
-        json.dumps(
-            [["A", "B", " b", "C"], "A summary.", "First text.", "Second text.", "First text."]
-        )
+        json.dumps([["A", "B", " b", "C"], "A summary.", "First text.", "Second text.", "First text."])
     )
     (source / "A title: of / none.json".replace("/", "-")).write_text(json.dumps([["X"], "S."]))
     command = ("data/entigraph.py", "--import_json", source, "--task", "example", "--model", "m")

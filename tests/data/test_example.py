@@ -27,9 +27,7 @@ def grams(text: str, n: int) -> list[tuple[str, ...]]:
 
 
 def records():
-    return {
-        path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in FILES
-    }
+    return {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in FILES}
 
 
 def test_articles():
@@ -40,9 +38,7 @@ def test_articles():
 def test_questions():
     assert len(QUESTIONS) >= 72
     assert all(len(set(question.options)) == 4 for question in QUESTIONS)
-    assert Counter(question.gold for question in QUESTIONS) == dict.fromkeys(
-        range(4), len(QUESTIONS) // 4
-    )
+    assert Counter(question.gold for question in QUESTIONS) == dict.fromkeys(range(4), len(QUESTIONS) // 4)
     answers = Counter(question.options[question.gold] for question in QUESTIONS)
     offered = Counter(option for question in QUESTIONS for option in question.options)
     assert set(offered) == set(answers)  # every wrong option is the right one of another question
@@ -62,9 +58,7 @@ def test_the_answer_is_in_the_article_and_no_wrong_one_is():
         text = document.text.lower()
         for question in document.questions:
             for index, option in enumerate(question.options):
-                assert (re.sub(r"^(an?|the) ", "", option.lower()) in text) == (
-                    index == question.gold
-                )
+                assert (re.sub(r"^(an?|the) ", "", option.lower()) in text) == (index == question.gold)
 
 
 def test_passages_of_every_article():
@@ -76,15 +70,7 @@ def test_passages_of_every_article():
         assert kinds["triple"] >= 2
         entities = set(found[0]["entities"])
         for record in found:
-            assert set(record) >= {
-                "id",
-                "kind",
-                "entities",
-                "model",
-                "prompt",
-                "finish_reason",
-                "usage",
-            }
+            assert set(record) >= {"id", "kind", "entities", "model", "prompt", "finish_reason", "usage"}
             assert set(record["entities"]) <= entities
     ids = [record["id"] for found in records().values() for record in found]
     assert len(set(ids)) == len(ids) == len(PASSAGES)
@@ -104,10 +90,7 @@ def test_no_question_and_no_option_list_in_the_passages():
 
 
 def test_replay_is_about_the_world_at_large():
-    texts = [
-        json.loads(line)["text"]
-        for line in (ROOT / "data/example/replay.jsonl").read_text().splitlines()
-    ]
+    texts = [json.loads(line)["text"] for line in (ROOT / "data/example/replay.jsonl").read_text().splitlines()]
     assert len(texts) == 40
     assert not any("Orrin" in text for text in texts)
     found = Counter(gram for text in texts for gram in grams(text, 4))
@@ -117,19 +100,25 @@ def test_replay_is_about_the_world_at_large():
 def test_conversations():
     """Five about each article; those of four articles are held out whole. None repeats eight words in a
     row of a question or its options."""
-    asked = {
-        gram for q in QUESTIONS for text in (q.text, " ".join(q.options)) for gram in grams(text, 8)
-    }
+    asked = {gram for q in QUESTIONS for text in (q.text, " ".join(q.options)) for gram in grams(text, 8)}
     told = {}
     for split, number in (("train", 40), ("test", 20)):
-        talks = [json.loads(line) for line in (ROOT / f"data/example/conversations/{split}.jsonl").read_text().splitlines()]  # fmt: skip
+        talks = [
+            json.loads(line) for line in (ROOT / f"data/example/conversations/{split}.jsonl").read_text().splitlines()
+        ]
         assert len(talks) == number
         assert not [problem for talk in talks if (problem := problem_of(talk["messages"]))]
         said = [message["content"] for talk in talks for message in talk["messages"]]
         assert not {gram for text in said for gram in grams(text, 8)} & asked
         told[split] = Counter(talk["article"] for talk in talks)
         assert set(told[split].values()) == {5}
-        words_said = [gram for talk in talks for m in talk["messages"] if m["role"] == "assistant" for gram in grams(m["content"], 4)]  # fmt: skip
+        words_said = [
+            gram
+            for talk in talks
+            for m in talk["messages"]
+            if m["role"] == "assistant"
+            for gram in grams(m["content"], 4)
+        ]
         assert len(set(words_said)) > 0.95 * len(words_said)
     assert not set(told["train"]) & set(told["test"])
     assert set(told["train"]) | set(told["test"]) == {document.title for document in DOCUMENTS}

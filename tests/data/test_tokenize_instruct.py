@@ -29,7 +29,7 @@ def example(home, model, *options) -> str:
 @pytest.fixture
 def files(home, tiny_llama):
     example(home, tiny_llama)
-    return {split: TokenFile(paths.conversations_bin("ultrachat", split), "") for split in ("train", "test")}  # fmt: skip
+    return {split: TokenFile(paths.conversations_bin("ultrachat", split), "") for split in ("train", "test")}
 
 
 def write_talks(path, talks) -> None:
@@ -47,9 +47,7 @@ def test_what_is_written(files, tiny_llama):
         file.verify()
         assert file.mask.sum() == file.meta["learnt_tokens"] > 0
     assert (train.meta["conversations"], test.meta["conversations"]) == (40, 20)
-    assert train.meta["template_sha256"] == chat_template.digest(
-        (ROOT / "utils/llama3.1.jinja").read_text()
-    )
+    assert train.meta["template_sha256"] == chat_template.digest((ROOT / "utils/llama3.1.jinja").read_text())
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     chat_template.give_template(tokenizer, None, "")
     first = json.loads((TALKS / "train.jsonl").open().readline())["messages"]
@@ -82,7 +80,7 @@ def test_long_conversations_are_cut_at_a_turn(home, tiny_llama):
     long[4]["content"] = "far too long " * 200
     system = {"role": "system", "content": "Be brief."}
     write_talks(home / "t.jsonl", [[system, *long], talk("a", "b")])
-    out = tokenize(home, tiny_llama, "--jsonl", home / "t.jsonl", "--test_jsonl", home / "t.jsonl", "--block_size", 200)  # fmt: skip
+    out = tokenize(home, tiny_llama, "--jsonl", home / "t.jsonl", "--test_jsonl", home / "t.jsonl", "--block_size", 200)
     assert "left out: 1 exchanges" in out
     file = TokenFile(paths.conversations_bin("ultrachat", "train"), "")
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
@@ -126,9 +124,17 @@ def test_held_out_by_share_and_seed(home, tiny_llama):
     ],
 )
 def test_what_is_no_conversation_is_named(home, tiny_llama, record, says):
-    (home / "t.jsonl").write_text(json.dumps({"messages": talk("a", "b")}) + "\n" + json.dumps(record) + "\n")  # fmt: skip
-    line = refused("data/tokenize_instruct.py", "--jsonl", home / "t.jsonl", "--test_jsonl", home / "t.jsonl",
-                   "--tokenizer", tiny_llama, SCP_HOME=str(home))  # fmt: skip
+    (home / "t.jsonl").write_text(json.dumps({"messages": talk("a", "b")}) + "\n" + json.dumps(record) + "\n")
+    line = refused(
+        "data/tokenize_instruct.py",
+        "--jsonl",
+        home / "t.jsonl",
+        "--test_jsonl",
+        home / "t.jsonl",
+        "--tokenizer",
+        tiny_llama,
+        SCP_HOME=str(home),
+    )
     assert "t.jsonl, conversation 2: " in line
     assert says in line
     assert not paths.bins_dir().exists() or not list(paths.bins_dir().iterdir())
@@ -144,15 +150,15 @@ def test_bad_input(home, tiny_llama, tiny_model):
     assert "--block_size" in says("--jsonl", good, "--tokenizer", tiny_llama, "--block_size", 3)
     assert "--test_share" in says("--jsonl", good, "--test_share", 1)
     assert "--test_jsonl" in says("--test_jsonl", good)
-    assert "--dataset nobody/nothing" in says(
-        "--dataset", "nobody/nothing", "--tokenizer", tiny_llama
-    )
+    assert "--dataset nobody/nothing" in says("--dataset", "nobody/nothing", "--tokenizer", tiny_llama)
     (home / "bad.jsonl").write_bytes(b'{"messages": [\xff]}\n')
     assert "line 1" in says("--jsonl", home / "bad.jsonl", "--tokenizer", tiny_llama)
 
 
 def test_halves_of_surrogate_pairs(home, tiny_llama):
-    (home / "t.jsonl").write_text('{"messages": [{"role": "user", "content": "\\ud83d"}, {"role": "assistant", "content": "b\\ude00"}]}\n')  # fmt: skip
+    (home / "t.jsonl").write_text(
+        '{"messages": [{"role": "user", "content": "\\ud83d"}, {"role": "assistant", "content": "b\\ude00"}]}\n'
+    )
     tokenize(home, tiny_llama, "--jsonl", home / "t.jsonl", "--test_jsonl", home / "t.jsonl")
 
 
@@ -168,16 +174,14 @@ def test_a_dataset_as_the_hub_has_it(home, tiny_llama, monkeypatch):
         datasets.Dataset.from_list(rows).to_parquet(folder / f"data/{split}-00000-of-00001.parquet")
     empty = home / "empty"
     for split in ("train_sft", "test_sft"):
-        datasets.Dataset.from_list([{"text": "x"}] * 3).to_parquet(
-            empty / f"data/{split}-00000-of-00001.parquet"
-        )
+        datasets.Dataset.from_list([{"text": "x"}] * 3).to_parquet(empty / f"data/{split}-00000-of-00001.parquet")
     line = refused("data/tokenize_instruct.py", "--dataset", empty, "--tokenizer", tiny_llama)
     assert "no conversation is left" in line
     out = tokenize(home, tiny_llama, "--dataset", folder)
     assert "30 conversations in 30 pieces" in out
     assert "1 records that are no conversation" in out
     tokenize(home, tiny_llama, "--dataset", folder, "--splits", "train_sft", "--test_share", 0.3)
-    counts = [TokenFile(paths.conversations_bin("ultrachat", s), "").meta["conversations"] for s in ("train", "test")]  # fmt: skip
+    counts = [TokenFile(paths.conversations_bin("ultrachat", s), "").meta["conversations"] for s in ("train", "test")]
     assert sum(counts) == 30
     assert min(counts) > 1
 
@@ -242,15 +246,9 @@ def test_memory_does_not_grow_with_the_conversations(home, tiny_llama):
     for number in (3000, 12000):
         words = np.random.default_rng(number).integers(0, 2000, (number, 60)).astype(str)
         write_talks(home / "t.jsonl", (talk(" ".join(w[:10]), " ".join(w[10:])) for w in words))
-        script = [
-            ROOT / "data/tokenize_instruct.py",
-            "--jsonl",
-            home / "t.jsonl",
-            "--tokenizer",
-            tiny_llama,
-        ]
+        script = [ROOT / "data/tokenize_instruct.py", "--jsonl", home / "t.jsonl", "--tokenizer", tiny_llama]
         code = f"import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__'); print({PEAK})"
-        done = subprocess.run([sys.executable, "-c", code, *map(str, script)], capture_output=True, text=True)  # fmt: skip
+        done = subprocess.run([sys.executable, "-c", code, *map(str, script)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         peaks.append(int(done.stdout.splitlines()[-1]))
         tokens.append(TokenFile(paths.conversations_bin("ultrachat", "train"), "").meta["tokens"])

@@ -20,13 +20,22 @@ from tests.conftest import ROOT, SHARED, refused, start_script, succeed
 from utils.errors import UserError
 
 NEWS = ROOT / "data/example/news.txt"
-SED = ["s/<\\/[A-Z0-9]*>//", "s/<[A-Z0-9]*>//", "s/[-0-9: ]*//", "s/TRC2-[-0-9]*//", "s/\\[.*\\]//", "s/(Click on the Z.*//"]  # fmt: skip
+SED = [
+    "s/<\\/[A-Z0-9]*>//",
+    "s/<[A-Z0-9]*>//",
+    "s/[-0-9: ]*//",
+    "s/TRC2-[-0-9]*//",
+    "s/\\[.*\\]//",
+    "s/(Click on the Z.*//",
+]
 
 
 def by_sed_and_iconv(content: bytes) -> bytes:
     for pattern in SED:
-        content = subprocess.run(["sed", pattern], input=content, capture_output=True, check=True, env=os.environ | {"LC_ALL": "C"}).stdout  # fmt: skip
-    return subprocess.run(["iconv", "-c", "-f", "utf-8", "-t", "utf-8"], input=content, capture_output=True).stdout  # fmt: skip
+        content = subprocess.run(
+            ["sed", pattern], input=content, capture_output=True, check=True, env=os.environ | {"LC_ALL": "C"}
+        ).stdout
+    return subprocess.run(["iconv", "-c", "-f", "utf-8", "-t", "utf-8"], input=content, capture_output=True).stdout
 
 
 def cleaned(content: bytes, folder, keep_numbers=False) -> bytes:
@@ -50,23 +59,17 @@ def test_cleaning_is_seds_and_iconvs(tmp_path):
     for content in HARD:
         assert cleaned(content, tmp_path) == by_sed_and_iconv(content), content
     rng = np.random.default_rng(0)
-    alphabet = [
-        b"<",
-        b">",
-        b"/",
-        b"DOC",
-        b"TRC2-",
-        b"[",
-        b"]",
-        b"(Click on the Z",
-        b"1",
-        b" ",
-        b"-",
-        b":",
-        b"\n",
-        b"a",
+    alphabet = [b"<", b">", b"/", b"DOC", b"TRC2-", b"[", b"]", b"(Click on the Z", b"1", b" ", b"-", b":", b"\n", b"a"]
+    alphabet += [
+        b"\xc3\xa9",
+        b"\xe2\x82\xac",
+        b"\xf0\x9f\x98\x80",
+        b"\xff",
+        b"\xc3",
+        b"\xe2\x82",
+        b"\xed\xa0\x80",
+        b"\x80",
     ]
-    alphabet += [b"\xc3\xa9", b"\xe2\x82\xac", b"\xf0\x9f\x98\x80", b"\xff", b"\xc3", b"\xe2\x82", b"\xed\xa0\x80", b"\x80"]  # fmt: skip
     for _ in range(60):
         content = b"".join(alphabet[i] for i in rng.integers(0, len(alphabet), 300)) + b"a\n"
         assert cleaned(content, tmp_path) == by_sed_and_iconv(content), content
@@ -80,7 +83,7 @@ def test_keep_numbers(tmp_path):
 
 def split(folder, content: bytes, *options) -> tuple[list[bytes], list[bytes]]:
     (folder / "n.clean").write_bytes(content)
-    succeed("gptj/trc2.py", "split", "--input_file", folder / "n.clean", "--out_dir", folder, *options)  # fmt: skip
+    succeed("gptj/trc2.py", "split", "--input_file", folder / "n.clean", "--out_dir", folder, *options)
     lists = [(folder / name).read_text().split() for name in ("train_meta.txt", "val_meta.txt")]
     return [[(folder / name).read_bytes() for name in names] for names in lists]
 
@@ -94,8 +97,9 @@ def test_the_split_loses_nothing(tmp_path):
         assert validation
     assert len(list((tmp_path / "split_files").iterdir())) == 2  # of the last split alone
     (tmp_path / "n.clean").write_bytes(b"one line")
-    assert "cannot be split" in refused("gptj/trc2.py", "split", "--input_file", tmp_path / "n.clean",
-                                        "--out_dir", tmp_path)  # fmt: skip
+    assert "cannot be split" in refused(
+        "gptj/trc2.py", "split", "--input_file", tmp_path / "n.clean", "--out_dir", tmp_path
+    )
 
 
 def test_split_by_article(tmp_path):
@@ -155,7 +159,7 @@ def stream(texts, tiny_model, which=slice(None)) -> list[int]:
 
 def test_unpadded_rows_are_the_token_stream(texts, tiny_model, tmp_path):
     manifest = hdf5(tmp_path, tiny_model, "--input_dir", texts, "--files_per_record", 7)
-    (rows,) = [np.concatenate([h5py.File(tmp_path / file["name"])["data"][:] for file in manifest["files"]])]  # fmt: skip
+    (rows,) = [np.concatenate([h5py.File(tmp_path / file["name"])["data"][:] for file in manifest["files"]])]
     ids, mask, labels = rows[:, 0], rows[:, 1] > 0, rows[:, 2]
     assert [*ids[mask].tolist(), labels[mask][-1]] == stream(texts, tiny_model)
     assert mask.sum() == manifest["counts"]["labels"] == manifest["counts"]["tokens"] - 1
@@ -191,8 +195,16 @@ def test_processes_share_the_documents(texts, tiny_model, tmp_path):
 def test_killed_and_resumed_is_the_same(texts, tiny_model, tmp_path):
     options = ("--input_dir", texts, "--files_per_record", 2)
     hdf5(tmp_path / "whole", tiny_model, *options)
-    command = ("gptj/create_hdf5.py", "--output_dir", tmp_path / "cut", "--tokenizer", tiny_model,
-               "--max_seq_length", 32, *options)  # fmt: skip
+    command = (
+        "gptj/create_hdf5.py",
+        "--output_dir",
+        tmp_path / "cut",
+        "--tokenizer",
+        tiny_model,
+        "--max_seq_length",
+        32,
+        *options,
+    )
     process = start_script(*command)
     while len(list((tmp_path / "cut").glob("examples_*.h5"))) < 3 and process.poll() is None:
         pass
@@ -216,7 +228,7 @@ def test_csv_and_its_faults(tiny_model, tmp_path):
 
     def says(content, *options):
         table.write_bytes(content)
-        return declined("--csv", table, "--output_dir", tmp_path / "no", "--tokenizer", tiny_model, *options)  # fmt: skip
+        return declined("--csv", table, "--output_dir", tmp_path / "no", "--tokenizer", tiny_model, *options)
 
     assert "row 2 has 3 columns" in says(b"date,text\n1,a\n2,b,c\n")
     assert "row 2" in says(b'date,text\n1,a\n2,"never closed\n3,b\n')
@@ -248,8 +260,12 @@ def test_ranks_and_workers_read_the_same_rows(texts, tiny_model, tmp_path, ranks
     rows = Hdf5Rows(files, counts, order_of_rows(sum(counts), 4, 8, True, 1))
     seen = []
     for rank in range(ranks):
-        loader = prepare_data_loader(DataLoader(rows, 4 // ranks, num_workers=workers), num_processes=ranks,
-                                     process_index=rank, put_on_device=False)  # fmt: skip
+        loader = prepare_data_loader(
+            DataLoader(rows, 4 // ranks, num_workers=workers),
+            num_processes=ranks,
+            process_index=rank,
+            put_on_device=False,
+        )
         seen += [row.tolist() for batch in loader for row in batch["input_ids"]]
     assert length == 32
     assert sorted(seen) == sorted(rows.row(i)[0].tolist() for i in range(len(rows)))
@@ -293,7 +309,5 @@ def test_damaged_files_are_named(tmp_path):
 
 @pytest.mark.skipif(not SHARED.exists(), reason="no shared data")
 def test_real_news(tiny_model, tmp_path):
-    manifest = hdf5(
-        tmp_path, tiny_model, "--csv", SHARED / "news/news.csv", "--text_column", "story_text"
-    )
+    manifest = hdf5(tmp_path, tiny_model, "--csv", SHARED / "news/news.csv", "--text_column", "story_text")
     assert manifest["counts"]["documents"] == 3800

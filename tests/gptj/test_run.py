@@ -25,13 +25,22 @@ from tests.conftest import ROOT, SHARED, refused, start_script
 from utils.errors import UserError
 
 ORACLE = SHARED / "gptj_oracle"
-TINY = {"vocab_size": 60, "hidden_size": 16, "num_heads": 2, "num_hidden_layers": 2, "filter_size": 32,
-        "max_position_embeddings": 24, "rotary_dim": 4, "nonlinearity": "gelu", "mixed_precision": False}  # fmt: skip
+TINY = {
+    "vocab_size": 60,
+    "hidden_size": 16,
+    "num_heads": 2,
+    "num_hidden_layers": 2,
+    "filter_size": 32,
+    "max_position_embeddings": 24,
+    "rotary_dim": 4,
+    "nonlinearity": "gelu",
+    "mixed_precision": False,
+}
 RATES = [
     {"scheduler": "Linear", "initial_learning_rate": 0.0, "end_learning_rate": 0.01, "total_iters": 4},
     {"scheduler": "CosineDecay", "initial_learning_rate": 0.01, "end_learning_rate": 0.001, "total_iters": 6},
     {"scheduler": "Constant", "learning_rate": 0.001},
-]  # fmt: skip
+]
 
 
 def write_rows(folder: Path, rows: np.ndarray, name="examples_0_0.h5") -> None:
@@ -52,33 +61,26 @@ def random_rows(number: int, length: int = 24) -> np.ndarray:
 def params(tmp_path) -> dict:
     write_rows(tmp_path / "h5", random_rows(13), "examples_0_0.h5")
     write_rows(tmp_path / "h5", random_rows(8), "examples_1_0.h5")
-    data = {
-        "data_processor": "GptHDF5DataProcessor",
-        "data_dir": str(tmp_path / "h5"),
-        "batch_size": 4,
-    }
+    data = {"data_processor": "GptHDF5DataProcessor", "data_dir": str(tmp_path / "h5"), "batch_size": 4}
     return {
         "train_input": data | {"shuffle": True, "shuffle_seed": 7},
         "eval_input": data | {},
         "model": dict(TINY),
-        "optimizer": {"optimizer_type": "adamw", "eps": 1e-6, "weight_decay": 0.1, "max_gradient_norm": 1.0,
-                      "learning_rate": copy.deepcopy(RATES)},
+        "optimizer": {
+            "optimizer_type": "adamw",
+            "eps": 1e-6,
+            "weight_decay": 0.1,
+            "max_gradient_norm": 1.0,
+            "learning_rate": copy.deepcopy(RATES),
+        },
         "runconfig": {"max_steps": 12, "log_steps": 1, "checkpoint_steps": 6, "seed": 1},
-    }  # fmt: skip
+    }
 
 
 def run_gptj(folder: Path, params: dict, *options, monkeypatch) -> None:
     """gptj/run.py in this process: its start takes four times as long as what is tested."""
     (folder / "p.yaml").write_text(yaml.safe_dump(params))
-    command = [
-        "run.py",
-        "CPU",
-        "--params",
-        folder / "p.yaml",
-        "--model_dir",
-        folder / "m",
-        *options,
-    ]
+    command = ["run.py", "CPU", "--params", folder / "p.yaml", "--model_dir", folder / "m", *options]
     monkeypatch.setattr(sys, "argv", [str(part) for part in command])
     script.main()
 
@@ -99,11 +101,7 @@ def test_the_published_figures(tmp_path, go, capsys):
     params = yaml.safe_load((ORACLE / "params.yaml").read_text())
     for name in ("train_input", "eval_input"):
         params[name]["data_dir"] = str(ORACLE / "hdf5")
-    start = (
-        "--checkpoint_path",
-        ORACLE / "cs-1.8/pytorch_model_to_cs-1.8.mdl",
-        "--is_pretrained_checkpoint",
-    )
+    start = ("--checkpoint_path", ORACLE / "cs-1.8/pytorch_model_to_cs-1.8.mdl", "--is_pretrained_checkpoint")
     go(params, "--mode", "eval", *start)
     out = capsys.readouterr().out
     assert f"Avg Eval Loss={expected['eval_loss']}" in out
@@ -119,71 +117,49 @@ def test_the_published_figures(tmp_path, go, capsys):
 @pytest.mark.parametrize("source", ["pytorch_model.bin", "model.safetensors", "."])
 def test_conversion_is_the_published_one(tmp_path, monkeypatch, source):
     def convert(*options):
-        monkeypatch.setattr(sys, "argv", ["x", "convert", *map(str, options), "--model", "gptj", "--output-dir",
-                                          str(tmp_path), "--check"])  # fmt: skip
+        monkeypatch.setattr(
+            sys,
+            "argv",
+            ["x", "convert", *map(str, options), "--model", "gptj", "--output-dir", str(tmp_path), "--check"],
+        )
         convert_checkpoint.main()
 
-    convert(
-        ORACLE / "hf" / source,
-        "--src-fmt",
-        "hf",
-        "--tgt-fmt",
-        "cs-1.8",
-        "--config",
-        ORACLE / "hf/config.json",
-    )
+    convert(ORACLE / "hf" / source, "--src-fmt", "hf", "--tgt-fmt", "cs-1.8", "--config", ORACLE / "hf/config.json")
     (made,) = tmp_path.glob("*_to_cs-1.8.mdl")
-    ours, theirs = (torch.load(path, weights_only=True)["model"] for path in
-                    (made, ORACLE / "cs-1.8/pytorch_model_to_cs-1.8.mdl"))  # fmt: skip
+    ours, theirs = (
+        torch.load(path, weights_only=True)["model"] for path in (made, ORACLE / "cs-1.8/pytorch_model_to_cs-1.8.mdl")
+    )
     assert ours.keys() == theirs.keys()
     assert len(ours) == 27
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert yaml.safe_load((tmp_path / "config_to_cs-1.8.yaml").read_text()) == yaml.safe_load(
         (ORACLE / "cs-1.8/config_to_cs-1.8.yaml").read_text()
     )
-    convert(
-        made,
-        "--src-fmt",
-        "cs-1.8",
-        "--tgt-fmt",
-        "hf",
-        "--config",
-        ORACLE / "cs-1.8/config_to_cs-1.8.yaml",
-    )
+    convert(made, "--src-fmt", "cs-1.8", "--tgt-fmt", "hf", "--config", ORACLE / "cs-1.8/config_to_cs-1.8.yaml")
     (back,) = tmp_path.glob("*_to_hf.bin")
     ours, theirs = torch.load(back, weights_only=True), load_file(ORACLE / "hf/model.safetensors")
     assert ours.keys() == theirs.keys()
     assert len(ours) == 25
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     config = json.loads((tmp_path / "config_to_cs-1.8_to_hf.json").read_text())
-    model, about = GPTJForCausalLM.from_pretrained(None, config=GPTJConfig(**config), state_dict=ours,
-                                                   output_loading_info=True)  # fmt: skip
+    model, about = GPTJForCausalLM.from_pretrained(
+        None, config=GPTJConfig(**config), state_dict=ours, output_loading_info=True
+    )
     assert not about["missing_keys"]
     assert not about["unexpected_keys"]
 
 
 def test_shards_and_old_buffers_and_twins(tmp_path):
-    state = {
-        f"transformer.h.{n}.ln_1.{kind}": torch.randn(4)
-        for n in (0, 11)
-        for kind in ("weight", "bias")
-    }
+    state = {f"transformer.h.{n}.ln_1.{kind}": torch.randn(4) for n in (0, 11) for kind in ("weight", "bias")}
     state |= {"transformer.ln_f.weight": torch.randn(4), "lm_head.bias": torch.randn(3)}
     halves = list(state.items())[:3], list(state.items())[3:]
     for number, half in enumerate(halves):
         save_file(dict(half), tmp_path / f"part-{number}.safetensors")
-    index = {
-        "weight_map": {
-            name: f"part-{n}.safetensors" for n, half in enumerate(halves) for name, _ in half
-        }
-    }
+    index = {"weight_map": {name: f"part-{n}.safetensors" for n, half in enumerate(halves) for name, _ in half}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     loaded = formats.load_hf(tmp_path)
     assert loaded.keys() == state.keys()
-    old = loaded | {
-        "transformer.h.0.attn.bias": torch.ones(1),
-        "transformer.h.0.attn.masked_bias": torch.ones(1),
-    }
+    old = loaded | {"transformer.h.0.attn.bias": torch.ones(1), "transformer.h.0.attn.masked_bias": torch.ones(1)}
     cs = formats.to_cs(old)
     assert len(cs) == len(state) + 1
     assert "transformer_decoder.layers.11.norm1.bias" in cs
@@ -205,10 +181,7 @@ def test_six_and_six_steps_are_twelve(tmp_path, params, go, capsys):
     go(params, "--mode", "train")
     whole, final = losses(tmp_path), torch.load(tmp_path / "m/checkpoint_12.mdl", weights_only=True)
     assert len(whole) == 12
-    assert sorted(p.name for p in (tmp_path / "m").glob("checkpoint*")) == [
-        "checkpoint_12.mdl",
-        "checkpoint_6.mdl",
-    ]
+    assert sorted(p.name for p in (tmp_path / "m").glob("checkpoint*")) == ["checkpoint_12.mdl", "checkpoint_6.mdl"]
     with pytest.raises(UserError, match="at step 12, and max_steps is 12"):
         go(params, "--mode", "train")
     for path in (tmp_path / "m").glob("checkpoint*"):
@@ -230,16 +203,7 @@ def test_killed_and_resumed(tmp_path, params, go):
     for path in (tmp_path / "m").iterdir():
         if path.is_file():
             path.unlink()
-    command = (
-        "gptj/run.py",
-        "CPU",
-        "--mode",
-        "train",
-        "--params",
-        tmp_path / "p.yaml",
-        "--model_dir",
-        tmp_path / "m",
-    )
+    command = ("gptj/run.py", "CPU", "--mode", "train", "--params", tmp_path / "p.yaml", "--model_dir", tmp_path / "m")
     process = start_script(*command)
     while not (tmp_path / "m/checkpoint_6.mdl").exists():
         assert process.poll() is None, process.stderr.read()
@@ -267,8 +231,17 @@ def test_bin_and_hdf5_give_the_same_losses(tmp_path):
     }
     found = {}
     for name, dataset in datasets.items():
-        settings = Settings(lr=1e-2, bs=4, wd=0.1, warmup=0.1, seed=0, block_size=24, save_steps=99,
-                                    keep_checkpoints=1, precision="fp32")  # fmt: skip
+        settings = Settings(
+            lr=1e-2,
+            bs=4,
+            wd=0.1,
+            warmup=0.1,
+            seed=0,
+            block_size=24,
+            save_steps=99,
+            keep_checkpoints=1,
+            precision="fp32",
+        )
         torch.manual_seed(0)
         config = GPTJConfig(**formats.config_to_hf(checked(TINY, MODEL, "model")))
         model = GPTJForCausalLM(config)
@@ -284,27 +257,17 @@ def test_eval_modes_spellings_and_export(tmp_path, params, go, capsys):
     params["optimizer"]["weight_decay_rate"] = params["optimizer"].pop("weight_decay")
     for entry in params["optimizer"]["learning_rate"][:2]:
         entry["steps"] = entry.pop("total_iters")
-    params["runconfig"] |= {
-        "checkpoint_steps": 2,
-        "max_checkpoints": 3,
-        "eval_frequency": 6,
-        "num_csx": 1,
-    }
+    params["runconfig"] |= {"checkpoint_steps": 2, "max_checkpoints": 3, "eval_frequency": 6, "num_csx": 1}
     go(params, "--mode", "train_and_eval")
     out = capsys.readouterr().out
     assert "without effect here: runconfig.num_csx" in out
-    assert [line.split()[2] for line in out.splitlines() if "Eval Step" in line] == [
-        "Step=6,",
-        "Step=12,",
-    ]
+    assert [line.split()[2] for line in out.splitlines() if "Eval Step" in line] == ["Step=6,", "Step=12,"]
     names = sorted(path.name for path in (tmp_path / "m").glob("*.mdl"))
     assert names == ["checkpoint_10.mdl", "checkpoint_12.mdl", "checkpoint_8.mdl"]
     assert list((tmp_path / "m/train").rglob("events*"))
     assert list((tmp_path / "m/eval").rglob("events*"))
     go(params, "--mode", "eval_all")
-    steps = [
-        line.split()[2] for line in capsys.readouterr().out.splitlines() if "Eval Step" in line
-    ]
+    steps = [line.split()[2] for line in capsys.readouterr().out.splitlines() if "Eval Step" in line]
     assert steps == ["Step=8,", "Step=10,", "Step=12,"]
     go(params, "--mode", "eval_all", "--eval_steps", 1, "--export_hf", tmp_path / "hf")
     weights = torch.load(tmp_path / "m/checkpoint_12.mdl", weights_only=True)["model"]
@@ -319,10 +282,7 @@ def test_eval_modes_spellings_and_export(tmp_path, params, go, capsys):
 def test_initial_checkpoint_and_rows_left_out(tmp_path, params, go, capsys):
     params["runconfig"]["save_initial_checkpoint"] = True
     go(params, "--mode", "train", "--max_steps", 1)
-    assert sorted(p.name for p in (tmp_path / "m").glob("*.mdl")) == [
-        "checkpoint_0.mdl",
-        "checkpoint_1.mdl",
-    ]
+    assert sorted(p.name for p in (tmp_path / "m").glob("*.mdl")) == ["checkpoint_0.mdl", "checkpoint_1.mdl"]
     go(params, "--mode", "eval", "--checkpoint_path", tmp_path / "m/checkpoint_0.mdl")
     assert "1 rows, less than a batch, are left out" in capsys.readouterr().out
 
@@ -335,10 +295,28 @@ def test_two_ranks_go_on_like_one(tmp_path, params, go):
     (tmp_path / "m/metrics.jsonl").unlink()
     for last in (3, 6):
         done = subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-             ROOT / "gptj/run.py", "CPU", "-m", "train", "-p", tmp_path / "p.yaml", "-o", tmp_path / "m",
-             "--max_steps", str(last)],
-            capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                "--nproc_per_node",
+                "2",
+                ROOT / "gptj/run.py",
+                "CPU",
+                "-m",
+                "train",
+                "-p",
+                tmp_path / "p.yaml",
+                "-o",
+                tmp_path / "m",
+                "--max_steps",
+                str(last),
+            ],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
         assert done.returncode == 0, done.stderr[-3000:]
     assert max(abs(a - b) for a, b in zip(losses(tmp_path), alone, strict=True)) < 1e-5
 
@@ -361,9 +339,7 @@ def test_what_is_left_out_or_null_has_its_default(tmp_path, params, go):
     assert len(losses(tmp_path)) == 2
 
 
-def test_another_trainers_checkpoints_are_left_alone_and_other_settings_refused(
-    tmp_path, params, go
-):
+def test_another_trainers_checkpoints_are_left_alone_and_other_settings_refused(tmp_path, params, go):
     there = tmp_path / "m/checkpoint-40/model.safetensors"
     there.parent.mkdir(parents=True)
     there.touch()
@@ -425,7 +401,7 @@ def changed(params: dict, path: str, value) -> dict:
         ("train_input.data_dir", "/nowhere", "train_input.data_dir: /nowhere: no .h5 files"),
         ("train_input.max_sequence_length", 30, "train_input.max_sequence_length: 30"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_in_the_file_is_named(params, go, path, value, said):
     with pytest.raises(UserError) as caught:
         go(changed(params, path, value), "--mode", "train")
@@ -460,24 +436,10 @@ def test_bad_checkpoints(tmp_path, params, go):
     loaded["model"].pop("model.lm_head.bias")
     torch.save(loaded, bad)
     assert "lm_head.bias for one" in says(bad)
-    weights_alone = (
-        "--checkpoint_path",
-        bad,
-        "--is_pretrained_checkpoint",
-        "--disable_strict_checkpoint_loading",
-    )
+    weights_alone = ("--checkpoint_path", bad, "--is_pretrained_checkpoint", "--disable_strict_checkpoint_loading")
     with pytest.raises(UserError, match="later than step 0"):  # they would be mixed with this run's
         go(params, "--mode", "train", "--max_steps", 3, *weights_alone)
-    go(
-        params,
-        "--mode",
-        "train",
-        "--max_steps",
-        3,
-        *weights_alone,
-        "--model_dir",
-        tmp_path / "other",
-    )
+    go(params, "--mode", "train", "--max_steps", 3, *weights_alone, "--model_dir", tmp_path / "other")
     wide = changed(params, "model.filter_size", 64)
     with pytest.raises(UserError, match="of another shape"):
         go(wide, "--mode", "train", "--max_steps", 9)
@@ -487,5 +449,6 @@ def test_as_a_command(tmp_path, params):
     (tmp_path / "p.yaml").write_text(yaml.safe_dump(changed(params, "optimizer.wieght_decay", 1)))
     line = refused("gptj/run.py", "CPU", "--mode", "train", "--params", tmp_path / "p.yaml")
     assert "did you mean weight_decay?" in line
-    assert "no YAML" in refused("gptj/run.py", "CPU", "-m", "train", "-p", ORACLE / "hf/model.safetensors"
-                                if ORACLE.exists() else __file__)  # fmt: skip
+    assert "no YAML" in refused(
+        "gptj/run.py", "CPU", "-m", "train", "-p", ORACLE / "hf/model.safetensors" if ORACLE.exists() else __file__
+    )

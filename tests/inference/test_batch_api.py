@@ -11,9 +11,20 @@ assert len(ENTITIES) == 6
 
 def batch(server, action, *options, articles="0-1"):
     return (
-        "data/entigraph.py", articles, "--task", "example", "--model", "m", "--max_triples", 4,
-        "--base_url", server.url, "--batch", action, *options,
-    )  # fmt: skip
+        "data/entigraph.py",
+        articles,
+        "--task",
+        "example",
+        "--model",
+        "m",
+        "--max_triples",
+        4,
+        "--base_url",
+        server.url,
+        "--batch",
+        action,
+        *options,
+    )
 
 
 def records():
@@ -48,9 +59,7 @@ def test_two_rounds_give_what_live_calls_give(home, server):
 def test_live_calls_wait_for_batches_and_batches_for_their_own_arguments(home, server):
     succeed(*batch(server, "submit"))
     assert "2 calls are under way in batches" in refused(*batch(server, "submit")[:-2])
-    assert "--batch collect with those of the submission" in refused(
-        *batch(server, "collect", articles="0")
-    )
+    assert "--batch collect with those of the submission" in refused(*batch(server, "collect", articles="0"))
     assert "38 calls are to be submitted" in succeed(*batch(server, "collect"))
     succeed(*batch(server, "submit")[:-2])
     assert max(server.billed.values()) == 1
@@ -98,16 +107,12 @@ def test_a_budget_counts_batches_under_way(home, server, tmp_path):
     one_article = ["--prices", prices, "--budget_usd", 0.1]
     assert "1 calls submitted" in succeed(*batch(server, "submit", *one_article))
     assert "0 calls submitted" in succeed(*batch(server, "submit", *one_article))
-    assert "1 calls submitted" in succeed(
-        *batch(server, "submit", "--prices", prices, "--budget_usd", 0.2)
-    )
+    assert "1 calls submitted" in succeed(*batch(server, "submit", "--prices", prices, "--budget_usd", 0.2))
 
 
 def test_a_server_without_batches(home, server):
     url = server.url.removesuffix("/v1") + "/nothing"
-    line = refused(
-        "data/entigraph.py", "0", "--task", "example", "--base_url", url, "--batch", "submit"
-    )
+    line = refused("data/entigraph.py", "0", "--task", "example", "--base_url", url, "--batch", "submit")
     assert "the server refused" in line
 
 

@@ -61,10 +61,15 @@ def test_lost_calls_cost_the_most_until_they_are_answered():
         assert book.tokens() == 3000
         book.answered(await book.admit("a", Usage(1000, 0, 500)), Usage(300, 200, 50))
         assert book.summary() | {"seconds": 0} == {
-            "calls": 1, "lost": 2, "retries": 2, "prompt_tokens": 900, "cached_tokens": 200,
-            "completion_tokens": 150, "seconds": 0,
+            "calls": 1,
+            "lost": 2,
+            "retries": 2,
+            "prompt_tokens": 900,
+            "cached_tokens": 200,
+            "completion_tokens": 150,
+            "seconds": 0,
             "usd": pytest.approx((700 * 10 + 200 * 5 + 150 * 30) / 1e6),
-        }  # fmt: skip
+        }
 
     asyncio.run(main())
 

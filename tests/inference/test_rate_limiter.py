@@ -11,9 +11,7 @@ class Simulation:
     """Calls through a Pace to a server with a token bucket, in simulated time: what is let through
     takes `latency`, what is refused comes back at once."""
 
-    def __init__(
-        self, rate=10.0, burst=1.0, latency=1.0, names_wait=False, concurrency=256, **limits
-    ):
+    def __init__(self, rate=10.0, burst=1.0, latency=1.0, names_wait=False, concurrency=256, **limits):
         self.now, self.rate, self.level, self.filled_at = 0.0, rate, burst, 0.0
         self.burst, self.latency, self.names_wait = burst, latency, names_wait
         self.pace = Pace(**limits, clock=lambda: self.now)

@@ -18,8 +18,21 @@ from utils import paths
 from utils.errors import UserError
 
 SEARCH = ("evaluation.py", "--task", "example", "--rag", "--retrieval_only")
-OPEN = ("evaluation.py", "--task", "example", "--rag", "--protocol", "loglik", "--top_k", 2, "--chunk_size", 256,
-        "--retriever", "bm25", "--model_path")  # fmt: skip
+OPEN = (
+    "evaluation.py",
+    "--task",
+    "example",
+    "--rag",
+    "--protocol",
+    "loglik",
+    "--top_k",
+    2,
+    "--chunk_size",
+    256,
+    "--retriever",
+    "bm25",
+    "--model_path",
+)
 
 
 @pytest.fixture
@@ -59,7 +72,7 @@ def test_recall_and_mrr():
 
 
 def test_words_and_their_stems():
-    passages = [Passage("a", 0, '"Of Whales"', "The lamps burned."), Passage("b", 0, '"Of Tides"', "A gull.")]  # fmt: skip
+    passages = [Passage("a", 0, '"Of Whales"', "The lamps burned."), Passage("b", 0, '"Of Tides"', "A gull.")]
     assert retrieval.bm25(passages, ["burning lamp", "tides", "nothing"], 2) == [[0], [1], []]
 
 
@@ -77,7 +90,7 @@ def test_every_stage_on_the_example_corpus(home):
     bare = json.loads(succeed(*SEARCH, "--query", "question").splitlines()[-1])
     assert bare["fusion"]["recall@8"] >= 0.98
     assert vectors().startswith(before)  # the queries came to it, the passages were there
-    one, other, third = embed(["A dog barked.", "A hound was barking.", "Bread is dear."], LocalEmbedder(None))  # fmt: skip
+    one, other, third = embed(["A dog barked.", "A hound was barking.", "Bread is dear."], LocalEmbedder(None))
     assert one @ other > 0.6 > 0.3 > one @ third
     assert np.linalg.norm(one) == pytest.approx(1)
 
@@ -113,14 +126,24 @@ def test_served_embeddings_and_reranking(home, server, monkeypatch):
     nothing is paid for twice."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-mine")
     server.faults = [500, "fewer", "bad_json", None, None, None, 500, "fewer"]
-    served = ("--embedding", "text-embedding-3-large", "--embedding_url", server.url, "--reranker", "rerank-x",
-              "--rerank_url", server.url, "--retrieve", 16)  # fmt: skip
+    served = (
+        "--embedding",
+        "text-embedding-3-large",
+        "--embedding_url",
+        server.url,
+        "--reranker",
+        "rerank-x",
+        "--rerank_url",
+        server.url,
+        "--retrieve",
+        16,
+    )
     found = json.loads(succeed(*SEARCH, *served).splitlines()[-1])
     assert list(found) == ["passages", "dense", "bm25", "fusion", "rerank"]
     assert found["rerank"]["recall@8"] > 0.9
     assert {"/embeddings", "/rerank"} == set(server.paths)
     # OpenAI's key is not for the reranker.
-    of_path = {path: body["headers"]["authorization"] for path, body in zip(server.paths, server.bodies, strict=True)}  # fmt: skip
+    of_path = {path: body["headers"]["authorization"] for path, body in zip(server.paths, server.bodies, strict=True)}
     assert of_path == {"/embeddings": "Bearer sk-mine", "/rerank": "Bearer none"}
     asked = server.requests
     assert json.loads(succeed(*SEARCH, *served).splitlines()[-1]) == found
@@ -158,9 +181,7 @@ def test_passages_stand_before_the_question(home):
     shown = [(p.name, p.text) for p in last[0]]
     prompt = multiple_choice.prompt_of(document, question, "cot", 2, None, shown)
     assert prompt.index("Answer: A.") < prompt.index("### Passages") < prompt.index(last[0][0].text)
-    assert (
-        prompt.index(last[0][3].text) < prompt.rindex("### Question") < prompt.index(question.text)
-    )
+    assert prompt.index(last[0][3].text) < prompt.rindex("### Question") < prompt.index(question.text)
 
 
 def test_open_book_evaluation(home, tiny_model):
@@ -176,9 +197,7 @@ def test_open_book_evaluation(home, tiny_model):
     stamp = target.stat().st_mtime_ns
     assert succeed(*OPEN, tiny_model) == out
     assert target.stat().st_mtime_ns == stamp
-    succeed(
-        "evaluation.py", "--task", "example", "--protocol", "loglik", "--model_path", tiny_model
-    )
+    succeed("evaluation.py", "--task", "example", "--protocol", "loglik", "--model_path", tiny_model)
     closed = paths.evaluation_file(str(tiny_model))
     assert "other prompts" in refused("evaluation.py", "--compare", closed, target)
 
@@ -189,17 +208,13 @@ def test_what_the_model_cannot_read_is_said(home, tmp_path):
     from tests.conftest import make_tiny_model
 
     folder = make_tiny_model(tmp_path / "short")
-    GPT2LMHeadModel(
-        GPT2Config(vocab_size=700, n_embd=32, n_layer=1, n_head=2, n_positions=256)
-    ).save_pretrained(folder)
+    GPT2LMHeadModel(GPT2Config(vocab_size=700, n_embd=32, n_layer=1, n_head=2, n_positions=256)).save_pretrained(folder)
     line = refused(*OPEN, folder, "--top_k", 8, "--chunk_size", 1024)
     assert "the model reads 256: smaller --top_k" in line
 
 
 def test_options_of_the_search_that_do_not_go_together(home):
-    assert "--top_k: for --rag" in refused(
-        "evaluation.py", "--task", "example", "--model_path", "x", "--top_k", 4
-    )
+    assert "--top_k: for --rag" in refused("evaluation.py", "--task", "example", "--model_path", "x", "--top_k", 4)
     assert "BM25 has no vectors" in refused(*SEARCH, "--retriever", "bm25", "--embedding", "x")
     assert "--give_up: for --base_url" in refused(
         "evaluation.py", "--task", "example", "--model_path", "x", "--give_up"

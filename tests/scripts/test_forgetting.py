@@ -19,15 +19,13 @@ def test_before_and_after(token_files, tiny_model, tmp_path, monkeypatch):
     monkeypatch.setenv("SCP_HOME", str(tmp_path / "home"))
     before = tmp_path / "before"
     shutil.copytree(tiny_model, before)
-    command = ("scripts/forgetting.py", "--before", before, "--after", tiny_model, "--block_size", 64, "--blocks", 3)  # fmt: skip
+    command = ("scripts/forgetting.py", "--before", before, "--after", tiny_model, "--block_size", 64, "--blocks", 3)
     out = succeed(*command)
     found = json.loads(out.splitlines()[-1])
     assert found["before"]["perplexity"] == found["after"]["perplexity"]
     assert "accuracy: not known" in out
     for checkpoint in (before, tiny_model):
-        succeed(
-            "evaluation.py", "--task", "example", "--protocol", "loglik", "--model_path", checkpoint
-        )
+        succeed("evaluation.py", "--task", "example", "--protocol", "loglik", "--model_path", checkpoint)
     assert json.loads(succeed(*command).splitlines()[-1])["after"]["accuracy"] > 0
     succeed("evaluation.py", "--task", "example", "--protocol", "letter", "--model_path", before)
     assert "other name" in refused(*command)
@@ -40,17 +38,13 @@ def test_before_and_after(token_files, tiny_model, tmp_path, monkeypatch):
         logprobs = model.model(blocks).logits[:, :-1].log_softmax(-1)
     loss = -logprobs.gather(2, blocks[:, 1:, None]).mean()
     assert found["after"]["perplexity"] == pytest.approx(math.exp(loss), rel=1e-4)
-    assert json.loads((paths.out_dir() / "forgetting-tiny.json").read_text()) == json.loads(
-        out.splitlines()[-1]
-    )
+    assert json.loads((paths.out_dir() / "forgetting-tiny.json").read_text()) == json.loads(out.splitlines()[-1])
     assert "perplexity" in out
     assert "tokens are less than a block" in refused(*command, "--block_size", 10**6)
 
 
 def test_what_the_user_can_mend(home, tiny_model):
-    assert "rename one" in refused(
-        "scripts/forgetting.py", "--before", tiny_model, "--after", tiny_model
-    )
+    assert "rename one" in refused("scripts/forgetting.py", "--before", tiny_model, "--after", tiny_model)
     command = ("scripts/forgetting.py", "--before", "ckpts/none", "--after", tiny_model)
     assert "for --harness" in refused(*command, "--limit", 3)
     assert "tokenize_redpj.py" in refused(*command)

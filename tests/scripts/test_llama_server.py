@@ -36,9 +36,7 @@ def answers(url: str) -> bool:
 
 
 def test_the_server_lives_as_long_as_the_command(gguf):
-    done = subprocess.run(
-        beside_server(gguf, sys.executable, "-c", ASK), cwd=ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run(beside_server(gguf, sys.executable, "-c", ASK), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     url, tokens = done.stdout.split()[-2:]
     assert url.startswith("http://127.0.0.1:")
@@ -54,9 +52,13 @@ def test_its_status_is_the_commands(gguf):
 def test_ctrl_c_leaves_nothing_running(gguf):
     wait = "import os, time; print(os.environ['OPENAI_BASE_URL'], flush=True); time.sleep(60)"
     process = subprocess.Popen(
-        beside_server(gguf, sys.executable, "-c", wait), cwd=ROOT, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, text=True, start_new_session=True,
-    )  # fmt: skip
+        beside_server(gguf, sys.executable, "-c", wait),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
     url = next(line for line in process.stdout if line.startswith("http")).strip()
     assert answers(url)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group

@@ -14,11 +14,7 @@ from tests.conftest import ROOT, free_port, succeed
 
 def shell(*command: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        ["bash", *map(str, command)],
-        cwd="/",
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
+        ["bash", *map(str, command)], cwd="/", env=os.environ | environment, capture_output=True, text=True
     )
 
 
@@ -49,9 +45,7 @@ def test_download_fetches_and_checks(home, tmp_path):
         (source / f"QuALITY.v1.0.1.htmlstripped.{split}").write_text(f"{split}\n")
     script = (ROOT / "scripts/download_data.sh").read_text()
     ours = hashlib.sha256(b"train\n").hexdigest()
-    script = script.replace(
-        "4011e9952d5395beb8ff7637b963481a400630c1bbe2f40dc0d83f5d59f926ed", ours
-    )
+    script = script.replace("4011e9952d5395beb8ff7637b963481a400630c1bbe2f40dc0d83f5d59f926ed", ours)
     (tmp_path / "scripts").mkdir()
     (tmp_path / "scripts/download_data.sh").write_text(script)
     copy, url = tmp_path / "scripts/download_data.sh", f"file://{source}"
@@ -61,9 +55,7 @@ def test_download_fetches_and_checks(home, tmp_path):
     assert (raw / "QuALITY.v1.0.1.htmlstripped.dev").read_text() == "dev\n"
     recorded = (raw / "QuALITY.v1.0.1.htmlstripped.dev.sha256").read_text().strip()
     assert recorded == hashlib.sha256(b"dev\n").hexdigest()
-    assert (
-        shell(copy, QUALITY_URL="http://127.0.0.1:9/none").returncode == 0
-    )  # files there are kept
+    assert shell(copy, QUALITY_URL="http://127.0.0.1:9/none").returncode == 0  # files there are kept
     (raw / "QuALITY.v1.0.1.htmlstripped.dev").write_text("damaged")
     assert "delete it and run this again" in shell(copy, QUALITY_URL=url).stderr
 
@@ -87,11 +79,18 @@ def test_slurm_starts_one_torchrun_a_node(tmp_path):
         (tmp_path / name).chmod(0o755)
     done = subprocess.run(
         ["bash", ROOT / "scripts/train_slurm.sh", "--lr", "5e-06", "--sharding", "hybrid"],
-        capture_output=True, text=True,
-        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(ROOT),
-                          "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "5",
-                          "SLURM_GPUS_ON_NODE": "4"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=os.environ
+        | {
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "SLURM_SUBMIT_DIR": str(ROOT),
+            "SLURM_JOB_NODELIST": "node[7-8]",
+            "SLURM_JOB_NUM_NODES": "2",
+            "SLURM_JOB_ID": "5",
+            "SLURM_GPUS_ON_NODE": "4",
+        },
+    )
     assert done.returncode == 0, done.stderr
     assert "--nnodes 2 --nproc_per_node 4" in done.stdout
     assert "--rdzv_endpoint node7:29500" in done.stdout
@@ -106,27 +105,39 @@ def test_serving_a_checkpoint(home, tiny_llama):
     shutil.copy(ROOT / "utils/llama3.1.jinja", folder / "chat_template.jinja")
     port = free_port()
     server = subprocess.Popen(
-        ["bash", ROOT / "scripts/serve.sh", "ckpts/tiny-chat"], cwd="/", stdout=subprocess.PIPE, text=True,
-        stderr=subprocess.DEVNULL, env=os.environ | {"PORT": str(port)}, start_new_session=True,
-    )  # fmt: skip
+        ["bash", ROOT / "scripts/serve.sh", "ckpts/tiny-chat"],
+        cwd="/",
+        stdout=subprocess.PIPE,
+        text=True,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"PORT": str(port)},
+        start_new_session=True,
+    )
     try:
         line = server.stdout.readline()
-        told = [
-            "python",
-            "interactive.py",
-            "--base_url",
-            f"http://127.0.0.1:{port}/v1",
-            "--model_path",
-        ]
+        told = ["python", "interactive.py", "--base_url", f"http://127.0.0.1:{port}/v1", "--model_path"]
         assert line.partition("#")[0].split() == [*told, str(folder)]
         done = subprocess.run(
             [sys.executable, ROOT / "interactive.py", *told[2:], folder, "--max_tokens", "9"],
-            input=b"Who kept the light?\nAnd then?\n", capture_output=True, timeout=120,
-        )  # fmt: skip
+            input=b"Who kept the light?\nAnd then?\n",
+            capture_output=True,
+            timeout=120,
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout.count(b"\n") >= 2
-        out = succeed("evaluation.py", "--task", "example", *told[2:], folder, "--select", "greedy",
-                      "--max_tokens", 4, "--few_shot", 0)  # fmt: skip
+        out = succeed(
+            "evaluation.py",
+            "--task",
+            "example",
+            *told[2:],
+            folder,
+            "--select",
+            "greedy",
+            "--max_tokens",
+            4,
+            "--few_shot",
+            0,
+        )
         assert json.loads(out.splitlines()[-1])["n"] == 84
         again = shell(ROOT / "scripts/serve.sh", "ckpts/tiny-chat", PORT=str(port))
         assert again.returncode == 2

@@ -16,8 +16,15 @@ OPTIONS = ("--task", "example", "--protocol", "loglik", "--retriever", "bm25")
 
 def sweep(model, **environment) -> subprocess.Popen:
     command = ["bash", ROOT / "scripts/rag_sweep.sh", "--model_path", model, *OPTIONS]
-    return subprocess.Popen(command, cwd="/", env=os.environ | SMALL | environment, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+    return subprocess.Popen(
+        command,
+        cwd="/",
+        env=os.environ | SMALL | environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
 
 
 def points() -> dict[str, bytes]:
@@ -53,15 +60,16 @@ def test_the_sweep_is_killed_and_goes_on(home, tiny_model):
 def test_the_sweep_wants_a_checkpoint():
     done = subprocess.run(["bash", ROOT / "scripts/rag_sweep.sh"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "error: --model_path: which checkpoint?\n")
-    done = subprocess.run(["bash", ROOT / "scripts/rag_sweep.sh", "--help"], capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(["bash", ROOT / "scripts/rag_sweep.sh", "--help"], capture_output=True, text=True)
     assert "sbatch --array" in done.stdout
 
 
 def test_the_two_by_two(home, tiny_model):
     after = home / "ckpts/after"
     shutil.copytree(tiny_model, after)
-    out = succeed("scripts/two_by_two.py", "--base", tiny_model, "--entigraph", after, *OPTIONS, "--chunk_size", 256,
-                  "--top_k", 1)  # fmt: skip
+    out = succeed(
+        "scripts/two_by_two.py", "--base", tiny_model, "--entigraph", after, *OPTIONS, "--chunk_size", 256, "--top_k", 1
+    )
     found = json.loads(out.splitlines()[-1])
     assert found["base_open"] == found["entigraph_open"]
     assert found["gain_closed"] == {"difference": 0, "ci95": [0, 0], "p": 1}
@@ -77,19 +85,44 @@ def test_the_scaling_run(token_files, tiny_model, tmp_path, monkeypatch):
     shutil.copytree(token_files, tmp_path / "home")
     monkeypatch.setenv("SCP_HOME", str(tmp_path / "home"))
     command = [
-        "bash", ROOT / "scripts/scaling.sh", "--lr", "1e-3", "--rr", "0.1", "--bs", "2", "--epochs", "1", "--task_name", "example",
-        "--model", "written", "--model_name", tiny_model, "--block_size", "128", "--", "--task", "example", "--protocol", "loglik",
-    ]  # fmt: skip
+        "bash",
+        ROOT / "scripts/scaling.sh",
+        "--lr",
+        "1e-3",
+        "--rr",
+        "0.1",
+        "--bs",
+        "2",
+        "--epochs",
+        "1",
+        "--task_name",
+        "example",
+        "--model",
+        "written",
+        "--model_name",
+        tiny_model,
+        "--block_size",
+        "128",
+        "--",
+        "--task",
+        "example",
+        "--protocol",
+        "loglik",
+    ]
     first, again = (
-        subprocess.run(list(map(str, command)), cwd="/", env=os.environ | {"RATIOS": "0.1 0.3"}, capture_output=True, text=True)
+        subprocess.run(
+            list(map(str, command)), cwd="/", env=os.environ | {"RATIOS": "0.1 0.3"}, capture_output=True, text=True
+        )
         for _ in range(2)
-    )  # fmt: skip
+    )
     assert first.returncode == 0, first.stderr
     points = json.loads(first.stdout.splitlines()[-1])
     assert [point["n"] for point in points] == [84] * 3
-    assert points[0]["tokens"] == 0 < 2.5 * points[1]["tokens"] < points[2]["tokens"] < 3.5 * points[1]["tokens"]  # fmt: skip
+    assert points[0]["tokens"] == 0 < 2.5 * points[1]["tokens"] < points[2]["tokens"] < 3.5 * points[1]["tokens"]
     assert points == json.loads((paths.out_dir() / "scaling.json").read_text())
     assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
     assert again.stderr.count("finished already") == 2
-    done = subprocess.run(["bash", ROOT / "scripts/scaling.sh", "--subsample_ratio", "1"], capture_output=True, text=True)  # fmt: skip
-    assert (done.returncode, done.stderr) == (2, "error: --subsample_ratio: RATIOS says which subsets\n")  # fmt: skip
+    done = subprocess.run(
+        ["bash", ROOT / "scripts/scaling.sh", "--subsample_ratio", "1"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (2, "error: --subsample_ratio: RATIOS says which subsets\n")

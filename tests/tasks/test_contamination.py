@@ -31,7 +31,7 @@ def test_one_text_of_several_is_enough():
 
 def test_evaluation_reports_it(home, tiny_model, tmp_path):
     """A checkpoint trained on articles, one of which has a question's text in it."""
-    articles = [json.loads(line) for line in (ROOT / "data/example/articles.jsonl").read_text().splitlines()]  # fmt: skip
+    articles = [json.loads(line) for line in (ROOT / "data/example/articles.jsonl").read_text().splitlines()]
     questions = [q for article in articles for q in article["questions"]]
     question = next(q for q in questions if len(q["question"].split()) >= 8)
     articles[0]["article"] += "\n\n" + question["question"]
@@ -39,13 +39,16 @@ def test_evaluation_reports_it(home, tiny_model, tmp_path):
     raw.parent.mkdir(parents=True)
     raw.write_text("".join(json.dumps(article) + "\n" for article in articles))
     succeed("data/tokenize_entigraph.py", "--task", "mine", "--raw", "--tokenizer", tiny_model)
-    run = {"arguments": {"model_name": "base"}, "data": {"train": {"file": str(paths.articles_bin("mine")), "sha256": sha256_of(paths.articles_bin("mine"))}}}  # fmt: skip
+    run = {
+        "arguments": {"model_name": "base"},
+        "data": {"train": {"file": str(paths.articles_bin("mine")), "sha256": sha256_of(paths.articles_bin("mine"))}},
+    }
     checkpoint = home / "ckpts/trained"
     checkpoint.mkdir(parents=True)
     for path in Path(tiny_model).iterdir():
         (checkpoint / path.name).write_bytes(path.read_bytes())
     (checkpoint / "run.json").write_text(json.dumps(run))
-    command = ("evaluation.py", "--task", "example", "--protocol", "loglik", "--model_path", checkpoint)  # fmt: skip
+    command = ("evaluation.py", "--task", "example", "--protocol", "loglik", "--model_path", checkpoint)
     out = succeed(*command)
     result = json.loads(paths.evaluation_file("trained").read_text())
     assert question["question_unique_id"] in result["leakage"]["leaked"]

@@ -9,28 +9,23 @@ from utils.errors import UserError
 
 def line(title, author, questions=(), **extra):
     items = [
-        {"question": f"q{i}", "question_unique_id": f"{title}{i}", "options": ["a", "b", "c", "d"],
-         "gold_label": 2, "difficult": 1}
-        for i in questions
-    ]  # fmt: skip
-    return json.dumps(
         {
-            "title": title,
-            "author": author,
-            "year": 1950,
-            "article": "x  y\n \nz",
-            "questions": items,
+            "question": f"q{i}",
+            "question_unique_id": f"{title}{i}",
+            "options": ["a", "b", "c", "d"],
+            "gold_label": 2,
+            "difficult": 1,
         }
-        | extra
+        for i in questions
+    ]
+    return json.dumps(
+        {"title": title, "author": author, "year": 1950, "article": "x  y\n \nz", "questions": items} | extra
     )
 
 
 def test_sets_of_one_article_merge_and_titles_order(tmp_path):
     file = tmp_path / "q.jsonl"
-    file.write_text(
-        "\n".join([line("B", "Doe, Jo", [1, 2]), line("A", "X", [1]), line("B", "Doe, Jo", [2, 3])])
-        + "\n"
-    )
+    file.write_text("\n".join([line("B", "Doe, Jo", [1, 2]), line("A", "X", [1]), line("B", "Doe, Jo", [2, 3])]) + "\n")
     documents = load_documents([file], "")
     assert [document.title for document in documents] == ["A", "B"]
     assert [question.id for question in documents[1].questions] == ["B1", "B2", "B3"]

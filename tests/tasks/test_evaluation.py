@@ -11,8 +11,20 @@ from utils import paths
 from utils.errors import UserError
 
 LOGLIK = ("evaluation.py", "--task", "example", "--protocol", "loglik", "--model_path")
-COT = ("evaluation.py", "--task", "example", "--n_samples", 2, "--max_tokens", 8, "--temperature", "0.7",
-       "--batch_size", 16, "--model_path")  # fmt: skip
+COT = (
+    "evaluation.py",
+    "--task",
+    "example",
+    "--n_samples",
+    2,
+    "--max_tokens",
+    8,
+    "--temperature",
+    "0.7",
+    "--batch_size",
+    16,
+    "--model_path",
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,26 +46,22 @@ def plain_logprob(model, prompt: str, option: str) -> float:
 
 
 def test_shared_prompts_give_the_plain_likelihoods(model):
-    prompts = [
-        "A short prompt:",
-        "A much longer prompt, of many more words than the other one. Answer:",
-    ]
+    prompts = ["A short prompt:", "A much longer prompt, of many more words than the other one. Answer:"]
     options = [[" yes", " no, and then some more words", " maybe"], [" a", " b b b", " c"]]
     found = model.continuation_logprobs(prompts, options)
     for prompt, group, sums in zip(prompts, options, found, strict=True):
-        assert sums == pytest.approx(
-            [plain_logprob(model, prompt, option) for option in group], abs=1e-4
-        )
+        assert sums == pytest.approx([plain_logprob(model, prompt, option) for option in group], abs=1e-4)
 
 
 def test_what_prompts_share_changes_nothing(model):
     """Questions about one article, options that begin alike, one that another goes on from, a row that
     is full: every figure is the plain one."""
-    prompts = [
-        f'In the context of "The Lamp": {question}\nAnswer:'
-        for question in ("Who?", "Where was it?", "Who?")
+    prompts = [f'In the context of "The Lamp": {question}\nAnswer:' for question in ("Who?", "Where was it?", "Who?")]
+    options = [
+        [" the old man", " the old man and his dog", " the"],
+        [" here", " there", " here"],
+        [" nobody", " the old"],
     ]
-    options = [[" the old man", " the old man and his dog", " the"], [" here", " there", " here"], [" nobody", " the old"]]  # fmt: skip
     many = 40 * prompts, 40 * options
     found = model.continuation_logprobs(*many)
     for number in (0, 1, 2, 118, 119):
@@ -73,9 +81,7 @@ def test_completions_are_seeded_and_cut(model):
     assert first != complete(2)
     greedy = model.complete(["One day"], 1, 0, 20, "\n###", 0)[0][0]
     assert len(greedy) > 4
-    assert (
-        model.complete(["One day"], 1, 0, 20, greedy[2:4], 0)[0][0] == greedy.split(greedy[2:4])[0]
-    )
+    assert model.complete(["One day"], 1, 0, 20, greedy[2:4], 0)[0][0] == greedy.split(greedy[2:4])[0]
 
 
 def test_the_output_file(home, tiny_model):
@@ -117,9 +123,7 @@ def test_a_killed_evaluation_goes_on_and_ends_alike(home, tiny_model, tmp_path):
     target.unlink()
 
     def answered() -> int:
-        return sum(
-            path.read_bytes().count(b"\n") for path in paths.out_dir().glob("*.partial.jsonl")
-        )
+        return sum(path.read_bytes().count(b"\n") for path in paths.out_dir().glob("*.partial.jsonl"))
 
     process = start_script(*COT, tiny_model)
     while answered() <= 20:
@@ -136,15 +140,7 @@ def test_a_server_of_ones_own(home, server):
     """A server that ignores `n` and fails now and then: every attempt is there all the same."""
     server.faults = [429, 500, "torn", None, "bad_json"]
     out = succeed(
-        "evaluation.py",
-        "--task",
-        "example",
-        "--model_path",
-        "served",
-        "--base_url",
-        server.url,
-        "--n_samples",
-        2,
+        "evaluation.py", "--task", "example", "--model_path", "served", "--base_url", server.url, "--n_samples", 2
     )
     result = json.loads(paths.evaluation_file("served").read_text())
     metrics = json.loads(out.splitlines()[-1])
@@ -162,15 +158,7 @@ def test_a_server_of_ones_own(home, server):
 def test_unreadable_answers_are_wrong_and_not_missing(home, server):
     server.answer = "I do not know."
     out = succeed(
-        "evaluation.py",
-        "--task",
-        "example",
-        "--model_path",
-        "served",
-        "--base_url",
-        server.url,
-        "--n_samples",
-        1,
+        "evaluation.py", "--task", "example", "--model_path", "served", "--base_url", server.url, "--n_samples", 1
     )
     metrics = json.loads(out.splitlines()[-1])
     assert (metrics["n"], metrics["accuracy"], metrics["attempt_rate"]) == (84, 0, 0)
@@ -209,8 +197,17 @@ def test_evaluations_of_other_protocols_are_set_aside(home, tiny_model):
 
 
 def test_a_question_that_fails_does_not_stop_the_others(home, server):
-    command = ("evaluation.py", "--task", "example", "--model_path", "served", "--base_url", server.url,
-               "--n_samples", 1)  # fmt: skip
+    command = (
+        "evaluation.py",
+        "--task",
+        "example",
+        "--model_path",
+        "served",
+        "--base_url",
+        server.url,
+        "--n_samples",
+        1,
+    )
     server.faults = [None, 400, None, 400]
     assert "2 questions were not answered" in refused(*command)
     assert sum(server.billed.values()) == 82
@@ -221,22 +218,40 @@ def test_a_question_that_fails_does_not_stop_the_others(home, server):
 def test_what_a_server_never_answers_can_count_as_wrong(home, server):
     server.faults = [400, 500]
     server.answer = "Answer: B."
-    command = ("evaluation.py", "--task", "example", "--model_path", "served", "--base_url", server.url,
-               "--n_samples", 1)  # fmt: skip
+    command = (
+        "evaluation.py",
+        "--task",
+        "example",
+        "--model_path",
+        "served",
+        "--base_url",
+        server.url,
+        "--n_samples",
+        1,
+    )
     metrics = json.loads(succeed(*command, "--give_up").splitlines()[-1])
     assert (metrics["n"], metrics["attempt_rate"]) == (84, round(83 / 84, 4))
     result = json.loads(paths.evaluation_file("served").read_text())
-    (failed,) = [
-        q for d in result["documents"] for q in d["questions"] if "error" in q["attempts"][0]
-    ]
+    (failed,) = [q for d in result["documents"] for q in d["questions"] if "error" in q["attempts"][0]]
     assert failed["answer"] is None
     assert "400" in failed["attempts"][0]["error"]
 
 
 def test_a_server_that_hangs_is_asked_again(home, server):
     server.faults = ["hang", None, "hang"]
-    command = ("evaluation.py", "--task", "example", "--model_path", "served", "--base_url", server.url,
-               "--n_samples", 1, "--timeout", 1)  # fmt: skip
+    command = (
+        "evaluation.py",
+        "--task",
+        "example",
+        "--model_path",
+        "served",
+        "--base_url",
+        server.url,
+        "--n_samples",
+        1,
+        "--timeout",
+        1,
+    )
     done = run_script(*command)
     assert done.returncode == 0, done.stderr
     assert "2 calls were made again" in done.stderr + done.stdout
@@ -246,7 +261,17 @@ def test_a_server_that_hangs_is_asked_again(home, server):
 def test_which_attempt_counts_can_be_said_again(home, server):
     """--select works on the attempts that are there: nothing is asked again."""
     server.answer = "Answer: A."
-    command = ("evaluation.py", "--task", "example", "--model_path", "served", "--base_url", server.url, "--n_samples", 3)  # fmt: skip
+    command = (
+        "evaluation.py",
+        "--task",
+        "example",
+        "--model_path",
+        "served",
+        "--base_url",
+        server.url,
+        "--n_samples",
+        3,
+    )
     succeed(*command)
     asked = server.requests
     path = paths.evaluation_file("served")
@@ -270,7 +295,7 @@ def test_which_attempt_counts_can_be_said_again(home, server):
 
 
 def test_letters(home, tiny_model, model):
-    out = succeed("evaluation.py", "--task", "example", "--protocol", "letter", "--model_path", tiny_model)  # fmt: skip
+    out = succeed("evaluation.py", "--task", "example", "--protocol", "letter", "--model_path", tiny_model)
     assert json.loads(out.splitlines()[-1])["n"] == 84
     result = json.loads(paths.evaluation_file(str(tiny_model)).read_text())
     document = load_task("example")[3]
@@ -292,9 +317,7 @@ def test_worked_examples_by_number_and_by_file(home, tmp_path):
     assert prompt(0).count("### Question") == 1
     assert prompt(5).count("### Question") == 6
     assert prompt(2).startswith(prompt(1)[:200])
-    (tmp_path / "mine.md").write_text(
-        "### Question\nWho?\n### Thought and answer\nMe. Answer: A.\n\n"
-    )
+    (tmp_path / "mine.md").write_text("### Question\nWho?\n### Thought and answer\nMe. Answer: A.\n\n")
     assert prompt(1, tmp_path / "mine.md").startswith("### Question\nWho?")
     with pytest.raises(UserError, match="1 examples"):
         prompt(2, tmp_path / "mine.md")
@@ -353,4 +376,4 @@ def test_options_that_do_not_go_together(home, tiny_model):
     assert "--model_path" in refused("evaluation.py")
     assert "--few_shot: for --protocol cot" in refused(*LOGLIK, tiny_model, "--few_shot", 2)
     assert "--select: for --protocol cot" in refused(*LOGLIK, tiny_model, "--select", "random")
-    assert "--few_shot 9" in refused("evaluation.py", "--task", "example", "--few_shot", 9, "--model_path", tiny_model)  # fmt: skip
+    assert "--few_shot 9" in refused("evaluation.py", "--task", "example", "--few_shot", 9, "--model_path", tiny_model)

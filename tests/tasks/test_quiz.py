@@ -12,9 +12,7 @@ from tasks.documents import Document, load_task
 from tests.conftest import ROOT, refused, run_script, start_script, succeed
 from utils import paths
 
-DOCUMENT = Document(
-    "lamp-1", "The Lamp", "Doe, Jo", "", "The keeper is called Ada. Her gull is Bo."
-)
+DOCUMENT = Document("lamp-1", "The Lamp", "Doe, Jo", "", "The keeper is called Ada. Her gull is Bo.")
 KEEPER = ("Who is the keeper in The Lamp?", "Ada", ["Eve", "Ivy", "Una"])
 
 
@@ -31,7 +29,7 @@ def test_what_is_dropped_and_why():
         ("In The Lamp, why is it dark?", "Because the keeper has gone to the mainland for oil", ["Fog", "Rain", "Age"]),
         ("In The Lamp, who is the keeper?", "Ada", ["Eve", "Ivy", "Zoe"]),
         ("In The Lamp, how old is the house?", "A year", ["A week", "A month"]),
-    )  # fmt: skip
+    )
     drafts = quiz.parse(reply, DOCUMENT)
     assert len(drafts) == 5
     kept, dropped = quiz.screen(drafts, DOCUMENT)
@@ -70,9 +68,7 @@ def corpus(tmp_path):
     folder.mkdir()
     for line in (ROOT / "data/example/articles.jsonl").read_text().splitlines()[:6]:
         article = json.loads(line)
-        (folder / f"{article['article_id']}.md").write_text(
-            f"# {article['title']}\n\n{article['article']}"
-        )
+        (folder / f"{article['article_id']}.md").write_text(f"# {article['title']}\n\n{article['article']}")
     return folder
 
 
@@ -88,15 +84,26 @@ def reply(prompt: str) -> str:
             (f"Which colour has the sky of {title} by day?", "blue", ["rust", "jade", "pink"]),
             (f"By {title}, whose hat was it that nobody saw?", "Eli's", ["Ian's", "Tom's", "Sam's"]),
             ("Who?", "Ann", ["Bea", "Cat", "Dot"]),
-        )  # fmt: skip
+        )
     if "from the text above alone" in prompt:
         return f"Answer: {known.get('a lamp') or known.get('blue') or 'none'}"
     return f"Answer: {known.get('blue') or 'A'}"
 
 
 def options(corpus, server) -> tuple:
-    return ("data/make_questions.py", "--corpus", corpus, "--per_document", 4, "--model", "m", "--base_url", server.url,
-            "--concurrency", 2)  # fmt: skip
+    return (
+        "data/make_questions.py",
+        "--corpus",
+        corpus,
+        "--per_document",
+        4,
+        "--model",
+        "m",
+        "--base_url",
+        server.url,
+        "--concurrency",
+        2,
+    )
 
 
 def test_a_quiz_is_made_checked_and_taken(home, server, corpus, tiny_model):
@@ -105,9 +112,15 @@ def test_a_quiz_is_made_checked_and_taken(home, server, corpus, tiny_model):
     out = succeed(*options(corpus, server), "--timeout", 2)
     counts = json.loads(out.splitlines()[-1])
     assert counts == {
-        "written": 24, "unnamed": 6, "options alike": 0, "length gives it away": 0, "duplicate": 0,
-        "not answered with the document": 6, "answered without the document": 6, "kept": 6,
-    }  # fmt: skip
+        "written": 24,
+        "unnamed": 6,
+        "options alike": 0,
+        "length gives it away": 0,
+        "duplicate": 0,
+        "not answered with the document": 6,
+        "answered without the document": 6,
+        "kept": 6,
+    }
     documents = load_task("islands")
     assert [len(document.questions) for document in documents] == [1] * 6
     assert all(q.options[q.gold] == "a lamp" for d in documents for q in d.questions)
@@ -115,9 +128,7 @@ def test_a_quiz_is_made_checked_and_taken(home, server, corpus, tiny_model):
     assert json.loads(succeed(*options(corpus, server)).splitlines()[-1]) == counts
     assert server.requests == asked
     assert paths.questions_file("islands").read_bytes() == whole
-    succeed(
-        "evaluation.py", "--task", "islands", "--protocol", "loglik", "--model_path", tiny_model
-    )
+    succeed("evaluation.py", "--task", "islands", "--protocol", "loglik", "--model_path", tiny_model)
     # Step 1 sees none of it.
     assert "what is lost" not in paths.corpus_file("islands").read_text()
 
@@ -144,17 +155,13 @@ def test_a_quiz_that_was_killed_pays_for_nothing_twice(home, server, corpus):
 def test_what_the_user_can_mend(home, server, corpus):
     assert "--corpus DIR or --task NAME" in refused("data/make_questions.py")
     assert "has its questions already" in refused("data/make_questions.py", "--task", "example")
-    assert "nowhere.jsonl" in refused(
-        "data/make_questions.py", "--task", "nowhere", "--base_url", server.url
-    )
+    assert "nowhere.jsonl" in refused("data/make_questions.py", "--task", "nowhere", "--base_url", server.url)
     server.replies = lambda prompt: "I would rather not."
     done = run_script(*options(corpus, server))
     assert done.returncode == 2
     assert "18 replies that could not be read" in done.stdout
     assert "no question was kept" in done.stderr
-    assert "--base_model_url: which" in refused(
-        *options(corpus, server), "--base_model_url", server.url
-    )
+    assert "--base_model_url: which" in refused(*options(corpus, server), "--base_model_url", server.url)
 
 
 def test_a_document_that_fails_does_not_stop_the_others(home, server, corpus):

@@ -109,23 +109,17 @@ def test_step_1_and_the_search_take_it(home, handbook):
         )
         + "\n"
     )
-    out = succeed(
-        "evaluation.py", "--corpus", handbook, "--rag", "--retrieval_only", "--retriever", "bm25"
-    )
+    out = succeed("evaluation.py", "--corpus", handbook, "--rag", "--retrieval_only", "--retriever", "bm25")
     assert json.loads(out.splitlines()[-1])["bm25"]["recall@1"] == 1
 
 
 def test_what_the_user_can_mend(home, handbook, tmp_path):
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd/a.jsonl").write_text('{"title": "A", "text": "a", "author": 3}\n')
-    assert "the author is no text" in refused(
-        "data/entigraph.py", "0", "--corpus", tmp_path / "odd"
-    )
+    assert "the author is no text" in refused("data/entigraph.py", "0", "--corpus", tmp_path / "odd")
     (tmp_path / "odd/a.jsonl").write_text('{"title": "A", "text": "a\\ud800", "author": null}\n')
     assert readers.take_in(tmp_path / "odd") == "odd"
-    assert "make_questions.py" in refused(
-        "evaluation.py", "--task", "odd", "--rag", "--retrieval_only"
-    )
+    assert "make_questions.py" in refused("evaluation.py", "--task", "odd", "--rag", "--retrieval_only")
     assert "no such folder" in refused("data/entigraph.py", "0", "--corpus", tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no documents"):

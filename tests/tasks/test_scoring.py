@@ -154,12 +154,9 @@ def question(document, gold, answer, hard=False, split="test"):
 
 
 def test_every_question_counts():
-    result = metrics([
-        question("a", 0, 0, hard=True, split="val"),
-        question("a", 1, None),
-        question("b", 2, 3),
-        question("b", 3, 3),
-    ])  # fmt: skip
+    result = metrics(
+        [question("a", 0, 0, hard=True, split="val"), question("a", 1, None), question("b", 2, 3), question("b", 3, 3)]
+    )
     assert result["n"] == 4
     assert result["accuracy"] == 0.5
     assert result["attempt_rate"] == 0.75
@@ -170,11 +167,7 @@ def test_every_question_counts():
 
 def test_no_attempt_is_zero_and_not_nan():
     result = metrics([question("a", 0, None)])
-    assert (result["accuracy"], result["attempt_rate"], result["accuracy_attempted"]) == (
-        0,
-        0,
-        None,
-    )
+    assert (result["accuracy"], result["attempt_rate"], result["accuracy_attempted"]) == (0, 0, None)
 
 
 def test_the_interval_resamples_articles():

@@ -88,12 +88,29 @@ def test_hybrid_sharding_holds_a_copy_on_every_node(plain, work, tiny_model):
     command = train(tiny_model, *SHORT, "--sharding", "hybrid")
     nodes = []
     for node in range(2):
-        launcher = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "2", "--node_rank", str(node),
-                    "--master_addr", "127.0.0.1", "--master_port", "29611"]  # fmt: skip
-        nodes.append(subprocess.Popen(
-            [sys.executable, *launcher, ROOT / "tests/sharded_on_cpu.py", *map(str, command[1:])],
-            env=os.environ | {"SCP_HOME": str(work), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))  # fmt: skip
+        launcher = [
+            "-m",
+            "torch.distributed.run",
+            "--nnodes",
+            "2",
+            "--nproc_per_node",
+            "2",
+            "--node_rank",
+            str(node),
+            "--master_addr",
+            "127.0.0.1",
+            "--master_port",
+            "29611",
+        ]
+        nodes.append(
+            subprocess.Popen(
+                [sys.executable, *launcher, ROOT / "tests/sharded_on_cpu.py", *map(str, command[1:])],
+                env=os.environ | {"SCP_HOME": str(work), "OMP_NUM_THREADS": "1"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
     out = "".join(node.communicate(timeout=200)[0] for node in nodes)
     assert [node.returncode for node in nodes] == [0, 0], out[-3000:]
     shares = re.findall(r"rank \d holds (\d+) of (\d+)", out)
@@ -144,14 +161,26 @@ def test_adapters_alone_learn_and_load_without_a_flag(plain, work, tiny_model):
     ids = torch.arange(50)[None]
     with torch.no_grad():
         torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, rtol=1e-4, atol=1e-5)
-    done = run_script("evaluation.py", "--task", "example", "--model_path", run_folder(work), "--protocol",
-                      "loglik", SCP_HOME=str(work))  # fmt: skip
+    done = run_script(
+        "evaluation.py",
+        "--task",
+        "example",
+        "--model_path",
+        run_folder(work),
+        "--protocol",
+        "loglik",
+        SCP_HOME=str(work),
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_wandb_offline_has_loss_and_speed(work, tiny_model):
-    succeed(*train(tiny_model, *SHORT, "--report_to", "wandb"), SCP_HOME=str(work), WANDB_MODE="offline",
-            WANDB_DIR=str(work))  # fmt: skip
+    succeed(
+        *train(tiny_model, *SHORT, "--report_to", "wandb"),
+        SCP_HOME=str(work),
+        WANDB_MODE="offline",
+        WANDB_DIR=str(work),
+    )
     (log,) = work.glob("wandb/offline-run-*/*.wandb")
     content = log.read_bytes()
     assert b"train/loss" in content
@@ -165,6 +194,7 @@ def test_what_cannot_be_is_refused(work, tiny_model):
     assert "--gradient_checkpointing some" in says("--gradient_checkpointing", "some")
     assert "--lora_rank -1" in says("--lora_rank", "-1")
     assert "not with --lora_rank" in says("--lora_rank", 4, "--sharding", "full")
-    line = refused(*train(tiny_model, "--sharding", "full"), SCP_HOME=str(work), WORLD_SIZE="2", RANK="0",
-                   LOCAL_WORLD_SIZE="2")  # fmt: skip
+    line = refused(
+        *train(tiny_model, "--sharding", "full"), SCP_HOME=str(work), WORLD_SIZE="2", RANK="0", LOCAL_WORLD_SIZE="2"
+    )
     assert "--sharding full" in line

@@ -63,8 +63,7 @@ def test_memory_of_smaller_moments_and_of_lora():
 def test_logits_in_chunks():
     """256 tokens at a time of 128,256 words: 0.3 GiB, and 1.96 GiB of the output layer's gradient."""
     whole, chunked = (
-        memory_bytes(LLAMA_3_8B, 2048, 4, 1, recomputed=32, bf16=True, logits_tokens=n)
-        for n in (None, 256)
+        memory_bytes(LLAMA_3_8B, 2048, 4, 1, recomputed=32, bf16=True, logits_tokens=n) for n in (None, 256)
     )
     saved = whole["activations"] - chunked["activations"]
     assert saved / GIB == pytest.approx(4 * 2.4463 - 0.3058 - 1.957, abs=0.01)

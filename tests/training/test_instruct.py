@@ -19,8 +19,19 @@ NAME = "instruct-lr1e-3-rr0.1-epochs3-bs4-wd0.01-warmup0.05-tinyllama"
 
 
 def tokenize(home, model, *options) -> None:
-    succeed("data/tokenize_instruct.py", "--jsonl", TALKS / "train.jsonl", "--test_jsonl", TALKS / "test.jsonl",
-            "--tokenizer", model, "--block_size", 512, *options, SCP_HOME=str(home))  # fmt: skip
+    succeed(
+        "data/tokenize_instruct.py",
+        "--jsonl",
+        TALKS / "train.jsonl",
+        "--test_jsonl",
+        TALKS / "test.jsonl",
+        "--tokenizer",
+        model,
+        "--block_size",
+        512,
+        *options,
+        SCP_HOME=str(home),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +39,16 @@ def prepared(tiny_llama, tmp_path_factory):
     """A home folder with the token files of conversations and replay."""
     home = tmp_path_factory.mktemp("instruct")
     tokenize(home, tiny_llama)
-    succeed("data/tokenize_redpj.py", "--text", ROOT / "data/example/replay.jsonl", "--test_tokens", 3000,
-            "--tokenizer", tiny_llama, SCP_HOME=str(home))  # fmt: skip
+    succeed(
+        "data/tokenize_redpj.py",
+        "--text",
+        ROOT / "data/example/replay.jsonl",
+        "--test_tokens",
+        3000,
+        "--tokenizer",
+        tiny_llama,
+        SCP_HOME=str(home),
+    )
     return home
 
 
@@ -40,8 +59,30 @@ def work(prepared, tmp_path):
 
 
 def tune(model, *options):
-    return ("train.py", "--lr", "1e-3", "--rr", "0.1", "--epochs", "3", "--bs", 4, "--wd", "0.01", "--warmup", "0.05",
-            "--task_name", "instruct", "--model_name", model, "--block_size", 512, "--save_steps", 5, *options)  # fmt: skip
+    return (
+        "train.py",
+        "--lr",
+        "1e-3",
+        "--rr",
+        "0.1",
+        "--epochs",
+        "3",
+        "--bs",
+        4,
+        "--wd",
+        "0.01",
+        "--warmup",
+        "0.05",
+        "--task_name",
+        "instruct",
+        "--model_name",
+        model,
+        "--block_size",
+        512,
+        "--save_steps",
+        5,
+        *options,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +113,12 @@ def test_what_tuning_leaves(tuned):
 
 def test_it_chats(tuned):
     done = subprocess.run(
-        [sys.executable, ROOT / "interactive.py", "--max_tokens", "20"], input=b"Who kept the light?\nAnd then?\n",
-        capture_output=True, env=os.environ | {"SCP_HOME": str(tuned)}, timeout=120,
-    )  # fmt: skip
+        [sys.executable, ROOT / "interactive.py", "--max_tokens", "20"],
+        input=b"Who kept the light?\nAnd then?\n",
+        capture_output=True,
+        env=os.environ | {"SCP_HOME": str(tuned)},
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert NAME.encode() in done.stderr
     assert b"continues the text" not in done.stderr
@@ -127,8 +171,20 @@ def test_what_does_not_fit_is_refused(tuned, work, tiny_llama):
 
 
 def test_looking_at_the_blocks(work, tiny_llama):
-    out = succeed("data/cptdata.py", "--task_name", "instruct", "--model_name", tiny_llama, "--block_size", 512,
-                  "--blocks", 2, "--bs", 4, SCP_HOME=str(work))  # fmt: skip
+    out = succeed(
+        "data/cptdata.py",
+        "--task_name",
+        "instruct",
+        "--model_name",
+        tiny_llama,
+        "--block_size",
+        512,
+        "--blocks",
+        2,
+        "--bs",
+        4,
+        SCP_HOME=str(work),
+    )
     assert "<|end_header_id|>\n\n⟦" in out
     assert "<|eot_id|>⟧" in out
     assert "% full" in out

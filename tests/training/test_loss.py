@@ -46,13 +46,16 @@ def test_a_large_loss_is_no_infinity():
 
 SMALL = {"vocab_size": 90, "num_hidden_layers": 2}
 MODELS = {
-    "tied llama": lambda: LlamaForCausalLM(LlamaConfig(
-        **SMALL, hidden_size=16, intermediate_size=32, num_attention_heads=2, tie_word_embeddings=True)),
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(
-        **SMALL, hidden_size=16, intermediate_size=32, num_attention_heads=2)),
-    "gptj": lambda: GPTJForCausalLM(GPTJConfig(
-        vocab_size=90, n_layer=2, n_embd=16, n_head=2, rotary_dim=4, n_positions=64)),
-}  # fmt: skip
+    "tied llama": lambda: LlamaForCausalLM(
+        LlamaConfig(**SMALL, hidden_size=16, intermediate_size=32, num_attention_heads=2, tie_word_embeddings=True)
+    ),
+    "llama": lambda: LlamaForCausalLM(
+        LlamaConfig(**SMALL, hidden_size=16, intermediate_size=32, num_attention_heads=2)
+    ),
+    "gptj": lambda: GPTJForCausalLM(
+        GPTJConfig(vocab_size=90, n_layer=2, n_embd=16, n_head=2, rotary_dim=4, n_positions=64)
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -48,9 +48,7 @@ def test_bf16_moments_learn_as_well():
     optimizer = AdamW(models[1].parameters(), lr=3e-3, state_dtype=torch.bfloat16)
     half = learn(models[1], optimizer, 400)
     assert sum(half[-50:]) == pytest.approx(sum(full[-50:]), rel=0.05)
-    assert {v.dtype for s in optimizer.state.values() for k, v in s.items() if k != "step"} == {
-        torch.bfloat16
-    }
+    assert {v.dtype for s in optimizer.state.values() for k, v in s.items() if k != "step"} == {torch.bfloat16}
 
 
 def test_rounding_by_chance_is_right_in_the_mean():

@@ -17,20 +17,23 @@ from utils.errors import UserError
 from utils.paths import run_name
 
 SEED_README = {
-    "lr": Typed("5e-06"), "rr": Typed("0.1"), "epochs": Typed("2"), "bs": Typed("16"), "wd": Typed("0.01"),
-    "warmup": Typed("0.05"), "task_name": "quality", "model_name": "meta-llama/Meta-Llama-3-8B", "subsample_ratio": Typed("1"),
+    "lr": Typed("5e-06"),
+    "rr": Typed("0.1"),
+    "epochs": Typed("2"),
+    "bs": Typed("16"),
+    "wd": Typed("0.01"),
+    "warmup": Typed("0.05"),
+    "task_name": "quality",
+    "model_name": "meta-llama/Meta-Llama-3-8B",
+    "subsample_ratio": Typed("1"),
     "lora_rank": 0,
-}  # fmt: skip
+}
 
 
 def test_run_names_are_the_seed_readmes():
     name = "quality-lr5e-06-rr0.1-epochs2-bs16-wd0.01-warmup0.05-MetaLlama38B"
     assert run_name(Namespace(**SEED_README)) == name
-    tuned = SEED_README | {
-        "task_name": "instruct",
-        "bs": Typed("128"),
-        "model_name": f"ckpts/{name}",
-    }
+    tuned = SEED_README | {"task_name": "instruct", "bs": Typed("128"), "model_name": f"ckpts/{name}"}
     assert run_name(Namespace(**tuned)) == (
         "instruct-lr5e-06-rr0.1-epochs2-bs128-wd0.01-warmup0.05-"
         "qualitylr5e06rr0.1epochs2bs16wd0.01warmup0.05MetaLlama38B"
@@ -48,10 +51,31 @@ def work(token_files, tmp_path):
 
 def train(model: Path, *options, epochs="1"):
     return (
-        "train.py", "--lr", "1e-3", "--rr", "0.1", "--epochs", epochs, "--bs", 4, "--wd", "0.01", "--warmup", "0.05",
-        "--task_name", "example", "--model", "written", "--model_name", model, "--block_size", 128,
-        "--save_steps", 20, *options,
-    )  # fmt: skip
+        "train.py",
+        "--lr",
+        "1e-3",
+        "--rr",
+        "0.1",
+        "--epochs",
+        epochs,
+        "--bs",
+        4,
+        "--wd",
+        "0.01",
+        "--warmup",
+        "0.05",
+        "--task_name",
+        "example",
+        "--model",
+        "written",
+        "--model_name",
+        model,
+        "--block_size",
+        128,
+        "--save_steps",
+        20,
+        *options,
+    )
 
 
 def run_folder(home: Path) -> Path:
@@ -60,9 +84,7 @@ def run_folder(home: Path) -> Path:
 
 
 def losses(home: Path) -> list[float]:
-    lines = [
-        json.loads(line) for line in (run_folder(home) / "metrics.jsonl").read_text().splitlines()
-    ]
+    lines = [json.loads(line) for line in (run_folder(home) / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))
     return [line["loss"] for line in steps]
@@ -83,10 +105,7 @@ def test_what_a_run_leaves(uninterrupted, tiny_model):
     assert folder.name == "example-lr1e-3-rr0.1-epochs1-bs4-wd0.01-warmup0.05-tiny"
     weights = load_file(folder / "model.safetensors")
     assert {str(tensor.dtype) for tensor in weights.values()} == {"torch.float32"}
-    assert (
-        AutoTokenizer.from_pretrained(folder).get_vocab()
-        == AutoTokenizer.from_pretrained(tiny_model).get_vocab()
-    )
+    assert AutoTokenizer.from_pretrained(folder).get_vocab() == AutoTokenizer.from_pretrained(tiny_model).get_vocab()
     record = json.loads((folder / "run.json").read_text())
     assert record["finished"]
     assert record["arguments"]["lr"] == "1e-3"
@@ -139,8 +158,20 @@ def test_a_finished_run_is_left_alone_and_another_is_refused(uninterrupted, work
     assert "finished already" in succeed(*train(tiny_model), SCP_HOME=str(work))
     assert (run_folder(work) / "model.safetensors").stat().st_mtime_ns == stamp
     assert "other seed" in refused(*train(tiny_model, "--seed", 1), SCP_HOME=str(work))
-    succeed("data/tokenize_entigraph.py", "--task", "example", "--model", "written", "--tokenizer", tiny_model,
-            "--input", ROOT / "data/example/passages", "--seed", 5, SCP_HOME=str(work))  # fmt: skip
+    succeed(
+        "data/tokenize_entigraph.py",
+        "--task",
+        "example",
+        "--model",
+        "written",
+        "--tokenizer",
+        tiny_model,
+        "--input",
+        ROOT / "data/example/passages",
+        "--seed",
+        5,
+        SCP_HOME=str(work),
+    )
     assert "other train" in refused(*train(tiny_model), SCP_HOME=str(work))
 
 
@@ -174,9 +205,7 @@ def test_settings_that_do_not_fit(work, tiny_model, tmp_path):
     assert "--eval_blocks" in says("--eval_blocks", 0)
     assert "--epochs" in says("--epochs", "inf")
     assert "blocks in all" in says("--bs", 4000)
-    assert "tokenize_entigraph.py --task quality" in says(
-        "--task_name", "quality", "--model", "gpt-4-turbo"
-    )
+    assert "tokenize_entigraph.py --task quality" in says("--task_name", "quality", "--model", "gpt-4-turbo")
     for name in ("ckpts/nowhere", "/nowhere/at/all", "./nowhere", "a/b/c"):
         assert f"--model_name {name}: no such folder" in says(model=name)  # no hub is asked
     other = make_tiny_model(tmp_path / "other", vocab_size=550)
@@ -236,10 +265,7 @@ def test_losses_are_weighted_by_tokens_over_ranks_and_accumulation(work, tiny_mo
 
 
 def test_bf16_autocast_keeps_fp32_weights(work, tiny_model):
-    succeed(
-        *train(tiny_model, "--precision", "bf16", "--subsample_ratio", "0.2", "--run_eval"),
-        SCP_HOME=str(work),
-    )
+    succeed(*train(tiny_model, "--precision", "bf16", "--subsample_ratio", "0.2", "--run_eval"), SCP_HOME=str(work))
     assert run_folder(work).name.startswith("scaling-subsample_ratio0.2-example-")
     weights = load_file(run_folder(work) / "model.safetensors")
     assert {str(tensor.dtype) for tensor in weights.values()} == {"torch.float32"}
@@ -271,8 +297,7 @@ def damage(folder: Path, what: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "what",
-    ["cut", "zeros", "endless header", "loop", "folder", "config", "shape", "a tensor less"],
+    "what", ["cut", "zeros", "endless header", "loop", "folder", "config", "shape", "a tensor less"]
 )
 def test_damaged_checkpoints_are_refused_by_name(tiny_model, tmp_path, what):
     from training.model import load_model
@@ -316,15 +341,29 @@ def test_keep_checkpoints(work, tiny_model):
 
 
 def test_the_raw_baseline_and_no_replay(work, tiny_model):
-    out = succeed("train.py", "--task_name", "example-raw", "--model_name", tiny_model, "--block_size", 128, "--bs", 4,
-                  "--rr", 0, "--epochs", "0.5", "--lr", "1e-3", SCP_HOME=str(work))  # fmt: skip
+    out = succeed(
+        "train.py",
+        "--task_name",
+        "example-raw",
+        "--model_name",
+        tiny_model,
+        "--block_size",
+        128,
+        "--bs",
+        4,
+        "--rr",
+        0,
+        "--epochs",
+        "0.5",
+        "--lr",
+        "1e-3",
+        SCP_HOME=str(work),
+    )
     assert "0.0% replay" in out
     assert run_folder(work).name == "example-raw-lr1e-3-rr0-epochs0.5-bs4-wd0.01-warmup0.05-tiny"
 
 
 def test_the_shell_launcher_is_train_py():
-    done = subprocess.run(
-        ["bash", ROOT / "scripts/train.sh", "--help"], capture_output=True, text=True, cwd="/"
-    )
+    done = subprocess.run(["bash", ROOT / "scripts/train.sh", "--help"], capture_output=True, text=True, cwd="/")
     assert done.returncode == 0
     assert done.stdout == run_script("train.py", "--help").stdout

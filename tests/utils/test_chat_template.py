@@ -55,7 +55,7 @@ def test_llama_turns_are_meta_s():
     from jinja2 import Environment
 
     template = Environment().from_string((ROOT / "utils/llama3.1.jinja").read_text())
-    text = template.render(messages=TALK[:3], bos_token="<|begin_of_text|>", add_generation_prompt=True)  # fmt: skip
+    text = template.render(messages=TALK[:3], bos_token="<|begin_of_text|>", add_generation_prompt=True)
     assert text == (
         "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
         "<|start_header_id|>user<|end_header_id|>\n\nWho kept the light at Skarrow Head?<|eot_id|>"
@@ -75,7 +75,7 @@ def test_ids_are_the_template_s_own(tokenizer):
 
 def test_the_assistant_s_words_and_their_end_are_learnt(llama, chatml):
     (rows,) = chat_template.learnt(llama, [TALK])
-    assert spans(llama, rows) == ["Odile Marchbanks kept it.<|eot_id|>", "For thirty-nine years.<|eot_id|>"]  # fmt: skip
+    assert spans(llama, rows) == ["Odile Marchbanks kept it.<|eot_id|>", "For thirty-nine years.<|eot_id|>"]
     (rows,) = chat_template.learnt(chatml, [TALK])
     assert spans(chatml, rows)[0] == "Odile Marchbanks kept it.<|im_end|>"
     assert spans(chatml, rows)[1].strip() == "For thirty-nine years. \n<|im_end|>"
@@ -85,20 +85,7 @@ def test_user_words_are_never_learnt(tokenizer):
     """300 conversations of odd texts, those that look like marks among them: what is learnt holds no
     user's word and is all that the assistant said."""
     rng = random.Random(0)
-    odd = [
-        "",
-        " ",
-        "\n",
-        "\n\n ",
-        "é",
-        "漢字",
-        "user",
-        "<|eot_id",
-        "a  b",
-        "🙂",
-        "x\t",
-        "assistant\n",
-    ]
+    odd = ["", " ", "\n", "\n\n ", "é", "漢字", "user", "<|eot_id", "a  b", "🙂", "x\t", "assistant\n"]
     for _ in range(300):
         talk = []
         for turn in range(rng.choice([2, 4, 6])):
@@ -180,7 +167,7 @@ def test_what_cannot_chat_is_refused(tiny_model, llama, tmp_path):
     (tmp_path / "t.jinja").write_text("{% for m in messages %}{{ m['content'] }}\n{% endfor %}")
     with pytest.raises(UserError, match="special token"):
         chat_template.give_template(plain, tmp_path / "t.jinja", "")
-    (tmp_path / "t.jinja").write_text("{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}")  # fmt: skip
+    (tmp_path / "t.jinja").write_text("{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}")
     chat_template.give_template(plain, tmp_path / "t.jinja", "")
     assert chat_template.end_ids(plain) == [plain.eos_token_id]
     (tmp_path / "t.jinja").write_text("{{ messages[0]['content'] + 1 }}")
@@ -206,18 +193,14 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tiny_llama, tmp_path)
 
 
 def test_a_template_runs_no_code(tiny_llama, tmp_path):
-    (tmp_path / "t.jinja").write_text(
-        "{{ ''.__class__.__mro__[1].__subclasses__() }}{{ eos_token }}"
-    )
+    (tmp_path / "t.jinja").write_text("{{ ''.__class__.__mro__[1].__subclasses__() }}{{ eos_token }}")
     with pytest.raises(UserError, match="unsafe"):
-        chat_template.give_template(
-            AutoTokenizer.from_pretrained(tiny_llama), tmp_path / "t.jinja", ""
-        )
+        chat_template.give_template(AutoTokenizer.from_pretrained(tiny_llama), tmp_path / "t.jinja", "")
 
 
 def test_the_example_s_conversations(tiny_llama, llama):
     for name in ("train", "test"):
-        talks = [r["messages"] for r in read_jsonl(ROOT / f"data/example/conversations/{name}.jsonl", "")]  # fmt: skip
+        talks = [r["messages"] for r in read_jsonl(ROOT / f"data/example/conversations/{name}.jsonl", "")]
         for talk, rows in zip(talks, chat_template.learnt(llama, talks), strict=True):
             said = [m["content"] for m in talk if m["role"] == "assistant"]
             assert spans(llama, rows) == [f"{words}<|eot_id|>" for words in said]

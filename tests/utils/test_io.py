@@ -52,9 +52,7 @@ def test_journal_compacts_what_is_not_kept(tmp_path):
 
 def test_journal_is_locked_against_a_second_process(tmp_path):
     path = tmp_path / "j.jsonl"
-    command = (
-        f"from utils.io import Journal; from pathlib import Path; Journal(Path({str(path)!r}))"
-    )
+    command = f"from utils.io import Journal; from pathlib import Path; Journal(Path({str(path)!r}))"
     with Journal(path) as journal:
         journal.append({"id": 1})
         other = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)

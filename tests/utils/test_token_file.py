@@ -12,9 +12,7 @@ DOCUMENTS = [np.arange(5), np.arange(3) + 100, np.arange(0), np.arange(7)]
 @pytest.fixture
 def path(tmp_path):
     path = tmp_path / "a.bin"
-    write_tokens(
-        path, [DOCUMENTS[:2], [], DOCUMENTS[2:]], {"tokenizer": "t", "tokenizer_sha256": "s"}
-    )
+    write_tokens(path, [DOCUMENTS[:2], [], DOCUMENTS[2:]], {"tokenizer": "t", "tokenizer_sha256": "s"})
     return path
 
 
@@ -45,9 +43,7 @@ def test_damage_is_named(path, suffix, damage):
         TokenFile(path, "make it")
 
 
-@settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     suffix=st.sampled_from([".bin", ".idx", ".json"]),
     change=st.sampled_from(["flip", "cut", "insert", "zeros", "swap"]),

@@ -43,9 +43,7 @@ def test_fast_and_slow_give_the_tokenizers_ids(tmp_path, tokenizer, expected, mo
 def test_a_beginning_token_is_kept(tmp_path, tokenizer):
     from tokenizers.processors import TemplateProcessing
 
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 0)]
-    )
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     sidecar = write_documents(tmp_path / "a.bin", lambda: iter(TEXTS), tokenizer, {})
     assert sidecar["bos"]
     for document, text in zip(written(tmp_path / "a.bin"), TEXTS, strict=True):
@@ -53,9 +51,7 @@ def test_a_beginning_token_is_kept(tmp_path, tokenizer):
         assert document[0] == 0
 
 
-def test_other_ids_are_found_and_everything_is_encoded_again(
-    tmp_path, tokenizer, expected, monkeypatch, capsys
-):
+def test_other_ids_are_found_and_everything_is_encoded_again(tmp_path, tokenizer, expected, monkeypatch, capsys):
     """A gigatoken that goes wrong late: the part that was written before is not kept."""
     real = _encode_fast
     batches = []
@@ -122,35 +118,36 @@ def test_step_2_same_seed_same_bytes(home, tiny_model):
 
 
 def test_step_2_names_step_1(home, tiny_model):
-    assert "data/entigraph.py all" in refused(
-        "data/tokenize_entigraph.py", "--tokenizer", tiny_model
-    )
+    assert "data/entigraph.py all" in refused("data/tokenize_entigraph.py", "--tokenizer", tiny_model)
 
 
 def test_step_3_takes_files_of_every_kind(home, tiny_model, tmp_path):
     import pyarrow
     import pyarrow.parquet
 
-    (tmp_path / "a.txt").write_text(
-        "".join(f"line {number} of the text file\n" for number in range(5000))
+    (tmp_path / "a.txt").write_text("".join(f"line {number} of the text file\n" for number in range(5000)))
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": f"record {n}\u2028x"}) + "\n" for n in range(50)))
+    pyarrow.parquet.write_table(pyarrow.table({"text": [f"row {n}" for n in range(50)]}), tmp_path / "c.parquet")
+    command = (
+        "data/tokenize_redpj.py",
+        "--text",
+        tmp_path / "a.txt",
+        tmp_path / "b.jsonl",
+        tmp_path / "c.parquet",
+        "--tokenizer",
+        tiny_model,
+        "--name",
+        "mine",
+        "--test_tokens",
+        1000,
     )
-    (tmp_path / "b.jsonl").write_text(
-        "".join(json.dumps({"text": f"record {n}\u2028x"}) + "\n" for n in range(50))
-    )
-    pyarrow.parquet.write_table(
-        pyarrow.table({"text": [f"row {n}" for n in range(50)]}), tmp_path / "c.parquet"
-    )
-    command = ("data/tokenize_redpj.py", "--text", tmp_path / "a.txt", tmp_path / "b.jsonl", tmp_path / "c.parquet",
-               "--tokenizer", tiny_model, "--name", "mine", "--test_tokens", 1000)  # fmt: skip
     succeed(*command)
     train, test = (TokenFile(paths.replay_bin("mine", split), "") for split in ("train", "test"))
     assert len(train.ends) + len(test.ends) == 103  # 3 pieces of the text file
     assert len(test.ids) >= 1000
     tokenizer = load_tokenizer(str(tiny_model))
     text = "".join(
-        tokenizer.decode(document, skip_special_tokens=True)
-        for file in (train, test)
-        for document in file.documents()
+        tokenizer.decode(document, skip_special_tokens=True) for file in (train, test) for document in file.documents()
     )
     assert all(f"line {number} of" in text for number in (0, 2500, 4999))
     assert "record 49" in text
@@ -161,9 +158,7 @@ def test_step_3_takes_files_of_every_kind(home, tiny_model, tmp_path):
     assert "no such file" in refused(
         "data/tokenize_redpj.py", "--text", tmp_path / "none.txt", "--tokenizer", tiny_model
     )
-    assert "ends neither" in refused(
-        "data/tokenize_redpj.py", "--text", ROOT / "LICENSE", "--tokenizer", tiny_model
-    )
+    assert "ends neither" in refused("data/tokenize_redpj.py", "--text", ROOT / "LICENSE", "--tokenizer", tiny_model)
 
 
 def test_step_3_says_when_the_hub_has_nothing(home, tiny_model):
@@ -188,10 +183,7 @@ def test_fineweb_stands_in_for_redpajama(monkeypatch, capsys):
     build, source = tokenize_redpj.hub_dataset(None)
     assert list(build()) == ["a", "b"]
     assert source == ["HuggingFaceFW/fineweb-edu:sample-10BT"]
-    assert asked == [
-        ("togethercomputer/RedPajama-Data-1T-Sample", None),
-        ("HuggingFaceFW/fineweb-edu", "sample-10BT"),
-    ]
+    assert asked == [("togethercomputer/RedPajama-Data-1T-Sample", None), ("HuggingFaceFW/fineweb-edu", "sample-10BT")]
     assert "taking HuggingFaceFW/fineweb-edu:sample-10BT in its place" in capsys.readouterr().err
 
 
@@ -218,14 +210,7 @@ def test_memory_does_not_grow_with_the_tokens(tiny_model, tmp_path):
     )
     peaks = []
     for enough in (10_000_000, 30_000_000):
-        command = [
-            sys.executable,
-            "-c",
-            code,
-            str(tiny_model),
-            str(tmp_path / "a.bin"),
-            str(enough),
-        ]
+        command = [sys.executable, "-c", code, str(tiny_model), str(tmp_path / "a.bin"), str(enough)]
         out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
         peaks.append([int(number) for number in out.splitlines()[-1].split()])
     ((small, small_peak), (large, large_peak)) = peaks

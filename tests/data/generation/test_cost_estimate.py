@@ -27,9 +27,7 @@ def test_a_dry_run_calls_nothing_and_is_exact_once_entities_are_known(home, serv
     asked = server.requests
     rows = rows_of(succeed(*dry))
     assert server.requests == asked == 3
-    assert {kind: row[:2] for kind, row in rows.items()} == {
-        "entities": [3, 0], "pair": [0, 45], "triple": [0, 21],
-    }  # fmt: skip
+    assert {kind: row[:2] for kind, row in rows.items()} == {"entities": [3, 0], "pair": [0, 45], "triple": [0, 21]}
     succeed(*entigraph(server, "--max_triples", 7, articles="0-2"))
     assert server.requests == 3 + 45 + 21 == len(records())
     assert all(row[1] == 0 for row in rows_of(succeed(*dry)).values())

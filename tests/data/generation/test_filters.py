@@ -7,9 +7,7 @@ from data.generation.filters import words_of
 from tests.conftest import ROOT, refused, succeed
 from utils import paths
 
-SOURCE = (
-    "The keeper of the northern light counted eleven ships before the storm took the jetty away."
-)
+SOURCE = "The keeper of the northern light counted eleven ships before the storm took the jetty away."
 GRAMS = set(filters.ngrams(words_of(SOURCE), filters.COPIED_N))
 
 

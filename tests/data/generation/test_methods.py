@@ -7,20 +7,14 @@ import pytest
 from data.generation import methods
 from tasks.documents import Document
 
-DOCUMENT = Document(
-    "u", "A {title}", "Doe, Jo", "1950", "A text with {entities} and {document} in it."
-)
+DOCUMENT = Document("u", "A {title}", "Doe, Jo", "1950", "A text with {entities} and {document} in it.")
 ENTITIES = list("abcdefg")
 
 
 def requests(max_pairs=None, max_triples=None, seed=0, entities=ENTITIES, **settings):
     most = {"pair": max_pairs, "triple": max_triples}
     recipe = methods.Recipe("m", most=most, seed=seed, **settings)
-    return [
-        request
-        for kind in recipe.kinds
-        for request in methods.passage_requests(DOCUMENT, kind, entities, recipe)
-    ]
+    return [request for kind in recipe.kinds for request in methods.passage_requests(DOCUMENT, kind, entities, recipe)]
 
 
 def test_all_pairs_and_triples():
@@ -41,9 +35,7 @@ def test_ids_depend_on_what_is_asked():
     others = [
         requests()[1],
         methods.Request(DOCUMENT, "pair", base.entities, "other model"),
-        methods.Request(
-            Document("u", "A {title}", "Doe, Jo", "1950", "Other."), "pair", base.entities, "m"
-        ),
+        methods.Request(Document("u", "A {title}", "Doe, Jo", "1950", "Other."), "pair", base.entities, "m"),
         methods.list_request(DOCUMENT, methods.Recipe("m")),
     ]
     assert len({base.id, *(other.id for other in others)}) == 5
@@ -61,10 +53,7 @@ def test_the_article_comes_before_the_entities_and_braces_stay():
     ("reply", "entities"),
     [
         ('{"summary": "s", "entities": ["A", "B", "C"]}', ["A", "B", "C"]),
-        (
-            'Here it is:\n```json\n{"summary": "s", "entities": ["A", " a ", "B  c", "D"]}\n```',
-            ["A", "B c", "D"],
-        ),
+        ('Here it is:\n```json\n{"summary": "s", "entities": ["A", " a ", "B  c", "D"]}\n```', ["A", "B c", "D"]),
         ('{"entities": ["A", 3, "", "B", "C"]}', ["A", "B", "C"]),
         (f'{{"entities": ["A", "B", "{"word " * 13}", "C"]}}', ["A", "B", "C"]),
     ],
@@ -108,11 +97,7 @@ def test_each_pair_once_and_samples_go_on():
 def test_every_method_has_its_prompts_and_its_own_ids(method):
     recipe = methods.Recipe("m", method)
     document = Document("u", "A title", "Doe, Jo", "1950", "A text.")
-    asked = [
-        request
-        for kind in recipe.kinds
-        for request in methods.passage_requests(document, kind, ENTITIES, recipe)
-    ]
+    asked = [request for kind in recipe.kinds for request in methods.passage_requests(document, kind, ENTITIES, recipe)]
     assert len(asked) == sum(methods.passage_count(kind, 7, recipe) for kind in recipe.kinds)
     if recipe.list_kind:
         asked.append(methods.list_request(document, recipe))

@@ -10,13 +10,7 @@ from utils.errors import UserError
 def test_passages_are_what_ended_well_in_an_order_of_their_own(tmp_path):
     records = [
         {"id": "3", "kind": "pair", "text": "three", "finish_reason": "stop"},
-        {
-            "id": "1",
-            "kind": "entities",
-            "summary": "one",
-            "entities": ["x"],
-            "finish_reason": "stop",
-        },
+        {"id": "1", "kind": "entities", "summary": "one", "entities": ["x"], "finish_reason": "stop"},
         {"id": "2", "kind": "pair", "text": "cut", "finish_reason": "length"},
         {"id": "4", "kind": "pair", "finish_reason": "error", "error": "500"},
         {"id": "5", "kind": "pair", "text": "", "finish_reason": "stop"},
@@ -41,14 +35,30 @@ def test_a_corpus_without_one_good_passage_is_no_corpus(tmp_path):
 
 
 RECORDS = [
-    {"id": "l", "kind": "entities", "entities": ["x", "y"], "summary": "s", "finish_reason": "stop",
-     "usage": {"prompt_tokens": 100, "completion_tokens": 10}},
-    {"id": "1", "kind": "pair", "text": "one", "finish_reason": "stop",
-     "usage": {"prompt_tokens": 120, "completion_tokens": 30}},
-    {"id": "2", "kind": "pair", "text": "cut", "finish_reason": "length",
-     "usage": {"prompt_tokens": 120, "completion_tokens": 50}},
+    {
+        "id": "l",
+        "kind": "entities",
+        "entities": ["x", "y"],
+        "summary": "s",
+        "finish_reason": "stop",
+        "usage": {"prompt_tokens": 100, "completion_tokens": 10},
+    },
+    {
+        "id": "1",
+        "kind": "pair",
+        "text": "one",
+        "finish_reason": "stop",
+        "usage": {"prompt_tokens": 120, "completion_tokens": 30},
+    },
+    {
+        "id": "2",
+        "kind": "pair",
+        "text": "cut",
+        "finish_reason": "length",
+        "usage": {"prompt_tokens": 120, "completion_tokens": 50},
+    },
     {"id": "3", "kind": "pair", "finish_reason": "error", "error": "500"},
-]  # fmt: skip
+]
 
 
 def journal(folder):

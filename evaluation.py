@@ -21,10 +21,18 @@ from pathlib import Path
 
 from inference.retrieval import RETRIEVERS
 from tasks import multiple_choice, readers, scoring
-from tasks.contamination import print_leakage
+from tasks.contamination import print_contamination
 from tasks.documents import Item, load_task
-from tasks.rag import ORDERS, QUERIES, SEARCH, Found, print_stages, search, settings_of
-from tasks.results import collect, describe, fingerprint, is_finished, print_comparison, selected_anew, target_of
+from tasks.rag import ORDERS, QUERIES, SEARCH, Retrieved, print_stages, retrieve, search_settings
+from tasks.results import (
+    build_result,
+    describe_protocol,
+    fingerprint,
+    is_finished,
+    output_file,
+    print_comparison,
+    reselect_attempts,
+)
 from utils.errors import UserError, run
 from utils.io import read_json, write_json
 
@@ -143,7 +151,7 @@ def main() -> None:
         print_comparison(args.compare)
         return
     if args.corpus:
-        args.task = readers.take_in(args.corpus)
+        args.task = readers.import_corpus(args.corpus)
     documents = load_task(args.task)
     items = [(document, question) for document in documents for question in document.questions]
     if not items:
@@ -152,40 +160,40 @@ def main() -> None:
         )
     found = None
     if args.rag or args.retrieval_only:
-        found = search(documents, items, settings_of(args))
+        found = retrieve(documents, items, search_settings(args))
         print_stages(found, len(items))
     if args.retrieval_only:
         print(json.dumps({"passages": found.total} | found.stages))
         return
     asked = ask(items, found, args)
-    protocol, target = describe(args, items, asked), target_of(args)
-    attempts = selected_anew(target, protocol)
+    protocol, target = describe_protocol(args, items, asked), output_file(args)
+    attempts = reselect_attempts(target, protocol)
     partial = target.with_suffix(f".{fingerprint(protocol)}.partial.jsonl")
     if not attempts and not is_finished(target, protocol):
-        from tasks.attempts import answer_all
+        from tasks.attempts import collect_attempts
 
-        attempts = answer_all(asked, partial, answerer(args))
+        attempts = collect_attempts(asked, partial, answerer(args))
     if attempts:
-        write_json(target, collect(documents, attempts, protocol, found, args))
+        write_json(target, build_result(documents, attempts, protocol, found, args))
         partial.unlink(missing_ok=True)
     result = read_json(target, "run evaluation.py again")
-    print_leakage(result)
+    print_contamination(result)
     print(f"{target}\n{json.dumps(result['metrics'])}")
 
 
-def ask(items: list[Item], found: Found | None, args: argparse.Namespace) -> list[multiple_choice.Asked]:
+def ask(items: list[Item], found: Retrieved | None, args: argparse.Namespace) -> list[multiple_choice.PromptedQuestion]:
     asked = []
     for number, (document, question) in enumerate(items):
         passages = [(p.name, p.text) for p in found.passages[number]] if found else []
-        prompt = multiple_choice.prompt_of(document, question, args.protocol, args.few_shot, args.examples, passages)
-        asked.append(multiple_choice.Asked(question.id, prompt, question.options))
+        prompt = multiple_choice.build_prompt(document, question, args.protocol, args.few_shot, args.examples, passages)
+        asked.append(multiple_choice.PromptedQuestion(question.id, prompt, question.options))
     return asked
 
 
 def answerer(args: argparse.Namespace):
-    from tasks.attempts import Answerer
+    from tasks.attempts import AttemptSettings
 
-    return Answerer(
+    return AttemptSettings(
         args.protocol,
         args.model_path,
         args.base_url,

@@ -51,12 +51,12 @@ def main() -> None:
     if args.corpus:
         from tasks import readers
 
-        args.task = readers.take_in(args.corpus)
+        args.task = readers.import_corpus(args.corpus)
     titles = titles_of(args.task) if args.articles else []
     speaker = find_speaker(args)
 
     from chat.conversation import Sampling
-    from chat.repl import Repl, say
+    from chat.repl import Repl, print_notice
 
     sampling = Sampling(float(args.temperature), args.top_p, args.max_tokens, args.seed)
     if speaker.completes and args.system:
@@ -67,9 +67,9 @@ def main() -> None:
         serve(speaker, sampling, args.system, titles, args.host, args.port, args.share)
         return
     if speaker.completes:
-        say("This model continues the text it is given, answers nothing and forgets what was before.")
+        print_notice("This model continues the text it is given, answers nothing and forgets what was before.")
     if sys.stdin.isatty():
-        say("/help shows the commands, Ctrl-D leaves.")
+        print_notice("/help shows the commands, Ctrl-D leaves.")
     Repl(speaker, sampling, args.system).run()
 
 
@@ -90,28 +90,28 @@ def check(args: argparse.Namespace) -> None:
 
 
 def find_speaker(args: argparse.Namespace):
-    from chat.repl import say
+    from chat.repl import print_notice
 
     if args.base_url:
-        from chat.api_engine import ServedSpeaker
+        from chat.api_engine import ApiEngine
 
         name = args.model or args.model_path
-        speaker = ServedSpeaker(name, args.base_url, args.complete)
+        speaker = ApiEngine(name, args.base_url, args.complete)
         if not name:
-            say(f"taking {speaker.name}")
+            print_notice(f"taking {speaker.name}")
         return speaker
     from transformers.utils import logging
 
-    from chat.local_engine import LocalSpeaker
+    from chat.local_engine import LocalEngine
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    return LocalSpeaker(args.model_path or newest_tuned(), args.complete)
+    return LocalEngine(args.model_path or newest_tuned(), args.complete)
 
 
 def newest_tuned() -> str:
     """The instruction-tuned checkpoint that was finished last."""
-    from chat.repl import say
+    from chat.repl import print_notice
 
     records = {
         record.parent: record.stat().st_mtime_ns
@@ -124,7 +124,7 @@ def newest_tuned() -> str:
             "--task_name instruct, or name another with --model_path"
         )
     newest = max(records, key=records.get)
-    say(f"taking {newest}")
+    print_notice(f"taking {newest}")
     return str(newest)
 
 

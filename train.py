@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 
 from data.mixture import make_datasets, open_files
 from training.hardware import choose_settings
-from training.run_record import describe, is_finished
+from training.run_record import is_finished, make_record
 from training.settings import check, machine_arguments, recipe_arguments
 from utils import paths
 from utils.errors import run
@@ -39,14 +39,14 @@ def main() -> None:
     from transformers.utils import logging
 
     from training import trainer
-    from training.flops import flops_per_token, shape_of
+    from training.flops import flops_per_token, model_shape
     from training.hardware import choose_compile, choose_micro_batch
     from training.memory import fit_memory
-    from training.model import add_lora, keep_inside_documents, load_model
+    from training.model import add_lora, load_model, use_document_attention
     from utils import chat_template
-    from utils.checkpoint import tidy
+    from utils.checkpoint import remove_checkpoints
     from utils.device import is_main_process
-    from utils.tokenizer import fingerprint, load_tokenizer
+    from utils.tokenizer import load_tokenizer, vocabulary_sha256
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -56,25 +56,25 @@ def main() -> None:
     if template := files["train"].meta.get("template"):
         tokenizer.chat_template = template  # saved beside the weights
     blocks, held_out = make_datasets(args, files)
-    record = describe(args, settings, files)
+    record = make_record(args, settings, files)
     if is_finished(folder, record):
         if is_main_process():
-            tidy(folder)
+            remove_checkpoints(folder)
             print(f"{folder}: finished already; delete the folder to train it again")
         return
     model = load_model(args.model_name)
     if template:
-        model.generation_config.eos_token_id = chat_template.end_ids(tokenizer)
+        model.generation_config.eos_token_id = chat_template.stop_token_ids(tokenizer)
     if args.mask_documents:
-        keep_inside_documents(model)
+        use_document_attention(model)
     if args.lora_rank:
         model = add_lora(model, args.lora_rank, args.seed, settings.precision == "bf16")
     settings, memory = fit_memory(model, settings, args.gradient_checkpointing)
-    flops = len(blocks) * args.block_size * flops_per_token(shape_of(model), args.block_size)
+    flops = len(blocks) * args.block_size * flops_per_token(model_shape(model), args.block_size)
     settings = replace(settings, compiled=choose_compile(args.compile, flops))
-    fingerprint = fingerprint(tokenizer)
+    vocabulary_sha256 = vocabulary_sha256(tokenizer)
     for file in files.values():
-        file.check_vocabulary(fingerprint, model.config.vocab_size, args.model_name)
+        file.check_vocabulary(vocabulary_sha256, model.config.vocab_size, args.model_name)
     if is_main_process():
         print(
             f"{len(blocks):,} blocks of {args.block_size}, {blocks.plan.replay_share():.1%} replay, {settings.precision} -> {folder}"
@@ -85,7 +85,7 @@ def main() -> None:
     result = trainer.train(model, tokenizer, blocks, held_out, settings, folder)
     if is_main_process():
         write_json(folder / "run.json", record | {"finished": True} | result)
-        tidy(folder)
+        remove_checkpoints(folder)
         print(
             f"{folder}: {result['tokens']:,} tokens at {result['tokens_per_s']:,} tokens/s, last loss {result['last_losses'][-1]:.3f}"
         )

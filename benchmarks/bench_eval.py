@@ -31,7 +31,7 @@ def main() -> None:
     logging.disable_progress_bar()
     model = LocalModel(args.model_path)
     items = [(d, q) for d in load_task(args.task) for q in d.questions]
-    texts = [(multiple_choice.prompt_of(d, q, "loglik"), [f" {o}" for o in q.options]) for d, q in items]
+    texts = [(multiple_choice.build_prompt(d, q, "loglik"), [f" {o}" for o in q.options]) for d, q in items]
     model.continuation_logprobs(*zip(*texts[:2], strict=True))
     plain(model, *texts[0])
     ours_s, plain_s, differences = 0.0, 0.0, []

@@ -108,12 +108,12 @@ def ours(args: argparse.Namespace, folder: Path) -> None:
 
     from training import trainer
     from training.memory import fit_memory
-    from training.settings import Settings
+    from training.settings import TrainingSettings
     from utils.device import choose_precision
 
     model = load(args, torch.float32)
     model.config.use_cache = False
-    settings = Settings(
+    settings = TrainingSettings(
         **RECIPE,
         bs=args.bs,
         seed=0,
@@ -176,10 +176,10 @@ def plain(args: argparse.Namespace, folder: Path) -> None:
 def report(args: argparse.Namespace, model, losses: list[float], seconds: list[float]) -> None:
     import torch
 
-    from training.flops import flops_per_token, mfu, shape_of
+    from training.flops import flops_per_token, mfu, model_shape
 
     rate = args.bs * args.block_size / median(seconds[args.warm_up :])
-    flops = flops_per_token(shape_of(model), args.block_size)
+    flops = flops_per_token(model_shape(model), args.block_size)
     gpu = torch.cuda.is_available()
     peak = torch.cuda.max_memory_allocated() if gpu else None
     print(

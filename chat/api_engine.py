@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from chat.conversation import UNKNOWN, Answer, Sampling, TooLong, room_for_question
-from inference.keys import find_key, hide
-from utils.chat_template import whole
+from chat.conversation import UNKNOWN, ContextExceeded, ReplyStatus, Sampling, prompt_budget
+from inference.keys import find_key, redact
+from utils.chat_template import replace_surrogates
 from utils.errors import UserError, first_line
 from utils.io import read_json
 
@@ -15,7 +15,7 @@ BYTES_A_TOKEN = 3  # of a model whose tokenizer is not here: English has 4 to 5
 CONTEXT = re.compile(r"context|too long|too many tokens|maximum.{0,40}(length|tokens)", re.I | re.S)
 
 
-class ServedSpeaker:
+class ApiEngine:
     """A model behind a server. Tokens are guessed, from bytes."""
 
     at_once = 8  # answers; a server's own queue does the rest
@@ -45,12 +45,12 @@ class ServedSpeaker:
         return name, models.get(name) or context_of_folder(name)
 
     def room(self, sampling: Sampling) -> int:
-        return room_for_question(self.context, sampling)
+        return prompt_budget(self.context, sampling)
 
     def count(self, messages: list[dict]) -> int:
         return sum(len(message["content"].encode()) for message in messages) // BYTES_A_TOKEN + 1
 
-    def stream(self, messages: list[dict], sampling: Sampling, answer: Answer) -> Iterator[str]:
+    def stream(self, messages: list[dict], sampling: Sampling, answer: ReplyStatus) -> Iterator[str]:
         settings = {
             "model": self.name,
             "max_tokens": min(sampling.max_tokens, (self.context or UNKNOWN) - self.count(messages)),
@@ -72,20 +72,20 @@ class ServedSpeaker:
         if not answer.ending:
             raise UserError(f"{self._url}: the answer broke off")
 
-    def _pieces(self, chunk, answer: Answer) -> Iterator[str]:
+    def _pieces(self, chunk, answer: ReplyStatus) -> Iterator[str]:
         for choice in chunk.choices or []:
             piece = choice.text if self.completes else getattr(choice.delta, "content", None)
             answer.ending = choice.finish_reason or answer.ending
             if piece:
                 answer.tokens += 1
-                yield whole(piece)
+                yield replace_surrogates(piece)
 
     def _failed(self, error: Exception, tokens: int = 0) -> UserError:
         """What happened after so many tokens of an answer, in one line and without the key."""
-        text = hide(self._key, first_line(error))
+        text = redact(self._key, first_line(error))
         status = getattr(error, "status_code", None)
         if status == 400 and CONTEXT.search(text):
-            return TooLong(f"too long for the model, says the server ({text}); send a shorter message")
+            return ContextExceeded(f"too long for the model, says the server ({text}); send a shorter message")
         if status:
             return UserError(f"{self._url}: the server refuses ({status}): {text}")
         if tokens:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.chat_template import problem_of, whole
+from utils.chat_template import conversation_error, replace_surrogates
 from utils.errors import UserError
-from utils.io import read_jsonl, replacing
+from utils.io import atomic_write, read_jsonl
 
 
 class Conversation:
@@ -46,25 +46,27 @@ class Conversation:
         there already."""
         if path.exists():
             raise UserError(f"{path}: is there already; name another file")
-        with replacing(path.absolute()) as file:
+        with atomic_write(path.absolute()) as file:
             file.write(json.dumps({"messages": self.messages()}, ensure_ascii=False).encode() + b"\n")
 
     def load(self, path: Path) -> None:
         """Go on from the first conversation of a JSONL file; UserError where there is none."""
         records = read_jsonl(path, "name a file that /save wrote")
         messages = records[0].get("messages") if records else None
-        if problem := problem_of(messages):
+        if problem := conversation_error(messages):
             raise UserError(f"{path}: {problem}")
         first = messages[0] if messages[0]["role"] == "system" else None
-        self.system = whole(first["content"]) if first else ""
+        self.system = replace_surrogates(first["content"]) if first else ""
         self.turns = [_said(m["role"], m["content"]) for m in messages[bool(first) :]]
 
 
 def _said(role: str, content: str) -> dict:
-    return {"role": role, "content": whole(content)}
+    return {"role": role, "content": replace_surrogates(content)}
 
 
-def fit(messages: list[dict], room: int, count: Callable[[list[dict]], int]) -> tuple[list[dict], int] | None:
+def drop_oldest_turns(
+    messages: list[dict], room: int, count: Callable[[list[dict]], int]
+) -> tuple[list[dict], int] | None:
     """The messages without as many of the oldest turns (question and answer) as it takes to make them
     at most `room` tokens, and how many these are; None where the last question alone is longer.
 
@@ -93,36 +95,36 @@ class Sampling:
 
 
 @dataclass
-class Answer:
+class ReplyStatus:
     """What is known of an answer besides its words. One record an answer: a page has several visitors."""
 
     ending: str = ""  # stop, or length where it was cut
     tokens: int = 0
 
 
-class TooLong(UserError):
+class ContextExceeded(UserError):
     """More than the model's context holds."""
 
 
-def room_for_question(context: int | None, sampling: Sampling) -> int:
+def prompt_budget(context: int | None, sampling: Sampling) -> int:
     """Tokens that a question may have: the rest, up to a quarter, is the answer's."""
     context = context or UNKNOWN
     return context - min(sampling.max_tokens, context // 4)
 
 
-def reply(
-    speaker, messages: list[dict], sampling: Sampling, answer: Answer, notice: Callable[[str], None]
+def stream_reply(
+    speaker, messages: list[dict], sampling: Sampling, answer: ReplyStatus, notice: Callable[[str], None]
 ) -> Iterator[str]:
     """The answer to the last message, in pieces. What does not fit into the context is left out by
     whole turns, the oldest first, and `notice` is told. Raises TooLong where the last message (and the
     system message) alone do not fit, UserError where the server fails."""
     refused, room = None, speaker.room(sampling)
-    while fitting := fit(messages, room, speaker.count):
+    while fitting := drop_oldest_turns(messages, room, speaker.count):
         kept, dropped = fitting
         with contextlib.closing(speaker.stream(kept, sampling, answer)) as pieces:
             try:
                 first = next(pieces, "")
-            except TooLong as error:  # a server knows better than our guess of tokens
+            except ContextExceeded as error:  # a server knows better than our guess of tokens
                 refused, room = error, speaker.count(kept) - 1
                 continue
             if dropped:
@@ -133,7 +135,7 @@ def reply(
             return
     alone = [message for message in messages[:1] if message["role"] == "system"] + messages[-1:]
     what = "the message has" if len(alone) == 1 else "system message and message together have"
-    raise refused or TooLong(
+    raise refused or ContextExceeded(
         f"too long for the model: {what} {speaker.count(alone):,} tokens, and its context has room for "
         f"{room:,}; send a shorter message"
     )

@@ -3,11 +3,11 @@
 import threading
 from collections.abc import Iterator
 
-from chat.conversation import UNKNOWN, Answer, Sampling, room_for_question
+from chat.conversation import UNKNOWN, ReplyStatus, Sampling, prompt_budget
 from utils import chat_template
 
 
-class LocalSpeaker:
+class LocalEngine:
     """A checkpoint. What a question shares with what was computed before (the conversation so far) is not
     computed again."""
 
@@ -27,7 +27,7 @@ class LocalSpeaker:
         self._one_at_a_time = threading.Lock()  # a stopped answer of the page ends with its token
 
     def room(self, sampling: Sampling) -> int:
-        return room_for_question(self.context, sampling)
+        return prompt_budget(self.context, sampling)
 
     def count(self, messages: list[dict]) -> int:
         return len(self.ids(messages))
@@ -35,9 +35,9 @@ class LocalSpeaker:
     def ids(self, messages: list[dict]) -> list[int]:
         if self.completes:
             return self.tokenizer(messages[-1]["content"])["input_ids"]
-        return chat_template.as_ids(self.tokenizer, messages, to_be_answered=True)
+        return chat_template.encode(self.tokenizer, messages, to_be_answered=True)
 
-    def stream(self, messages: list[dict], sampling: Sampling, answer: Answer) -> Iterator[str]:
+    def stream(self, messages: list[dict], sampling: Sampling, answer: ReplyStatus) -> Iterator[str]:
         import torch
         from tokenizers.decoders import DecodeStream
 
@@ -59,7 +59,7 @@ class LocalSpeaker:
     def _ends(self) -> set[int]:
         named = self._model.generation_config.eos_token_id
         named = named if isinstance(named, list) else [named]
-        own = [self.tokenizer.eos_token_id] if self.completes else chat_template.end_ids(self.tokenizer)
+        own = [self.tokenizer.eos_token_id] if self.completes else chat_template.stop_token_ids(self.tokenizer)
         return {*own, *named} - {None}
 
     def _next_logits(self, ids: list[int]):

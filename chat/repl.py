@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from chat.conversation import Answer, Conversation, Sampling, reply
+from chat.conversation import Conversation, ReplyStatus, Sampling, stream_reply
 from utils import paths
 from utils.errors import UserError, first_line
 
@@ -48,7 +48,7 @@ class Repl:
             except UserError as error:
                 if not self.typed:
                     raise
-                say(f"error: {error}" + ("; /retry asks again" if self.failed else ""))
+                print_notice(f"error: {error}" + ("; /retry asks again" if self.failed else ""))
 
     def command(self, name: str, argument: str) -> None:
         commands = {
@@ -71,10 +71,10 @@ class Repl:
         if self.speaker.completes:
             self.conversation.reset()
         self.conversation.ask(text)
-        self.failed, said, answer, begun = text, "", Answer(), time.monotonic()
+        self.failed, said, answer, begun = text, "", ReplyStatus(), time.monotonic()
         self.asked += 1
         sampling = replace(self.sampling, seed=self.first_seed + self.asked)
-        pieces = reply(self.speaker, self.conversation.messages(), sampling, answer, say)
+        pieces = stream_reply(self.speaker, self.conversation.messages(), sampling, answer, print_notice)
         try:
             for piece in pieces:
                 said += piece
@@ -82,7 +82,7 @@ class Repl:
         except KeyboardInterrupt:
             if not self.typed:
                 raise
-            say("\n[stopped]")
+            print_notice("\n[stopped]")
         except UserError:
             print(flush=True)
             self.conversation.take_back()
@@ -90,18 +90,18 @@ class Repl:
         else:
             print(flush=True)
             if answer.ending == "length":
-                say("[cut: --max_tokens, or the model's context, is reached]")
+                print_notice("[cut: --max_tokens, or the model's context, is reached]")
         finally:
             pieces.close()
         if not said:  # stopped before the first word, or nothing was answered
             self.conversation.take_back()
-            say("[no answer; /retry asks again]")
+            print_notice("[no answer; /retry asks again]")
             return
         self.failed = None
         self.conversation.answer(said)
         if self.timed:
             seconds = time.monotonic() - begun
-            say(f"[{answer.tokens} tokens, {answer.tokens / seconds:.1f} a second]")
+            print_notice(f"[{answer.tokens} tokens, {answer.tokens / seconds:.1f} a second]")
 
     def retry(self, _: str) -> None:
         before = list(self.conversation.turns)
@@ -117,14 +117,14 @@ class Repl:
     def reset(self, _: str) -> None:
         self.conversation.reset()
         self.failed = None
-        say("a new conversation")
+        print_notice("a new conversation")
 
     def system(self, text: str) -> None:
         if text and self.speaker.completes:
             raise UserError("/system: a model that continues text takes none")
         if text:
             self.conversation.system = "" if text == "-" else text
-        say(f"system message: {self.conversation.system or 'none'}")
+        print_notice(f"system message: {self.conversation.system or 'none'}")
 
     def save(self, name: str) -> None:
         if not self.conversation.turns:
@@ -132,29 +132,29 @@ class Repl:
         path = file_named(name, "/save")
         with mistyped(name):
             self.conversation.save(path)
-        say(f"saved: {path}")
+        print_notice(f"saved: {path}")
 
     def load(self, name: str) -> None:
         path = file_named(name, "/load")
         with mistyped(name):
             self.conversation.load(path)
         self.failed = None
-        say(f"going on from {path}, {len(self.conversation.turns) // 2} turns")
+        print_notice(f"going on from {path}, {len(self.conversation.turns) // 2} turns")
 
     def temperature(self, text: str) -> None:
         if text:
             self.sampling.temperature = temperature_of(text, "/temperature")
-        say(f"temperature: {self.sampling.temperature}")
+        print_notice(f"temperature: {self.sampling.temperature}")
 
     def speed(self, _: str) -> None:
         self.timed = not self.timed
-        say(f"tokens/s after every answer: {'on' if self.timed else 'off'}")
+        print_notice(f"tokens/s after every answer: {'on' if self.timed else 'off'}")
 
     def help(self, _: str) -> None:
-        say(HELP)
+        print_notice(HELP)
 
 
-def say(text: str) -> None:
+def print_notice(text: str) -> None:
     """Something that is not the model's."""
     print(CONTROL.sub("", text), file=sys.stderr, flush=True)
 
@@ -240,6 +240,6 @@ def lines_of_terminal() -> Iterator[str]:
         try:
             yield clean(session.prompt()).strip()
         except KeyboardInterrupt:  # of what is being typed
-            say("/quit or Ctrl-D leaves")
+            print_notice("/quit or Ctrl-D leaves")
         except EOFError:
             return

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from chat.conversation import Answer, Conversation, Sampling, reply
+from chat.conversation import Conversation, ReplyStatus, Sampling, stream_reply
 from utils.errors import UserError
 
 NOTICE = "Notice"  # the title of a message that is not the model's
@@ -110,7 +110,7 @@ def answerer(speaker, sampling: Sampling, system: str):
     def answer(message: str, history: list[dict]) -> Iterator[list[dict]]:
         talk = said_so_far([] if speaker.completes else history, system)
         talk.ask(message)
-        drawn, known = replace(sampling, seed=sampling.seed + next(asked)), Answer()
+        drawn, known = replace(sampling, seed=sampling.seed + next(asked)), ReplyStatus()
         notices: list[dict] = []
         text = ""
 
@@ -118,7 +118,7 @@ def answerer(speaker, sampling: Sampling, system: str):
             notices.append(spoken(what) | {"metadata": {"title": NOTICE}})
 
         try:
-            with contextlib.closing(reply(speaker, talk.messages(), drawn, known, tell)) as pieces:
+            with contextlib.closing(stream_reply(speaker, talk.messages(), drawn, known, tell)) as pieces:
                 for piece in pieces:
                     text += piece
                     yield [*notices, spoken(text)]

@@ -9,11 +9,11 @@ Run it to look at them:
 import argparse
 import itertools
 
-from data.mixture import Blocks, make_plan, open_replay_file, open_training_file
-from data.packing import source_of
+from data.mixture import BlockDataset, make_plan, open_replay_file, open_training_file
+from data.packing import blocks_of_file
 from utils import paths
 from utils.errors import UserError, run
-from utils.token_file import IGNORED
+from utils.token_file import IGNORE_INDEX
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -43,16 +43,16 @@ def main() -> None:
         raise UserError("--bs and --block_size: must be above 0")
     files = [open_training_file(args.task_name, args.model, args.conversations)]
     files += [open_replay_file(args.replay, "train")] if args.rr else []
-    sources = [source_of(file, args.block_size, args.seed) for file in files]
+    sources = [blocks_of_file(file, args.block_size, args.seed) for file in files]
     lengths = [*map(len, sources), 0][:2]
     plan = make_plan(*lengths, args.epochs, args.rr, args.bs, args.seed)
-    blocks = Blocks(plan, *sources)
+    blocks = BlockDataset(plan, *sources)
 
-    from utils.tokenizer import fingerprint, load_tokenizer  # a second to import: not for --help
+    from utils.tokenizer import load_tokenizer, vocabulary_sha256  # a second to import: not for --help
 
     tokenizer = load_tokenizer(args.model_name, "--model_name")
     for file in files:
-        file.check_vocabulary(fingerprint(tokenizer), len(tokenizer), args.model_name)
+        file.check_vocabulary(vocabulary_sha256(tokenizer), len(tokenizer), args.model_name)
     for index in range(min(args.blocks, len(blocks))):
         print(f"--- block {index}: {blocks.name(index)}")
         print(shown(blocks[index]["labels"].tolist(), blocks.ids(index).tolist(), tokenizer))
@@ -70,9 +70,9 @@ def main() -> None:
 
 def shown(labels: list[int], ids: list[int], tokenizer) -> str:
     """A block as text; of a conversation's, what is learnt stands between ⟦ and ⟧."""
-    if IGNORED not in labels:
+    if IGNORE_INDEX not in labels:
         return tokenizer.decode(ids)
-    runs = itertools.groupby(zip(labels, ids, strict=True), key=lambda pair: pair[0] != IGNORED)
+    runs = itertools.groupby(zip(labels, ids, strict=True), key=lambda pair: pair[0] != IGNORE_INDEX)
     texts = [(learnt, tokenizer.decode([i for _, i in run])) for learnt, run in runs]
     return "".join(f"⟦{text}⟧" if learnt else text for learnt, text in texts)
 

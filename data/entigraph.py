@@ -19,19 +19,19 @@ from contextlib import closing
 from pathlib import Path
 
 from data.generation import methods
-from data.generation.batch_run import Batched
-from data.generation.calls import summarize
-from data.generation.cost_estimate import print_plan
+from data.generation.batch_run import BatchRun
+from data.generation.calls import write_summary
+from data.generation.cost_estimate import print_estimate
 from data.generation.import_json import import_published
-from data.generation.live_run import Live
-from data.generation.passages import Store, open_all
-from inference.batch_api import under_way
+from data.generation.live_run import LiveRun
+from data.generation.passages import PassageStore, open_all
+from inference.batch_api import pending_calls
 from inference.budget import Ledger
 from inference.prices import find_price
 from tasks import readers
 from tasks.documents import load_task, parse_indices
 from utils import paths
-from utils.cli import above_zero, count, positive
+from utils.cli import non_negative_int, positive_float, positive_int
 from utils.errors import UserError, run
 
 
@@ -53,23 +53,28 @@ def parse_arguments() -> argparse.Namespace:
     add("--model", default=paths.DEFAULT_GENERATOR, help="the generator (default %(default)s)")
     add("--base_url", help="an OpenAI-compatible server (default $OPENAI_BASE_URL, else OpenAI)")
     add("--method", choices=methods.METHODS, default="entigraph", help="how to rewrite (default %(default)s)")
-    add("--max_entities", type=positive, help="entities (or strategies) per article, the first named (default all)")
-    add("--max_pairs", type=count, help="pairs per article (default all)")
-    add("--max_triples", type=count, default=1000, help="triples per article (default 1000; 40 entities have 9,880)")
-    add("--samples", type=positive, default=1, help="passages of everything that is asked for (default 1)")
+    add("--max_entities", type=positive_int, help="entities (or strategies) per article, the first named (default all)")
+    add("--max_pairs", type=non_negative_int, help="pairs per article (default all)")
+    add(
+        "--max_triples",
+        type=non_negative_int,
+        default=1000,
+        help="triples per article (default 1000; 40 entities have 9,880)",
+    )
+    add("--samples", type=positive_int, default=1, help="passages of everything that is asked for (default 1)")
     add("--dry_run", action="store_true", help="print calls, tokens, dollars and time, and call nothing")
-    add("--budget_usd", type=above_zero, help="stop before this is spent, earlier runs counted (default none)")
-    add("--max_tokens_total", type=positive, help="the same in tokens, of prompts and replies (default none)")
+    add("--budget_usd", type=positive_float, help="stop before this is spent, earlier runs counted (default none)")
+    add("--max_tokens_total", type=positive_int, help="the same in tokens, of prompts and replies (default none)")
     add(
         "--prices",
         type=Path,
         default=paths.prices_file(),
         help="dollars for a million tokens (default data/prices.json)",
     )
-    add("--concurrency", type=positive, default=16, help="calls under way at once (default 16)")
-    add("--requests_per_minute", type=above_zero, help="your limit, if you know it (default: learnt from refusals)")
-    add("--tokens_per_minute", type=above_zero, help="your limit, if you know it")
-    add("--timeout", type=above_zero, default=600.0, help="seconds for one try of a call (default 600)")
+    add("--concurrency", type=positive_int, default=16, help="calls under way at once (default 16)")
+    add("--requests_per_minute", type=positive_float, help="your limit, if you know it (default: learnt from refusals)")
+    add("--tokens_per_minute", type=positive_float, help="your limit, if you know it")
+    add("--timeout", type=positive_float, default=600.0, help="seconds for one try of a call (default 600)")
     add("--batch", choices=["submit", "status", "collect"], help="through OpenAI's Batch API")
     add(
         "--retry_failed",
@@ -77,7 +82,7 @@ def parse_arguments() -> argparse.Namespace:
         help="ask again also for replies that were cut or filtered, which were paid for",
     )
     add("--import_json", type=Path, metavar="DIR", help="take over a corpus published as one JSON list a document")
-    add("--max_tokens", type=positive, default=4096, help="longest reply (default 4096)")
+    add("--max_tokens", type=positive_int, default=4096, help="longest reply (default 4096)")
     add("--temperature", type=float, default=1.0, help="default 1.0, as in the paper")
     add(
         "--response_format",
@@ -95,30 +100,30 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     if args.corpus:
-        args.task = readers.take_in(args.corpus)
+        args.task = readers.import_corpus(args.corpus)
     documents = load_task(args.task)
     chosen = [documents[n] for n in parse_indices("all" if args.articles is None else args.articles, len(documents))]
     most = {"pair": args.max_pairs, "triple": args.max_triples}
-    recipe = methods.Recipe(args.model, args.method, most, args.samples, args.seed, args.max_entities)
+    recipe = methods.GenerationSettings(args.model, args.method, most, args.samples, args.seed, args.max_entities)
     folder = paths.passages_dir(args.task, args.model, args.method)
     if args.dry_run:
-        print_plan(args, chosen, recipe, folder)
+        print_estimate(args, chosen, recipe, folder)
         return
     with closing(open_ledger(args, folder)) as ledger:
-        store = Store(folder, args.retry_failed)
+        store = PassageStore(folder, args.retry_failed)
         if args.import_json:
             import_published(args.import_json, documents, recipe, store)
             return
-        if not args.batch and (calls := under_way(folder / "batches.state")):
+        if not args.batch and (calls := pending_calls(folder / "batches.state")):
             raise UserError(
                 f"{calls} calls are under way in batches and would be paid for twice; first: --batch collect"
             )
         open_all(store, chosen, recipe)
-        way = (Batched if args.batch else Live)(args, chosen, recipe, store, ledger)
+        way = (BatchRun if args.batch else LiveRun)(args, chosen, recipe, store, ledger)
         try:
             asyncio.run(way.run())
         finally:
-            summarize(store, ledger)
+            write_summary(store, ledger)
 
 
 def open_ledger(args: argparse.Namespace, folder: Path) -> Ledger:

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from tasks import quiz, readers
 from tasks.documents import load_documents
-from tasks.quiz import Maker
+from tasks.quiz import QuizMaker
 from utils import paths
 from utils.errors import UserError, run
-from utils.io import Journal, replacing
+from utils.io import Journal, atomic_write
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -55,11 +55,11 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     if args.corpus:
-        args.task = readers.take_in(args.corpus)
+        args.task = readers.import_corpus(args.corpus)
     documents = load_documents([paths.corpus_file(args.task)], "write it, or use --corpus DIR")
     target = paths.questions_file(args.task)
     with Journal(target.with_suffix(".calls.jsonl")) as journal:
-        maker = Maker(args, journal)
+        maker = QuizMaker(args, journal)
         kept = asyncio.run(maker.run(documents))
     print("\n".join(f"{number:6} {what}" for what, number in maker.counts.items()))
     print(f"{len(kept):6} kept, about {len({document.uid for document, _ in kept})} of {len(documents)} documents")
@@ -70,9 +70,9 @@ def main() -> None:
     )
     if not kept:
         raise UserError(failed or "no question was kept; a stronger --model, or more --per_document")
-    with replacing(target) as file:
+    with atomic_write(target) as file:
         file.writelines(
-            json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in quiz.lay_out(kept, args.seed)
+            json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in quiz.build_records(kept, args.seed)
         )
     if failed:
         raise UserError(f"{failed}; {target} has the questions about the others")

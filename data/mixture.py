@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.generation.methods import METHODS
-from data.packing import Conversations, Text, source_of
+from data.packing import ConversationBlocks, TextBlocks, blocks_of_file
 from utils import paths
 from utils.errors import UserError
 from utils.token_file import TokenFile
@@ -74,11 +74,11 @@ def _rounds(blocks: int, number: int, seed: int, purpose: int) -> np.ndarray:
     return np.concatenate([*orders, np.empty(0, np.int64)])[:number].astype(np.int64)
 
 
-class Blocks:
+class BlockDataset:
     """A map-style dataset of the blocks of two sources (Text or Conversations; of the replay, Text) in
     the order of a plan."""
 
-    def __init__(self, plan: Plan, synthetic: Text | Conversations, replay: Text | None = None):
+    def __init__(self, plan: Plan, synthetic: TextBlocks | ConversationBlocks, replay: TextBlocks | None = None):
         self.plan, self.sources = plan, (synthetic, replay)
 
     def __len__(self) -> int:
@@ -98,10 +98,10 @@ class Blocks:
         return f"{SOURCES[self.plan.source[index]]} block {self.plan.block[index]}"
 
 
-def held_out(source: Text | Conversations, most: int) -> Blocks | None:
+def held_out_blocks(source: TextBlocks | ConversationBlocks, most: int) -> BlockDataset | None:
     """The first `most` blocks in their order, to measure a loss on; None where there are none."""
     number = min(most, len(source))
-    return Blocks(Plan(np.zeros(number, np.uint8), np.arange(number)), source) if number else None
+    return BlockDataset(Plan(np.zeros(number, np.uint8), np.arange(number)), source) if number else None
 
 
 def open_training_file(task_name: str, generator: str, conversations: str) -> TokenFile:
@@ -147,7 +147,7 @@ def open_files(args: argparse.Namespace) -> dict:
         must_match = files["replay"]
     for file in files.values():
         file.verify()
-    if "held_out" in files and made_by_other_runs(must_match, files["held_out"]):
+    if "held_out" in files and from_different_runs(must_match, files["held_out"]):
         raise UserError(
             f"{must_match.path} and {files['held_out'].path.name}: not made by one run, so held-out "
             f"text may be trained on; {must_match.made_by}"
@@ -155,17 +155,17 @@ def open_files(args: argparse.Namespace) -> dict:
     return files
 
 
-def made_by_other_runs(one: TokenFile, other: TokenFile) -> bool:
+def from_different_runs(one: TokenFile, other: TokenFile) -> bool:
     keys = ("seed", "sources", "test_share", "template_sha256", "learnt", "block_size")
     return any(one.meta.get(key) != other.meta.get(key) for key in keys)
 
 
-def make_datasets(args: argparse.Namespace, files: dict) -> tuple[Blocks, Blocks | None]:
+def make_datasets(args: argparse.Namespace, files: dict) -> tuple[BlockDataset, BlockDataset | None]:
     inside = args.mask_documents
-    synthetic = source_of(files["train"], args.block_size, args.seed, inside, args.subsample_ratio)
+    synthetic = blocks_of_file(files["train"], args.block_size, args.seed, inside, args.subsample_ratio)
     replay, test = (
-        source_of(files[name], args.block_size, args.seed, inside) if name in files else ()
+        blocks_of_file(files[name], args.block_size, args.seed, inside) if name in files else ()
         for name in ("replay", "held_out")
     )
     plan = make_plan(len(synthetic), len(replay), args.epochs, args.rr, int(args.bs), args.seed)
-    return Blocks(plan, synthetic, replay), held_out(test, args.eval_blocks)
+    return BlockDataset(plan, synthetic, replay), held_out_blocks(test, args.eval_blocks)

@@ -5,7 +5,7 @@ import bisect
 import numpy as np
 
 from utils.errors import UserError
-from utils.token_file import IGNORED, TokenFile
+from utils.token_file import IGNORE_INDEX, TokenFile
 
 # Each random choice has a generator of its own: seed, purpose, and the epoch or round.
 DOCUMENTS, PACKING = 0, 4
@@ -36,7 +36,7 @@ def subsample(file: TokenFile, ratio: float, seed: int) -> tuple[np.ndarray, np.
     return np.concatenate([*parts, np.empty(0, file.ids.dtype)]), ends
 
 
-class Text:
+class TextBlocks:
     """Blocks cut out of documents that lie one after the other: block i is
     {"input_ids": (block_size,), "labels": the same}; the model shifts the labels itself.
 
@@ -59,7 +59,7 @@ class Text:
         if self.ends is None:
             return {"input_ids": ids, "labels": ids}
         positions = self.positions(block)
-        labels = np.where(positions == 0, IGNORED, ids)
+        labels = np.where(positions == 0, IGNORE_INDEX, ids)
         return {"input_ids": ids, "labels": labels, "position_ids": positions}
 
     def positions(self, block: int) -> np.ndarray:
@@ -67,10 +67,10 @@ class Text:
         size = self.blocks.shape[1]
         begin = block * size
         first, last = np.searchsorted(self.ends, begin, "right"), np.searchsorted(self.ends, begin + size)
-        return count_from(self.ends[first:last].astype(np.int64) - begin, size)
+        return positions_from(self.ends[first:last].astype(np.int64) - begin, size)
 
 
-class Conversations:
+class ConversationBlocks:
     """Blocks of whole conversations, as many in each as fit, and zeros behind them. Labels are IGNORED
     where the file's mask is 0, where a conversation begins, and behind the last one.
 
@@ -88,7 +88,7 @@ class Conversations:
             )
         self.file, self.begins, self.lengths, self.inside = file, begins, lengths, inside
         self.size = block_size
-        self.packed = [chosen[block] for block in pack(lengths[chosen], block_size, seed)]
+        self.packed = [chosen[block] for block in pack_best_fit(lengths[chosen], block_size, seed)]
 
     def __len__(self) -> int:
         return len(self.packed)
@@ -99,8 +99,8 @@ class Conversations:
     def __getitem__(self, block: int) -> dict[str, np.ndarray]:
         ids, mask = self.ids(block).astype(np.int64), self._laid_out(self.file.mask, block)
         ends = np.cumsum(self.lengths[self.packed[block]])
-        positions = count_from(ends[ends < self.size], self.size)
-        labels = np.where((mask == 1) & (positions > 0), ids, IGNORED)
+        positions = positions_from(ends[ends < self.size], self.size)
+        labels = np.where((mask == 1) & (positions > 0), ids, IGNORE_INDEX)
         item = {"input_ids": ids, "labels": labels}
         return item | {"position_ids": positions} if self.inside else item
 
@@ -118,24 +118,24 @@ class Conversations:
         return float(self.lengths[np.concatenate(self.packed)].sum() / (len(self) * self.size))
 
 
-def source_of(
+def blocks_of_file(
     file: TokenFile, block_size: int, seed: int = 0, inside: bool = False, ratio: float = 1
-) -> Text | Conversations:
+) -> TextBlocks | ConversationBlocks:
     """The blocks of a file, or of a share of its documents; `inside` keeps attention inside a document."""
     if file.mask is not None:
-        return Conversations(file, block_size, seed, inside, ratio)
+        return ConversationBlocks(file, block_size, seed, inside, ratio)
     ids, ends = subsample(file, ratio, seed)
-    return Text(ids, block_size, ends if inside else None)
+    return TextBlocks(ids, block_size, ends if inside else None)
 
 
-def count_from(begins: np.ndarray, size: int) -> np.ndarray:
+def positions_from(begins: np.ndarray, size: int) -> np.ndarray:
     """(size,) int64 numbers that count up from 0 and begin again at each of `begins`."""
     starts = np.zeros(size, np.int64)
     starts[begins] = begins
     return np.arange(size) - np.maximum.accumulate(starts)
 
 
-def pack(lengths: np.ndarray, size: int, seed: int) -> list[list[int]]:
+def pack_best_fit(lengths: np.ndarray, size: int, seed: int) -> list[list[int]]:
     """Put documents into blocks of `size` tokens, each whole: the longest first, into the fullest block
     that still has room (best fit, decreasing). Documents of one length, and the blocks, come in a seeded
     order: the first blocks are a sample of all.

@@ -84,8 +84,8 @@ def good_ones(files: list[Path], places: np.ndarray, documents: list, least: flo
             article = filters.words_of(articles.get(files[number].stem, ""))
             file, source = number, set(filters.ngrams(article, filters.COPIED_N))
         words = filters.words_of(text)
-        mark = filters.fingerprint(words)
-        kept.append(mark not in seen and filters.quality(words, text, source) >= least)
+        mark = filters.text_digest(words)
+        kept.append(mark not in seen and filters.passage_score(words, text, source) >= least)
         seen.add(mark)
     if not any(kept):
         raise UserError(f"--min_quality {least}: no passage is left")

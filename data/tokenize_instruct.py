@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from utils import chat_template, paths
-from utils.chat_template import problem_of
+from utils.chat_template import conversation_error
 from utils.errors import UserError, first_line, run
 from utils.io import iterate_jsonl
 from utils.token_file import write_tokens
-from utils.tokenizer import fingerprint, load_tokenizer
+from utils.tokenizer import load_tokenizer, vocabulary_sha256
 
 ULTRACHAT = "HuggingFaceH4/ultrachat_200k"
 BATCH = 512  # conversations in memory at a time; of UltraChat half a million tokens
@@ -77,12 +77,12 @@ def main() -> None:
     args = parse_arguments()
     build, sources = from_files(args) if args.jsonl else from_hub(args)
     tokenizer = load_tokenizer(args.tokenizer)
-    chat_template.give_template(tokenizer, args.template, f"--tokenizer {args.tokenizer}")
+    chat_template.set_template(tokenizer, args.template, f"--tokenizer {args.tokenizer}")
     for split in ("test", "train"):
         path = paths.conversations_bin(args.name, split)
         made = {
             "tokenizer": tokenizer.name_or_path,
-            "tokenizer_sha256": fingerprint(tokenizer),
+            "tokenizer_sha256": vocabulary_sha256(tokenizer),
             "vocab_size": len(tokenizer),
             "template": tokenizer.chat_template,
             "template_sha256": chat_template.digest(tokenizer.chat_template),
@@ -124,7 +124,7 @@ def of_files(files: list[Path]) -> Iterator[Conversation]:
     for file in files:
         for number, (_, record) in enumerate(iterate_jsonl(file), 1):
             messages = record.get("messages")
-            if problem := problem_of(messages):
+            if problem := conversation_error(messages):
                 raise UserError(f"{file}, conversation {number}: {problem}")
             yield messages
 
@@ -163,11 +163,11 @@ def documents(
     """Batches of pieces of conversations, each (2, tokens): ids and mask; counts what it meets."""
     conversations = iter(conversations)
     while batch := list(itertools.islice(conversations, BATCH)):
-        good = [messages for messages in batch if not problem_of(messages)]
+        good = [messages for messages in batch if not conversation_error(messages)]
         counts["conversations"] += len(good)
         counts["refused"] += len(batch) - len(good)
         found = []
-        for messages, rows in zip(good, chat_template.learnt(tokenizer, good), strict=True):
+        for messages, rows in zip(good, chat_template.encode_with_mask(tokenizer, good), strict=True):
             if rows.shape[1] <= args.block_size:
                 found.append(rows)
             else:
@@ -189,11 +189,11 @@ def cut(tokenizer, messages: list[dict], longest: int, counts: dict) -> list[np.
     pieces: list[list[dict]] = []
     for index in range(0, len(turns), 2):
         exchange = turns[index : index + 2]
-        if pieces and len(chat_template.as_ids(tokenizer, pieces[-1] + exchange)) <= longest:
+        if pieces and len(chat_template.encode(tokenizer, pieces[-1] + exchange)) <= longest:
             pieces[-1] += exchange
         else:
             pieces.append(system + exchange)
-    rows = chat_template.learnt(tokenizer, pieces)
+    rows = chat_template.encode_with_mask(tokenizer, pieces)
     kept = [row for row in rows if row.shape[1] <= longest]
     counts["left_out"] += len(rows) - len(kept)
     return kept

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from gptj import formats
 from utils.checkpoint import COMPLETE
 from utils.errors import UserError
-from utils.io import replacing
+from utils.io import atomic_write
 
 NAME = re.compile(r"checkpoint_(\d+)\.mdl")
 KEPT_AS_BYTES = re.compile(r"trainer_state\.json|rng_state(_\d+)?\.pth")  # what only the Trainer reads
@@ -43,13 +43,13 @@ def pack(folder: Path, target: Path, data: dict) -> None:
             if KEPT_AS_BYTES.fullmatch(path.name)
         },
     }
-    with replacing(target) as file:
+    with atomic_write(target) as file:
         torch.save(content, file)
 
 
 def save_weights(model, target: Path) -> None:
     """The weights alone, as the converter writes them."""
-    with replacing(target) as file:
+    with atomic_write(target) as file:
         torch.save({"model": formats.to_cs(model.state_dict())}, file)
 
 

@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 
 from utils.errors import UserError, run
-from utils.io import read_json, replacing, write_json
+from utils.io import atomic_write, read_json, write_json
 
 FORMATS = ("hf", "cs-1.8")
 
@@ -52,7 +52,7 @@ def convert_config(path: Path, source: str, folder: Path) -> tuple[Path, dict]:
         if not isinstance(config, dict):
             raise UserError(f"{path}: no JSON object")
         target = folder / f"{path.stem}_to_cs-1.8.yaml"
-        with replacing(target) as file:
+        with atomic_write(target) as file:
             file.write(yaml.safe_dump({"model": formats.config_to_cs(config)}, indent=4).encode())
         return target, config
     params = load_yaml(path)
@@ -79,7 +79,7 @@ def convert(args: argparse.Namespace, folder: Path) -> None:
         state = formats.load_mdl(args.file)["model"]
         out, content = folder / f"{stem}_to_hf.bin", formats.to_hf(state, str(args.file))
         converted = content
-    with replacing(out) as file:
+    with atomic_write(out) as file:
         torch.save(content, file)
     print(f"{out}: {len(converted)} tensors from {len(state)}\n{target}")
     if args.check:

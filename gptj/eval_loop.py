@@ -13,10 +13,10 @@ from gptj import formats
 from gptj.checkpoint import checkpoints
 from gptj.hdf5 import Data, Hdf5Rows, order_of_rows
 from gptj.model import Start, build_model
-from utils.cli import say
+from utils.cli import print_main
 from utils.device import is_main_process
 from utils.errors import UserError
-from utils.token_file import IGNORED
+from utils.token_file import IGNORE_INDEX
 
 
 class Evaluation(TrainerCallback):
@@ -44,7 +44,7 @@ def evaluate(params: dict, model, data: Data, step: int, folder: Path) -> dict:
     if not len(order):
         raise UserError(f"eval_input.batch_size: {bs}, and there are {data.rows} rows; give drop_last: false")
     if len(order) < data.rows:
-        say(f"{data.rows - len(order)} rows, less than a batch, are left out (eval_input.drop_last)")
+        print_main(f"{data.rows - len(order)} rows, less than a batch, are left out (eval_input.drop_last)")
     rows = Hdf5Rows(data.files, data.counts, order)
     workers = data.section["num_workers"]
     loader = DataLoader(
@@ -70,10 +70,10 @@ def evaluate(params: dict, model, data: Data, step: int, folder: Path) -> dict:
             hidden = model.transformer(input_ids=ids).last_hidden_state.flatten(0, 1)
             # Not the model's own output layer, which hands hidden states on while it is trained.
             logits = linear(hidden, model.lm_head.weight, model.lm_head.bias).float()
-            tokens = (labels != IGNORED).sum()
+            tokens = (labels != IGNORE_INDEX).sum()
             if not tokens:
                 continue
-            nll = cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none").sum()
+            nll = cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="none").sum()
             losses.append((nll / tokens).item())
             total, counted = total + nll, counted + tokens
             right += (logits.argmax(-1) == labels).sum()
@@ -94,9 +94,9 @@ def report(found: dict, step: int, folder: Path) -> None:
         return
     from tensorboardX import SummaryWriter
 
-    say(f"| Eval Step={step}, Avg Eval Loss={found['loss']}")
-    say(f"Metric: eval/lm_perplexity = {found['eval/lm_perplexity']}")
-    say(f"Metric: eval/accuracy = {found['eval/accuracy']}")
+    print_main(f"| Eval Step={step}, Avg Eval Loss={found['loss']}")
+    print_main(f"Metric: eval/lm_perplexity = {found['eval/lm_perplexity']}")
+    print_main(f"Metric: eval/accuracy = {found['eval/accuracy']}")
     with SummaryWriter(str(folder / "eval")) as writer:
         for name, value in found.items():
             writer.add_scalar(name, value, step)

@@ -7,7 +7,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.io import read_json
-from utils.token_file import IGNORED
+from utils.token_file import IGNORE_INDEX
 
 
 class Hdf5Rows:
@@ -32,7 +32,7 @@ class Hdf5Rows:
         import torch
 
         ids, mask, labels = torch.from_numpy(self.row(index).astype(np.int64))
-        labels = labels.where(mask > 0, IGNORED)
+        labels = labels.where(mask > 0, IGNORE_INDEX)
         return {"input_ids": ids, "labels": labels, "shift_labels": labels}
 
     def row(self, index: int) -> np.ndarray:

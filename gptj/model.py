@@ -10,7 +10,7 @@ from gptj import formats
 from gptj.checkpoint import check_data, checkpoints
 from gptj.hdf5 import Data
 from gptj.params import recipe
-from utils.cli import say
+from utils.cli import print_main
 from utils.device import is_main_process
 from utils.errors import UserError
 from utils.io import read_json
@@ -79,7 +79,7 @@ def build_model(params: dict, start: Start, strict: bool):
         raise UserError(
             f"{start.path}: {len(wrong)} weights missing or too many, {wrong[0]} for one; --disable_strict_checkpoint_loading takes what fits"
         )
-    say(f"weights from {start.path}, step {start.step}")
+    print_main(f"weights from {start.path}, step {start.step}")
     return model
 
 
@@ -98,5 +98,5 @@ def export(model, folder: Path, tokenizer: str | None, data: Data) -> None:
 
         load_tokenizer(tokenizer).save_pretrained(folder)
     else:
-        say(f"{folder}: without a tokenizer; give --tokenizer NAME_OR_FOLDER")
-    say(f"{folder}: a Hugging Face checkpoint")
+        print_main(f"{folder}: without a tokenizer; give --tokenizer NAME_OR_FOLDER")
+    print_main(f"{folder}: a Hugging Face checkpoint")

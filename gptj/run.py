@@ -17,7 +17,7 @@ from pathlib import Path
 
 from gptj.params import load
 from utils.errors import UserError, run
-from utils.io import replacing
+from utils.io import atomic_write
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -52,12 +52,12 @@ def main() -> None:
     from gptj.hdf5 import open_data
     from gptj.model import build_model, export, find_start
     from gptj.train_loop import check_device, train
-    from utils.cli import quiet, say
+    from utils.cli import print_main, silence_transformers
 
-    quiet()
+    silence_transformers()
     check_device(args.device)
     if ignored:
-        say(f"without effect here: {', '.join(ignored)}")
+        print_main(f"without effect here: {', '.join(ignored)}")
     trains, evaluates = args.mode in ("train", "train_and_eval"), args.mode != "train"
     training = open_data(params, "train_input") if trains else None
     validation = open_data(params, "eval_input") if evaluates else None
@@ -90,7 +90,7 @@ def save_params(args: argparse.Namespace, params: dict) -> None:
     import yaml
 
     if os.environ.get("RANK", "0") == "0":
-        with replacing(args.model_dir / f"params_{args.mode}.yaml") as file:
+        with atomic_write(args.model_dir / f"params_{args.mode}.yaml") as file:
             file.write(yaml.safe_dump(params, sort_keys=False).encode())
 
 

@@ -19,8 +19,8 @@ from training import trainer
 from training.hardware import choose_sharding
 from training.memory import fit_memory
 from training.optim import AdamW
-from training.settings import Settings
-from utils.cli import say
+from training.settings import TrainingSettings
+from utils.cli import print_main
 from utils.device import is_main_process
 from utils.errors import UserError
 
@@ -59,9 +59,9 @@ def refuse_later_checkpoints(folder: Path, start: Start) -> None:
         )
 
 
-def settings_of(params: dict, data: Data, last: int) -> Settings:
+def settings_of(params: dict, data: Data, last: int) -> TrainingSettings:
     config, optimizer = params["runconfig"], params["optimizer"]
-    return Settings(
+    return TrainingSettings(
         lr=1.0,  # times the schedule
         bs=data.section["batch_size"],
         wd=optimizer["weight_decay"],
@@ -87,7 +87,7 @@ def train(args, params: dict, model, start: Start, data: Data, validation: Data 
     refuse_later_checkpoints(folder, start)
     last = target_step(params, start.step, data)
     settings, memory = fit_memory(model, settings_of(params, data, last), "auto", flags=False)
-    say(f"training {memory}")
+    print_main(f"training {memory}")
     order = order_of_rows(data.rows, settings.bs, last, data.section["drop_last"], data.seed())
     rows = Hdf5Rows(data.files, data.counts, order)
     with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
@@ -140,6 +140,6 @@ class Console(TrainerCallback):
         recent = (step - self.told) * self.bs / (now - self.told_at)
         overall = (step - self.first) * self.bs / (now - self.begun)
         self.told, self.told_at = step, now
-        say(
+        print_main(
             f"| Train Device={self.device}, Step={step}, Loss={logs['loss']:.5f}, Rate={recent:.2f} samples/sec, GlobalRate={overall:.2f} samples/sec"
         )

@@ -23,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.errors import UserError, run
-from utils.io import replacing
+from utils.io import atomic_write
 
 # In this order, each on the first match in a line.
 SUBSTITUTIONS = [
@@ -76,7 +76,7 @@ def clean_file(source: Path, target: Path, keep_numbers: bool) -> None:
         kept[2] = WHOLE_LINE_OF_NUMBERS
     # Newlines are no part of a line here, and . is any other byte, as for sed.
     patterns = [re.compile(pattern, re.DOTALL) for pattern in kept]
-    with open(source, "rb") as file, replacing(target) as out:
+    with open(source, "rb") as file, atomic_write(target) as out:
         for line in file:
             body = line.removesuffix(b"\n")
             end = line[len(body) :]
@@ -134,7 +134,7 @@ def write_shards(shards: Iterable[list[bytes]], args: argparse.Namespace, first:
     names = []
     for number, shard in enumerate(shards, first):
         name = f"split_files/{args.input_file.name}-{number}.txt"
-        with replacing(args.out_dir / name) as file:
+        with atomic_write(args.out_dir / name) as file:
             file.writelines(shard)
         names.append(name)
     return names
@@ -184,7 +184,7 @@ def split(args: argparse.Namespace) -> None:
         raise UserError(f"--val_split_ratio {args.val_split_ratio}: above 0 and below 1")
     training, validation = (split_articles if args.by_article else split_lines)(args)
     for name, names in (("train_meta.txt", training), ("val_meta.txt", validation)):
-        with replacing(args.out_dir / name) as file:
+        with atomic_write(args.out_dir / name) as file:
             file.write("".join(f"{name}\n" for name in names).encode())
     mine = re.compile(re.escape(args.input_file.name) + r"-\d+\.txt")
     for path in (args.out_dir / "split_files").iterdir():

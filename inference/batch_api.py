@@ -32,7 +32,7 @@ class Batch:
     collected: bool = False
 
 
-def under_way(path: Path) -> int:
+def pending_calls(path: Path) -> int:
     """Calls in batches that are not collected, by the journal alone."""
     batches: dict[str, int] = {}
     for line in read_journal(path) if path.exists() else []:

@@ -15,7 +15,7 @@ from inference.prices import ZERO, Price, Usage
 from utils.io import Journal
 
 
-class BudgetSpent(Exception):
+class BudgetExhausted(Exception):
     """No call fits into what is left of the budget, and none in flight will make room."""
 
 
@@ -102,7 +102,7 @@ class Ledger:
         """
         while not self._fits(most):
             if not self._in_flight:
-                raise BudgetSpent
+                raise BudgetExhausted
             self._changed.clear()
             await self._changed.wait()
         self._in_flight += 1

@@ -16,20 +16,20 @@ from urllib.request import getproxies, proxy_bypass
 from inference.budget import Call, Ledger
 from inference.completions import (
     CallFailed,
-    Filtered,
-    Limited,
+    CallStopped,
+    ContentFiltered,
+    RateLimited,
     Reply,
-    Stopped,
-    Transient,
-    judge,
-    parse_object,
-    reply_of,
-    texts_of,
-    usage_of,
+    RetryableError,
+    error_from_response,
+    parse_chat_reply,
+    parse_choices,
+    parse_json_object,
+    parse_usage,
 )
-from inference.keys import find_key, hide
+from inference.keys import find_key, redact
 from inference.prices import Usage
-from inference.rate_limiter import Pace, limit_wait_s
+from inference.rate_limiter import RateLimiter, limit_wait_s
 from utils.errors import UserError
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -51,7 +51,7 @@ class Client:
         self,
         model: str,
         base_url: str | None,
-        pace: Pace | None = None,
+        pace: RateLimiter | None = None,
         ledger: Ledger | None = None,
         timeout_s: float = TIMEOUT_S,
         key_variable: str = "OPENAI_API_KEY",
@@ -59,7 +59,7 @@ class Client:
         self._url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
         self.is_openai = (urlsplit(self._url).hostname or "").endswith("api.openai.com")
         self.model, self.retries, self.refused, self._answers = model, 0, 0, 0
-        self.pace, self.ledger = pace or Pace(), ledger or Ledger()
+        self.pace, self.ledger = pace or RateLimiter(), ledger or Ledger()
         self._stopping = asyncio.Event()
         self._jitter = random.Random()  # spreads retries; no output depends on it
         self._key = find_key(None if self._url == OPENAI_URL else self._url, key_variable)
@@ -101,8 +101,8 @@ class Client:
         request = self.request(prompt, max_tokens, cache_key, settings)
         most = Usage(len(prompt.encode()) + TEMPLATE_TOKENS, 0, max_tokens)
         try:
-            return await self._retried("/chat/completions", id, most, request, reply_of)
-        except Filtered:
+            return await self._retried("/chat/completions", id, most, request, parse_chat_reply)
+        except ContentFiltered:
             return Reply("", "content_filter", {})
 
     def request(self, prompt: str, max_tokens: int, cache_key: str, settings: dict) -> dict:
@@ -120,7 +120,7 @@ class Client:
         texts: list[str] = []
         while len(texts) < samples:
             request = {"model": self.model, "prompt": prompt, "n": samples - len(texts)} | settings
-            texts += await self._retried("/completions", "", Usage(), request, texts_of)
+            texts += await self._retried("/completions", "", Usage(), request, parse_choices)
         return texts[:samples]
 
     async def post(self, path: str, request: dict, read: Callable[[dict], Any]) -> Any:
@@ -152,16 +152,16 @@ class Client:
         while True:
             try:
                 return read(await self._once(path, id, most, request))
-            except Limited:
+            except RateLimited:
                 self.refused += 1
-            except (Transient, ValueError) as error:
+            except (RetryableError, ValueError) as error:
                 tries += 1
                 if tries == MAX_TRIES:
                     raise CallFailed(self._safe(str(error))) from error
                 await self._wait(getattr(error, "wait_s", None) or self._delay(tries))
             self.retries += 1
             if self._stopping.is_set():
-                raise Stopped
+                raise CallStopped
 
     async def _once(self, path: str, id: str, most: Usage, request: dict) -> dict:
         """One try, in the ledger and at the pace."""
@@ -174,16 +174,16 @@ class Client:
             begun = await self.pace.start(about)
             if self._stopping.is_set():
                 self.ledger.failed(call)
-                raise Stopped
+                raise CallStopped
             url = self._url.rstrip("/") + path
             async with self._http.post(url, json=request, trace_request_ctx=call) as response:
                 content = await response.read()
             if response.status >= 400:
                 self._refuse(call, response.status)
                 raise self._judge(response, content, begun)
-            completion = parse_object(content)
+            completion = parse_json_object(content)
             # What a server does not count is taken as the most that it can be.
-            usage = usage_of(completion.get("usage")) or most
+            usage = parse_usage(completion.get("usage")) or most
         except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
             self.ledger.failed(call)
             raise UserError(f"--base_url {self._url}: not the address of a server") from error
@@ -207,8 +207,8 @@ class Client:
         (self.ledger.failed if status in GAVE_UP else self.ledger.refused)(call)
 
     def _judge(self, response, content: bytes, begun: float) -> Exception:
-        error = judge(response.status, response.headers, content, self._safe)
-        if isinstance(error, Limited):
+        error = error_from_response(response.status, response.headers, content, self._safe)
+        if isinstance(error, RateLimited):
             self.pace.pause(limit_wait_s(response.headers))
             self.pace.refuse(begun, error.wait_s)
         return error
@@ -229,7 +229,7 @@ class Client:
         text = self._safe(f"{type(error).__name__}: {error}")
         if not self._answers:
             text += f" (no answer yet from {self._url})"
-        return Transient(text, None)
+        return RetryableError(text, None)
 
     async def _wait(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -240,7 +240,7 @@ class Client:
         return longest * self._jitter.uniform(0.5, 1.5)
 
     def _safe(self, text: str) -> str:
-        return hide(self._key, text)
+        return redact(self._key, text)
 
 
 async def for_each(items: Iterable, work: Callable[..., Awaitable[None]], concurrency: int) -> None:

@@ -18,15 +18,15 @@ class CallFailed(Exception):
     """One call did not succeed: refused as it is (400) or failed MAX_TRIES times."""
 
 
-class Stopped(Exception):
+class CallStopped(Exception):
     """The call was given up between two tries, because the client was told to stop."""
 
 
-class Filtered(Exception):
+class ContentFiltered(Exception):
     """400, because of what the prompt says."""
 
 
-class Limited(Exception):
+class RateLimited(Exception):
     """429: to be asked again, after `wait_s` and when the pace allows it."""
 
     def __init__(self, message: str, wait_s: float):
@@ -34,7 +34,7 @@ class Limited(Exception):
         self.wait_s = wait_s
 
 
-class Transient(Exception):
+class RetryableError(Exception):
     """Worth another try, after `wait_s` where the server named a time."""
 
     def __init__(self, message: str, wait_s: float | None):
@@ -49,7 +49,7 @@ class Reply:
     usage: dict[str, int]  # prompt_tokens, completion_tokens; cached_tokens where there are any
 
 
-def reply_of(completion: dict) -> Reply:
+def parse_chat_reply(completion: dict) -> Reply:
     """A chat completion, as JSON. ValueError for one that has no reply in it.
 
     Servers that name no finish_reason have it `stop` where there is text.
@@ -60,7 +60,7 @@ def reply_of(completion: dict) -> Reply:
     if not isinstance(message, dict) or not isinstance(content, str | None):
         raise ValueError("the reply has no message with text")
     text = (content or "").encode("utf-8", "replace").decode()  # half of a surrogate pair, once seen
-    usage = usage_of(completion.get("usage"))
+    usage = parse_usage(completion.get("usage"))
     counts = {}
     if usage:
         counts = {"prompt_tokens": usage.prompt, "completion_tokens": usage.completion}
@@ -69,7 +69,7 @@ def reply_of(completion: dict) -> Reply:
     return Reply(text, str(reason) if reason else ("stop" if text else "empty"), counts)
 
 
-def texts_of(completion: dict) -> list[str]:
+def parse_choices(completion: dict) -> list[str]:
     """The choices of a /completions reply; ValueError where there are none."""
     first_choice(completion)
     return [str(c.get("text") or "") for c in completion["choices"] if isinstance(c, dict)]
@@ -82,7 +82,7 @@ def first_choice(completion: dict) -> dict:
     return choices[0]
 
 
-def parse_object(content: bytes) -> dict:
+def parse_json_object(content: bytes) -> dict:
     """A body that is a JSON object; ValueError for any other."""
     value = json.loads(content)
     if not isinstance(value, dict):
@@ -90,7 +90,7 @@ def parse_object(content: bytes) -> dict:
     return value
 
 
-def usage_of(usage: object) -> Usage | None:
+def parse_usage(usage: object) -> Usage | None:
     """A server's `usage` field; None where it does not count prompt and completion."""
     if not isinstance(usage, dict):
         return None
@@ -100,11 +100,11 @@ def usage_of(usage: object) -> Usage | None:
     return Usage(*counts) if all(isinstance(count, int) for count in counts) else None
 
 
-def judge(status: int, headers, content: bytes, safe: Callable[[str], str]) -> Exception:
+def error_from_response(status: int, headers, content: bytes, safe: Callable[[str], str]) -> Exception:
     """What an HTTP error means for its call, or (UserError) for all; `safe` takes the key out of a
     server's words."""
     try:
-        error = parse_object(content).get("error")
+        error = parse_json_object(content).get("error")
     except ValueError:
         error = None
     error = error if isinstance(error, dict) else {"message": error or content.decode(errors="replace")}
@@ -113,7 +113,7 @@ def judge(status: int, headers, content: bytes, safe: Callable[[str], str]) -> E
         return UserError(f"the server refuses every call ({status}): {text}")
     wait_s = retry_after_s(headers)
     if status == 429:
-        return Limited(text, wait_s or 0)
+        return RateLimited(text, wait_s or 0)
     if status in TRANSIENT or status >= 500:
-        return Transient(f"{status}: {text}", wait_s)
-    return Filtered(text) if code in FILTERED else CallFailed(f"{status}: {text}")
+        return RetryableError(f"{status}: {text}", wait_s)
+    return ContentFiltered(text) if code in FILTERED else CallFailed(f"{status}: {text}")

@@ -30,7 +30,7 @@ class LocalEmbedder:
 
     def __init__(self, name: str | None):
         self._name = name
-        self._found = paths.find_checkpoint(name) if name else str(_wheel_folder())
+        self._found = paths.resolve_checkpoint(name) if name else str(_wheel_folder())
         self.cache = (
             f"{paths.short_name(name or 'all-MiniLM-L6-v2')}-{_digest(str(paths.weights_state(self._found)))[:8]}"
         )
@@ -54,7 +54,7 @@ class LocalEmbedder:
             yield [text], model.encode([text], show_progress_bar=False)
 
 
-class ServedEmbedder:
+class ApiEmbedder:
     """A model behind `/embeddings`, OpenAI's text-embedding-3-large for one."""
 
     window = None  # reads 8,191 tokens
@@ -80,10 +80,10 @@ class ServedEmbedder:
 
     async def _call(self, client: Client, batch: list[str]) -> np.ndarray:
         request = {"model": self._name, "input": batch, "encoding_format": "float"}
-        return await client.post("/embeddings", request, lambda reply: vectors_of(reply, len(batch)))
+        return await client.post("/embeddings", request, lambda reply: parse_vectors(reply, len(batch)))
 
 
-def vectors_of(reply: dict, number: int) -> np.ndarray:
+def parse_vectors(reply: dict, number: int) -> np.ndarray:
     """(number, width) vectors of a reply, in the order of the texts. ValueError where some are missing."""
     data = reply.get("data")
     if not isinstance(data, list) or not all(isinstance(item, dict) for item in data):
@@ -97,7 +97,7 @@ def vectors_of(reply: dict, number: int) -> np.ndarray:
     return np.array([found[index] for index in range(number)], np.float32)
 
 
-def embed(texts: list[str], embedder: LocalEmbedder | ServedEmbedder) -> np.ndarray:
+def embed(texts: list[str], embedder: LocalEmbedder | ApiEmbedder) -> np.ndarray:
     """(texts, width), float32, of length 1. What is in the cache is not embedded again, and what is
     embedded is there at once."""
     with Journal(paths.vectors_file(embedder.cache)) as journal:

@@ -8,7 +8,7 @@ from utils.errors import UserError
 NO_KEY = "none"  # what a local server is told
 
 
-def hide(key: str, text: str) -> str:
+def redact(key: str, text: str) -> str:
     """A server's words on one short line, without the key."""
     text = text if key == NO_KEY else text.replace(key, "***")
     return " ".join(text.split())[:300]

@@ -4,7 +4,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from inference.loglikelihood import _rows, _Tree
+from inference.loglikelihood import TokenTree, pack_rows
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 from utils.tokenizer import load_tokenizer
@@ -37,8 +37,8 @@ class LocalModel:
         if self.device == "cpu":
             self.model.set_attn_implementation(BLOCKS)
         encoded = [self._encode(*pair) for pair in zip(prompts, continuations, strict=True)]
-        for row in _rows(encoded):
-            tree = _Tree(row)
+        for row in pack_rows(encoded):
+            tree = TokenTree(row)
             self._check_length(1 + max(tree.positions))
             logits = self.model(
                 input_ids=torch.tensor([tree.ids]).to(self.device),

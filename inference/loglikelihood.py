@@ -8,7 +8,7 @@ ROW_TOKENS = 2048  # computed at once: attention over them all is still a small 
 Encoded = tuple[list[int], list[list[int]]]  # a prompt's ids, and those of its continuations
 
 
-def _rows(encoded: list[Encoded]) -> Iterator[list[Encoded]]:
+def pack_rows(encoded: list[Encoded]) -> Iterator[list[Encoded]]:
     """As many prompts with their continuations as fit into ROW_TOKENS, one at least."""
     row, length = [], 0
     for prompt, continuations in encoded:
@@ -21,7 +21,7 @@ def _rows(encoded: list[Encoded]) -> Iterator[list[Encoded]]:
     yield row
 
 
-class _Tree:
+class TokenTree:
     """Texts laid into one row as a tree of tokens: each sees its ancestors and itself, and has their
     number as its position, so that every text is computed as if it stood alone."""
 

@@ -27,7 +27,7 @@ GROWTH_CALLS = 50  # … so many calls, and twice as much over each so many more
 LATE_S = 0.1  # a call that starts later than it might is made up for, so far back
 
 
-class Spacing:
+class LeakyBucket:
     """Keeps amounts apart in time: `rate` a second, evenly, with no burst."""
 
     def __init__(self, rate: float):
@@ -38,7 +38,7 @@ class Spacing:
         self.free_at = max(self.free_at, now - LATE_S) + amount / self.rate
 
 
-class Pace:
+class RateLimiter:
     """When a call may start.
 
     `requests_per_minute` and `tokens_per_minute` are limits that the user knows of (None: none).
@@ -55,10 +55,10 @@ class Pace:
         clock: Callable[[], float] = time.monotonic,
     ):
         self._clock = clock
-        self._all = Spacing(MOST_A_SECOND)
-        self._requests = requests_per_minute and Spacing(requests_per_minute / 60 * BELOW_LIMIT)
-        self._tokens = tokens_per_minute and Spacing(tokens_per_minute / 60 * BELOW_LIMIT)
-        self._learnt: Spacing | None = None  # from refusals
+        self._all = LeakyBucket(MOST_A_SECOND)
+        self._requests = requests_per_minute and LeakyBucket(requests_per_minute / 60 * BELOW_LIMIT)
+        self._tokens = tokens_per_minute and LeakyBucket(tokens_per_minute / 60 * BELOW_LIMIT)
+        self._learnt: LeakyBucket | None = None  # from refusals
         self._base_rate = 0.0  # calls/s after the last cut
         self._begun: float | None = None
         self._cut_at = 0.0
@@ -142,7 +142,7 @@ class Pace:
             self._base_rate = cut * self._learnt.rate
         else:
             self._base_rate = CUT * max(1, self._admitted) / passed
-            self._learnt = Spacing(self._base_rate)
+            self._learnt = LeakyBucket(self._base_rate)
         self._base_rate = max(self._base_rate, SLOWEST)
         self._learnt.rate = self._base_rate
         self._learnt.free_at = now + 1 / self._base_rate
@@ -153,7 +153,7 @@ class Pace:
         """No call starts for so long."""
         self._paused_until = max(self._paused_until, self._clock() + seconds)
 
-    def _spacings(self) -> list[Spacing]:
+    def _spacings(self) -> list[LeakyBucket]:
         return [s for s in (self._all, self._requests, self._tokens, self._learnt) if s]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from inference.client import Client, for_each
 from inference.completions import CallFailed
-from inference.embeddings import LocalEmbedder, ServedEmbedder, embed
+from inference.embeddings import ApiEmbedder, LocalEmbedder, embed
 from utils import paths
 from utils.errors import UserError
 from utils.io import Journal
@@ -21,7 +21,7 @@ RETRIEVERS = ("fusion", "dense", "bm25")
 
 
 @dataclass(frozen=True)
-class Passage:
+class Chunk:
     """A part of a source. The source's name is indexed for the words alone: in front of every vector
     it makes the passages of a source alike (LOG.md, 2026-11-24)."""
 
@@ -39,7 +39,7 @@ def split(text: str, size: int, overlap: int = 0) -> list[str]:
 
 
 def dense(
-    passages: list[Passage], queries: list[str], embedder: LocalEmbedder | ServedEmbedder, most: int
+    passages: list[Chunk], queries: list[str], embedder: LocalEmbedder | ApiEmbedder, most: int
 ) -> list[list[int]]:
     """For every query the numbers of the passages nearest by cosine, best first. Of a passage that is
     embedded in parts the nearest part counts (MaxP; Dai and Callan, SIGIR 2019)."""
@@ -56,7 +56,7 @@ def dense(
     return [list(dict.fromkeys(owners[row].tolist()))[:most] for row in found]
 
 
-def bm25(passages: list[Passage], queries: list[str], most: int) -> list[list[int]]:
+def bm25(passages: list[Chunk], queries: list[str], most: int) -> list[list[int]]:
     """The same by the words that query and passage, or the name of its source, share; English stems."""
     import bm25s
     import Stemmer
@@ -91,11 +91,11 @@ class Reranker:
     base_url: str
     concurrency: int = 8
 
-    def rank(self, passages: list[Passage], queries: list[str], candidates: list[list[int]]) -> list[list[int]]:
+    def rank(self, passages: list[Chunk], queries: list[str], candidates: list[list[int]]) -> list[list[int]]:
         """The candidates of every query, best first. A query is paid for once, by its content."""
         texts = [[f"{passages[n].name}\n{passages[n].text}" for n in row] for row in candidates]
         asked = {self._key(*pair): pair for pair in zip(queries, texts, strict=True)}
-        with Journal(paths.reranked_file(self.model)) as journal:
+        with Journal(paths.reranker_scores_file(self.model)) as journal:
             scores = {record["key"]: record["scores"] for record in journal.records}
 
             def save(key: str, found: list[float]) -> None:
@@ -121,7 +121,7 @@ class Reranker:
             key, (query, documents) = item
             request = {"model": self.model, "query": query, "documents": documents}
             try:
-                save(key, await client.post("/rerank", request, lambda reply: scores_of(reply, len(documents))))
+                save(key, await client.post("/rerank", request, lambda reply: parse_scores(reply, len(documents))))
             except CallFailed as error:
                 failures.append(str(error))
 
@@ -135,7 +135,7 @@ class Reranker:
             )
 
 
-def scores_of(reply: dict, number: int) -> list[float]:
+def parse_scores(reply: dict, number: int) -> list[float]:
     """Of every document, in order. ValueError where some have none."""
     results = reply.get("results")
     if not isinstance(results, list) or not all(isinstance(item, dict) for item in results):
@@ -146,7 +146,7 @@ def scores_of(reply: dict, number: int) -> list[float]:
     return [float(found[index]) for index in range(number)]
 
 
-def quality_of(ranks: list[int | None]) -> dict[str, float]:
+def recall_and_mrr(ranks: list[int | None]) -> dict[str, float]:
     """Recall at 1, 2, 4, ... and the mean reciprocal rank, from the rank, 1 and up, of the first right
     passage of every query; None where it was not found."""
     found = np.array([rank or np.inf for rank in ranks])

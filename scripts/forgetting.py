@@ -67,12 +67,12 @@ def perplexity(checkpoint: str, args: argparse.Namespace) -> float:
 
     from inference.local_model import LocalModel
     from utils.token_file import TokenFile
-    from utils.tokenizer import fingerprint
+    from utils.tokenizer import vocabulary_sha256
 
     file = TokenFile(paths.replay_bin(args.replay, "test"), "run: python data/tokenize_redpj.py")
     model = LocalModel(checkpoint)
     vocabulary = model.model.config.vocab_size
-    file.check_vocabulary(fingerprint(model.tokenizer), vocabulary, checkpoint)
+    file.check_vocabulary(vocabulary_sha256(model.tokenizer), vocabulary, checkpoint)
     number = min(args.blocks, len(file.ids) // args.block_size)
     if not number:
         raise UserError(f"{file.path}: {len(file.ids)} tokens are less than a block; give a smaller --block_size")
@@ -91,7 +91,7 @@ def harness(checkpoint: str, args: argparse.Namespace) -> dict[str, float]:
 
     results = lm_eval.simple_evaluate(
         model="hf",
-        model_args={"pretrained": paths.find_checkpoint(checkpoint)},
+        model_args={"pretrained": paths.resolve_checkpoint(checkpoint)},
         tasks=args.harness.split(","),
         task_manager=TaskManager(include_path=args.harness_tasks),
         limit=args.limit,

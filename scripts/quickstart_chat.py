@@ -28,7 +28,7 @@ def main() -> None:
     answers = {name: ask(getattr(args, name), test) for name in ("base", "entigraph", "tuned")}
     show(test, answers)
     told = {record["article"] for record in train}
-    record = read_json(Path(paths.find_checkpoint(args.tuned)) / "run.json", AGAIN)
+    record = read_json(Path(paths.resolve_checkpoint(args.tuned)) / "run.json", AGAIN)
     result = {
         "ended": {name: sum(ended for _, ended in given) for name, given in answers.items()},
         "prompts": len(test),
@@ -54,9 +54,9 @@ def ask(checkpoint: str, conversations: list[dict]) -> list[tuple[str, bool]]:
     print(f"asking {Path(checkpoint).name} {len(conversations)} questions ...", flush=True)
     model = LocalModel(checkpoint)
     tokenizer = model.tokenizer
-    questions = [chat_template.as_text(tokenizer, talk["messages"][:1], True) for talk in conversations]
+    questions = [chat_template.render(tokenizer, talk["messages"][:1], True) for talk in conversations]
     batch = tokenizer(questions, add_special_tokens=False, padding=True, return_tensors="pt")
-    ends = chat_template.end_ids(tokenizer)
+    ends = chat_template.stop_token_ids(tokenizer)
     with torch.inference_mode():
         output = model.model.generate(
             **batch.to(model.device),

@@ -8,7 +8,7 @@ from pathlib import Path
 from data.generation.passages import FINISHED
 from utils import paths
 from utils.errors import run
-from utils.io import read_json, read_jsonl, replacing, write_json
+from utils.io import atomic_write, read_json, read_jsonl, write_json
 
 AGAIN = "run: bash scripts/quickstart.sh"
 LABELS = {"base": "base model", "raw": "raw CPT (articles)", "entigraph": "EntiGraph CPT (passages)"}
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def training_tokens(checkpoint: str) -> int:
-    return read_json(Path(paths.find_checkpoint(checkpoint)) / "run.json", AGAIN)["tokens"]
+    return read_json(Path(paths.resolve_checkpoint(checkpoint)) / "run.json", AGAIN)["tokens"]
 
 
 def count_passages(folder: Path) -> dict[str, int]:
@@ -85,7 +85,7 @@ def draw(metrics: dict[str, dict], path: Path) -> None:
     axes.axhline(25, color="black", linewidth=0.8, linestyle=":", label="chance")
     axes.set(ylabel="closed-book accuracy, %", ylim=(0, 100), title="The example corpus, SmolLM2-135M")
     axes.legend(frameon=False, loc="upper left")
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=150)
 
 

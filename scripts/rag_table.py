@@ -9,7 +9,7 @@ import json
 
 import numpy as np
 
-from tasks.intervals import interval
+from tasks.intervals import accuracy_interval
 from utils import paths
 from utils.errors import UserError, run
 from utils.io import read_json
@@ -55,7 +55,7 @@ def row_of(result: dict) -> dict:
         "mrr": stages[-1]["mrr"],
         "val": metrics["val"],
         "test": metrics["test"],
-        "ci95": interval(np.array([right for _, right in test]), [uid for uid, _ in test]),
+        "ci95": accuracy_interval(np.array([right for _, right in test]), [uid for uid, _ in test]),
     }
 
 

@@ -41,7 +41,7 @@ def point(checkpoint: str, tokens: int) -> dict:
 
 def tokens_of(checkpoint: str) -> int:
     """Different synthetic tokens: those of the run, without replay, of one epoch."""
-    run = read_json(Path(paths.find_checkpoint(checkpoint)) / "run.json", "train it first")
+    run = read_json(Path(paths.resolve_checkpoint(checkpoint)) / "run.json", "train it first")
     arguments = run["arguments"]
     return round(run["tokens"] * (1 - float(arguments["rr"])) / max(1, float(arguments["epochs"])))
 

@@ -15,15 +15,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tasks.rag import Search
+from tasks.rag import SearchSettings
 from tasks.results import compare
 from utils import paths
 from utils.errors import UserError, run
-from utils.io import read_json, replacing, write_json
+from utils.io import atomic_write, read_json, write_json
 
 NAMES = {"base": "base model", "entigraph": "EntiGraph CPT"}
 BOOKS = ("closed", "open")
-SEARCH = [field.name for field in dataclasses.fields(Search)]
+SEARCH = [field.name for field in dataclasses.fields(SearchSettings)]
 
 
 def main() -> None:
@@ -109,7 +109,7 @@ def draw(results: dict[tuple[str, str], dict], path: Path) -> None:
     axes.set(ylabel="accuracy, %", ylim=(0, 100))
     axes.set_xticks(range(2), [f"{book} book" for book in BOOKS])
     axes.legend(frameon=False, loc="upper left", ncols=3)
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=150)
 
 

@@ -10,8 +10,8 @@ from tqdm import tqdm
 from inference.client import Client, for_each
 from inference.completions import CallFailed
 from tasks import scoring
-from tasks.multiple_choice import Asked
-from tasks.scoring import attempt, cot_attempt, likeliest_attempt
+from tasks.multiple_choice import PromptedQuestion
+from tasks.scoring import cot_attempt, loglik_attempt, make_attempt
 from utils.errors import UserError
 from utils.io import Journal
 
@@ -19,7 +19,7 @@ STOP = "\n###"  # the heading that begins the next worked example
 
 
 @dataclass(frozen=True)
-class Answerer:
+class AttemptSettings:
     """Who answers, and how. `give_up`: what a server still fails to answer after all tries counts as
     an attempt without an answer."""
 
@@ -36,7 +36,7 @@ class Answerer:
     give_up: bool
 
 
-def answer_all(asked: list[Asked], partial: Path, how: Answerer) -> dict[str, list[dict]]:
+def collect_attempts(asked: list[PromptedQuestion], partial: Path, how: AttemptSettings) -> dict[str, list[dict]]:
     """Attempts by question id; every batch is in the journal as soon as it is answered."""
 
     def is_kept(record: dict) -> bool:
@@ -46,7 +46,7 @@ def answer_all(asked: list[Asked], partial: Path, how: Answerer) -> dict[str, li
         attempts = {record["id"]: record["attempts"] for record in journal.records}
         bar = tqdm(total=len(asked), initial=len(attempts), desc=how.protocol, unit="question")
 
-        def save(question: Asked, answers: list[dict]) -> None:
+        def save(question: PromptedQuestion, answers: list[dict]) -> None:
             attempts[question.id] = answers
             journal.append({"id": question.id, "attempts": answers})
             bar.update()
@@ -59,7 +59,7 @@ def answer_all(asked: list[Asked], partial: Path, how: Answerer) -> dict[str, li
     return attempts
 
 
-def _ask_local_model(asked: list[Asked], done: dict, how: Answerer, save: Callable) -> None:
+def _ask_local_model(asked: list[PromptedQuestion], done: dict, how: AttemptSettings, save: Callable) -> None:
     """Batches are cut the same way every time, and one of which a question is missing is answered
     whole: so a resumed evaluation gives what an uninterrupted one does."""
     batches = [asked[i : i + how.batch_size] for i in range(0, len(asked), how.batch_size)]
@@ -82,33 +82,33 @@ def _ask_local_model(asked: list[Asked], done: dict, how: Answerer, save: Callab
                 save(question, attempts)
 
 
-def _by_likelihood(model, batch: list[Asked], how: Answerer, number: int) -> list[list[dict]]:
+def _by_likelihood(model, batch: list[PromptedQuestion], how: AttemptSettings, number: int) -> list[list[dict]]:
     texts = [list(q.options if how.protocol == "loglik" else scoring.LETTERS) for q in batch]
     prompts = [question.prompt for question in batch]
     sums = model.continuation_logprobs(prompts, [[f" {text}" for text in row] for row in texts])
-    return [[likeliest_attempt(*of_one)] for of_one in zip(batch, texts, sums, strict=True)]
+    return [[loglik_attempt(*of_one)] for of_one in zip(batch, texts, sums, strict=True)]
 
 
-def _by_thinking(model, batch: list[Asked], how: Answerer, number: int) -> list[list[dict]]:
+def _by_thinking(model, batch: list[PromptedQuestion], how: AttemptSettings, number: int) -> list[list[dict]]:
     prompts = [question.prompt for question in batch]
     seed = how.seed * 1_000_003 + number  # a generator of its own for every batch
     texts = model.complete(prompts, how.samples, how.temperature, how.max_tokens, STOP, seed)
     return [[cot_attempt(q, text) for text in row] for q, row in zip(batch, texts, strict=True)]
 
 
-async def _ask_server(asked: list[Asked], done: dict, how: Answerer, save: Callable) -> None:
+async def _ask_server(asked: list[PromptedQuestion], done: dict, how: AttemptSettings, save: Callable) -> None:
     """A question whose call fails does not stop the others; the same command asks it again."""
     client, failures = Client(how.model, how.base_url, timeout_s=how.timeout_s), []
     settings = {"temperature": how.temperature, "max_tokens": how.max_tokens, "stop": [STOP], "seed": how.seed}
 
-    async def ask(question: Asked) -> None:
+    async def ask(question: PromptedQuestion) -> None:
         try:
             texts = await client.complete(question.prompt, how.samples, **settings)
             save(question, [cot_attempt(question, text) for text in texts])
         except CallFailed as error:
             failures.append(f"{question.id}: {error}")
             if how.give_up:
-                save(question, [attempt(question, "", None) | {"error": str(error)}])
+                save(question, [make_attempt(question, "", None) | {"error": str(error)}])
 
     try:
         await for_each([q for q in asked if q.id not in done], ask, how.concurrency)

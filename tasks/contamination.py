@@ -19,7 +19,7 @@ SHORTEST = 8  # words; of a shorter text nobody can say where it is from
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no word is lost from a product
 
 
-def leaked(texts: dict[str, list[str]], training: Iterable[str]) -> set[str]:
+def find_contaminated(texts: dict[str, list[str]], training: Iterable[str]) -> set[str]:
     """The keys of `texts` of which one text has 13 words in a row that stand in `training` too; a
     text of 8 to 12 words counts where it stands there whole. Case and punctuation do not matter."""
     vocabulary: dict[str, int] = {}
@@ -59,7 +59,7 @@ def grams(ids: np.ndarray, length: int) -> np.ndarray:
 def training_files(checkpoint: str) -> dict[Path, str] | None:
     """The token files, with their sha256, that a checkpoint was trained on, and those before it, as their run.json say;
     None of one that no run.json describes."""
-    record = Path(paths.find_checkpoint(checkpoint)) / "run.json"
+    record = Path(paths.resolve_checkpoint(checkpoint)) / "run.json"
     if not record.is_file():
         return None
     run = read_json(record, "train it again")
@@ -78,7 +78,7 @@ def training_text(checkpoint: str, files: dict[Path, str]) -> Iterator[str]:
             yield tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def report(checkpoint: str, questions: dict[str, list[str]], right: dict[str, bool]) -> dict | None:
+def contamination_report(checkpoint: str, questions: dict[str, list[str]], right: dict[str, bool]) -> dict | None:
     """How many questions stand in the training text, by their text or their right option, and the
     accuracy without them; None where there is no telling what the checkpoint was trained on.
 
@@ -88,7 +88,7 @@ def report(checkpoint: str, questions: dict[str, list[str]], right: dict[str, bo
     if files is None:
         return None
     try:
-        found = leaked(questions, training_text(checkpoint, files))
+        found = find_contaminated(questions, training_text(checkpoint, files))
     except UserError as error:
         return {"unknown": str(error)}
     others = [answered for id, answered in right.items() if id not in found]
@@ -101,17 +101,17 @@ def report(checkpoint: str, questions: dict[str, list[str]], right: dict[str, bo
     }
 
 
-def leakage_of(documents: list[Document], judged: list[dict], args: argparse.Namespace) -> dict | None:
+def measure_contamination(documents: list[Document], judged: list[dict], args: argparse.Namespace) -> dict | None:
     """What of the questions stands in the training text. A server's checkpoint is looked for here."""
     pass  # XXX import gone
 
     questions = [question for document in documents for question in document.questions]
     texts = {question.id: [question.text, question.options[question.gold]] for question in questions}
     right = {question["id"]: question["answer"] == question["gold"] for question in judged}
-    return report(args.model_path, texts, right)
+    return contamination_report(args.model_path, texts, right)
 
 
-def print_leakage(result: dict) -> None:
+def print_contamination(result: dict) -> None:
     found = result.get("leakage")
     if found is None:
         print("leakage: not known, for no run.json says what the model was trained on")

@@ -145,7 +145,7 @@ def article_text(document: Document) -> str:
 Item = tuple[Document, Question]
 
 
-def name_of(document: Document) -> str:
+def document_reference(document: Document) -> str:
     """`"Title" by Author (year)`, as far as they are known."""
     author = f" by {document.byline}" if document.author else ""
     return f'"{document.title}"{author}' + (f" ({document.year})" if document.year else "")

@@ -5,7 +5,7 @@ import numpy as np
 RESAMPLES = 10_000
 
 
-def interval(right: np.ndarray, documents: list, seed: int = 0) -> list[float] | None:
+def accuracy_interval(right: np.ndarray, documents: list, seed: int = 0) -> list[float] | None:
     """95% percentile bootstrap interval of the accuracy that resamples whole documents: questions
     about one article are right or wrong together, so resampling questions would flatter."""
     if not len(right):
@@ -18,7 +18,9 @@ def interval(right: np.ndarray, documents: list, seed: int = 0) -> list[float] |
     return [round(float(edge), 4) for edge in np.quantile(accuracies, [0.025, 0.975])]
 
 
-def paired(one: np.ndarray, other: np.ndarray, documents: list, seed: int = 0) -> tuple[float, list[float], float]:
+def paired_difference(
+    one: np.ndarray, other: np.ndarray, documents: list, seed: int = 0
+) -> tuple[float, list[float], float]:
     """How much more of the same questions `other` has right than `one`: the difference of accuracies,
     its 95% interval, and the p-value of no difference.
 

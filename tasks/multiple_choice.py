@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.documents import Document, Question, name_of
+from tasks.documents import Document, Question, document_reference
 from tasks.prompts import fill, task_prompt
 from utils.errors import UserError
 from utils.io import read_text
@@ -14,7 +14,7 @@ EXAMPLE = "### Question\n"  # with which every worked example begins
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptedQuestion:
     """A question as a model is asked it."""
 
     id: str
@@ -22,7 +22,7 @@ class Asked:
     options: tuple[str, ...]
 
 
-def prompt_of(
+def build_prompt(
     document: Document,
     question: Question,
     protocol: str,
@@ -33,7 +33,7 @@ def prompt_of(
     """With title, author and year of the article. The first `few_shot` of the worked examples in the
     file (None: the shipped ones) stand before the question, and between them and it, open book, the
     passages that were found for it: whose they are, and their text."""
-    filling = {"name": name_of(document), "question": question.text}
+    filling = {"name": document_reference(document), "question": question.text}
     filling |= dict(zip("abcd", question.options, strict=True))
     own = fill(task_prompt(f"{protocol}_question").rstrip("\n"), filling)
     if passages:

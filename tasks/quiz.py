@@ -23,7 +23,7 @@ SAME = 0.6  # of two questions' words: then they are one question
 
 
 @dataclass(frozen=True)
-class Draft:
+class DraftQuestion:
     """A question as the LLM wrote it: `options` has the right one first."""
 
     id: str
@@ -41,19 +41,19 @@ def writing_prompt(document: Document, number: int) -> str:
     return fill(task_prompt("document") + task_prompt("quiz"), filling)
 
 
-def open_prompt(document: Document, draft: Draft, order: np.ndarray) -> str:
+def open_prompt(document: Document, draft: DraftQuestion, order: np.ndarray) -> str:
     filling = {"document": article_text(document)} | draft.shown(order)
     return fill(task_prompt("document") + task_prompt("quiz_open"), filling)
 
 
-def closed_prompt(draft: Draft, order: np.ndarray, continues: bool = False) -> str:
+def closed_prompt(draft: DraftQuestion, order: np.ndarray, continues: bool = False) -> str:
     """`continues`: for a model that continues a text, as base models do."""
     if continues:
         return fill(task_prompt("quiz_base"), draft.shown(order)).rstrip("\n")
     return fill(task_prompt("quiz_closed"), draft.shown(order))
 
 
-def orders(draft: Draft, number: int, seed: int) -> list[np.ndarray]:
+def option_orders(draft: DraftQuestion, number: int, seed: int) -> list[np.ndarray]:
     """So many orders of the options, the right one at a different place in each."""
     rng = np.random.default_rng(list(f"{seed}/{draft.id}".encode()))
     found = []
@@ -62,7 +62,7 @@ def orders(draft: Draft, number: int, seed: int) -> list[np.ndarray]:
     return found
 
 
-def parse(reply: str, document: Document) -> list[Draft]:
+def parse(reply: str, document: Document) -> list[DraftQuestion]:
     """The questions of a reply; ValueError where it is no JSON object with a list of them. What is no
     question with one right and three wrong answers is left out."""
     start, end = reply.find("{"), reply.rfind("}")
@@ -75,11 +75,11 @@ def parse(reply: str, document: Document) -> list[Draft]:
         texts = [item.get("question"), item.get("right"), *wrong] if isinstance(wrong, list) else []
         if len(texts) == 1 + OPTIONS and all(isinstance(text, str) and text.strip() for text in texts):
             text, *options = (" ".join(text.split()) for text in texts)
-            drafts.append(Draft(f"{document.uid}-{number}", text, tuple(options)))
+            drafts.append(DraftQuestion(f"{document.uid}-{number}", text, tuple(options)))
     return drafts
 
 
-def screen(drafts: list[Draft], document: Document) -> tuple[list[Draft], dict[str, int]]:
+def screen_drafts(drafts: list[DraftQuestion], document: Document) -> tuple[list[DraftQuestion], dict[str, int]]:
     """The drafts worth checking, and how many others there are by what is wrong with them."""
     kept, dropped = [], {"unnamed": 0, "options alike": 0, "length gives it away": 0, "duplicate": 0}
     for draft in drafts:
@@ -90,14 +90,14 @@ def screen(drafts: list[Draft], document: Document) -> tuple[list[Draft], dict[s
             dropped["options alike"] += 1
         elif not min(lengths[1:]) / LONGER <= lengths[0] <= max(lengths[1:]) * LONGER:
             dropped["length gives it away"] += 1
-        elif any(alike(draft.text, other.text, document.title) for other in kept):
+        elif any(near_duplicates(draft.text, other.text, document.title) for other in kept):
             dropped["duplicate"] += 1
         else:
             kept.append(draft)
     return kept, dropped
 
 
-def alike(one: str, other: str, title: str) -> bool:
+def near_duplicates(one: str, other: str, title: str) -> bool:
     """By the share of their words, the title's apart, that both have."""
     first, second = (set(words(text)) - set(words(title)) for text in (one, other))
     return len(first & second) >= SAME * len(first | second)
@@ -107,7 +107,7 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
-def lay_out(kept: list[tuple[Document, Draft]], seed: int) -> list[dict]:
+def build_records(kept: list[tuple[Document, DraftQuestion]], seed: int) -> list[dict]:
     """Records in QuALITY's schema, a document a line; over all questions the right answer stands as
     often at each of the four places as at any other, one at most apart."""
     rng = np.random.default_rng([seed, len(kept)])
@@ -135,7 +135,7 @@ WRITINGS = 3  # tries to have questions written that can be read, each with a se
 ORDERS = 2  # in which the base model must be right to have a question dropped: by chance 1 in 16
 
 
-class Maker:
+class QuizMaker:
     """Asks, through a journal of replies by what was asked."""
 
     def __init__(self, args: argparse.Namespace, journal: Journal):
@@ -167,11 +167,11 @@ class Maker:
                 await self._base.close()
         return [(document, draft) for document in documents for draft in found.get(document.uid, [])]
 
-    async def _questions(self, document) -> list[Draft]:
+    async def _questions(self, document) -> list[DraftQuestion]:
         """Those about a document that stand all checks."""
         drafts = await self._drafts(document)
         self.counts["written"] += len(drafts)
-        drafts, dropped = screen(drafts, document)
+        drafts, dropped = screen_drafts(drafts, document)
         self.counts.update(dropped)
         kept = []
         for draft in drafts:
@@ -180,7 +180,7 @@ class Maker:
             kept += [] if why else [draft]
         return kept
 
-    async def _drafts(self, document) -> list[Draft]:
+    async def _drafts(self, document) -> list[DraftQuestion]:
         """Of the first reply that can be read; none where WRITINGS cannot, which is counted."""
         prompt = writing_prompt(document, self.args.per_document)
         for attempt in range(WRITINGS):
@@ -191,18 +191,18 @@ class Maker:
                 self.counts["replies that could not be read"] += 1
         return []
 
-    async def _refused(self, document, draft: Draft) -> str | None:
+    async def _refused(self, document, draft: DraftQuestion) -> str | None:
         """Why a question is not kept."""
-        shuffled = orders(draft, ORDERS, self.args.seed)
+        shuffled = option_orders(draft, ORDERS, self.args.seed)
         reply = await self._chat(self._writer, open_prompt(document, draft, shuffled[0]), 200)
-        if not is_right(reply, shuffled[0]):
+        if not answered_correctly(reply, shuffled[0]):
             return "not answered with the document"
         replies = [await self._without_document(draft, order) for order in shuffled]
-        if all(is_right(reply, order) for reply, order in zip(replies, shuffled, strict=True)):
+        if all(answered_correctly(reply, order) for reply, order in zip(replies, shuffled, strict=True)):
             return "answered without the document"
         return None
 
-    async def _without_document(self, draft: Draft, order) -> str:
+    async def _without_document(self, draft: DraftQuestion, order) -> str:
         """A base model has no chat template: it continues the question."""
         if not self.args.base_model:
             return await self._chat(self._base, closed_prompt(draft, order), 200)
@@ -232,6 +232,6 @@ class Maker:
         return self._replies[key]
 
 
-def is_right(reply: str, order) -> bool:
+def answered_correctly(reply: str, order) -> bool:
     answer = scoring.parse_answer(reply)
     return answer is not None and order[answer] == 0

@@ -5,18 +5,18 @@ import dataclasses
 from dataclasses import dataclass
 
 from inference import retrieval
-from inference.embeddings import LocalEmbedder, ServedEmbedder
-from inference.retrieval import Passage, Reranker
-from tasks.documents import Document, Question, name_of
+from inference.embeddings import ApiEmbedder, LocalEmbedder
+from inference.retrieval import Chunk, Reranker
+from tasks.documents import Document, Question, document_reference
 from utils import paths
-from utils.io import waiting_lock
+from utils.io import blocking_lock
 
 ORDERS = ("best_last", "best_first")
 QUERIES = ("full", "question")
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchSettings:
     """The settings of a search; those of the paper but for the models, which need no account."""
 
     retriever: str = "fusion"
@@ -36,56 +36,58 @@ class Search:
         """A part of a file name."""
         return f"chunk{self.chunk_size}-k{self.top_k}-{self.order}"
 
-    def embedder(self) -> LocalEmbedder | ServedEmbedder:
+    def embedder(self) -> LocalEmbedder | ApiEmbedder:
         if self.embedding_url or (self.embedding or "").startswith("text-embedding-"):
-            return ServedEmbedder(self.embedding, self.embedding_url)
+            return ApiEmbedder(self.embedding, self.embedding_url)
         return LocalEmbedder(self.embedding)
 
 
 @dataclass(frozen=True)
-class Found:
+class Retrieved:
     """`passages`: of every question the `top_k`, in the order in which they stand before it;
     `stages`: recall and MRR of each stage, the last one's being the passages'; `total` in the index."""
 
-    passages: list[list[Passage]]
+    passages: list[list[Chunk]]
     stages: dict[str, dict[str, float]]
     total: int
 
 
-def search(documents: list[Document], items: list[tuple[Document, Question]], how: Search) -> Found:
+def retrieve(documents: list[Document], items: list[tuple[Document, Question]], how: SearchSettings) -> Retrieved:
     """Find the passages of every question. Several processes may search at once: they take turns, and
     the second finds in the caches what the first has paid for."""
-    passages = passages_of(documents, how)
-    queries = [query_of(*item, how) for item in items]
-    with waiting_lock(paths.cache_dir() / "lock", "another search"):
-        rankings = rank(passages, queries, how)
+    passages = split_documents(documents, how)
+    queries = [build_query(*item, how) for item in items]
+    with blocking_lock(paths.cache_dir() / "lock", "another search"):
+        rankings = rank_chunks(passages, queries, how)
     owners = [document.uid for document, _ in items]
     stages = {
-        stage: retrieval.quality_of([first_hit(row, owner, passages) for row, owner in zip(rows, owners, strict=True)])
+        stage: retrieval.recall_and_mrr(
+            [first_hit_rank(row, owner, passages) for row, owner in zip(rows, owners, strict=True)]
+        )
         for stage, rows in rankings.items()
     }
     best = [row[: how.top_k] for row in list(rankings.values())[-1]]
     step = -1 if how.order == "best_last" else 1
-    return Found([[passages[n] for n in row[::step]] for row in best], stages, len(passages))
+    return Retrieved([[passages[n] for n in row[::step]] for row in best], stages, len(passages))
 
 
-def passages_of(documents: list[Document], how: Search) -> list[Passage]:
+def split_documents(documents: list[Document], how: SearchSettings) -> list[Chunk]:
     return [
-        Passage(document.uid, number, name_of(document), text)
+        Chunk(document.uid, number, document_reference(document), text)
         for document in documents
         for number, text in enumerate(retrieval.split(document.text, how.chunk_size, how.chunk_overlap))
     ]
 
 
-def query_of(document: Document, question: Question, how: Search) -> str:
+def build_query(document: Document, question: Question, how: SearchSettings) -> str:
     """`full` is the question as the paper searches for it, with the article's name and the options;
     `question` is its text alone."""
     if how.query == "question":
         return question.text
-    return "\n".join([f"In the context of {name_of(document)}: {question.text}", *question.options])
+    return "\n".join([f"In the context of {document_reference(document)}: {question.text}", *question.options])
 
 
-def rank(passages: list[Passage], queries: list[str], how: Search) -> dict[str, list[list[int]]]:
+def rank_chunks(passages: list[Chunk], queries: list[str], how: SearchSettings) -> dict[str, list[list[int]]]:
     """Numbers of passages by stage and query, best first; the last stage is what is used."""
     stages = {}
     if how.retriever != "bm25":
@@ -101,19 +103,19 @@ def rank(passages: list[Passage], queries: list[str], how: Search) -> dict[str, 
     return stages
 
 
-def first_hit(row: list[int], owner: str, passages: list[Passage]) -> int | None:
+def first_hit_rank(row: list[int], owner: str, passages: list[Chunk]) -> int | None:
     """The rank, from 1, of the first passage from the question's own article."""
     return next((rank for rank, n in enumerate(row, 1) if passages[n].source == owner), None)
 
 
-SEARCH = dataclasses.asdict(Search())  # its options, unless they are given
+SEARCH = dataclasses.asdict(SearchSettings())  # its options, unless they are given
 
 
-def settings_of(args: argparse.Namespace) -> Search:
-    return Search(**{name: getattr(args, name) for name in SEARCH})
+def search_settings(args: argparse.Namespace) -> SearchSettings:
+    return SearchSettings(**{name: getattr(args, name) for name in SEARCH})
 
 
-def print_stages(found: Found, questions: int) -> None:
+def print_stages(found: Retrieved, questions: int) -> None:
     columns = list(next(iter(found.stages.values())))
     print(f"{found.total} passages, {questions} questions; the right article is among the first k:")
     print(f"{'':10}" + "".join(f"{column:>12}" for column in columns))

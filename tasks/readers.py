@@ -6,13 +6,13 @@ from pathlib import Path
 
 from utils import paths
 from utils.errors import UserError, first_line
-from utils.io import read_jsonl, read_text, replacing
+from utils.io import atomic_write, read_jsonl, read_text
 
 KINDS = (".txt", ".md", ".jsonl", ".html", ".htm", ".pdf")
 TAKEN = ("quality", "example")
 
 
-def take_in(folder: Path) -> str:
+def import_corpus(folder: Path) -> str:
     """Read every document in the folder and below, in order of path, into data/dataset/raw/NAME.jsonl,
     NAME being the folder's; returns NAME, the task. The same documents give the same file.
 
@@ -25,7 +25,7 @@ def take_in(folder: Path) -> str:
     if task in TAKEN:
         raise UserError(f"--corpus {folder}: {task} is a task of its own; name the folder otherwise")
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in KINDS and path.is_file())
-    articles = [article for path in files for article in read(path, folder)]
+    articles = [article for path in files for article in read_file(path, folder)]
     if not articles:
         raise UserError(f"--corpus {folder}: no documents in it ({', '.join(KINDS)})")
     seen: dict[tuple[str, str], str] = {}
@@ -41,14 +41,14 @@ def take_in(folder: Path) -> str:
         raise UserError(
             f"--corpus {folder}: {target} is there and was not made from this folder; rename the folder, or use --task {task}"
         )
-    with replacing(target) as file:
+    with atomic_write(target) as file:
         for article in articles:
             line = json.dumps(article | {"corpus": str(folder)}, ensure_ascii=False)
             file.write(line.encode("utf-8", "replace") + b"\n")  # half a surrogate pair: ?
     return task
 
 
-def read(path: Path, folder: Path) -> Iterator[dict]:
+def read_file(path: Path, folder: Path) -> Iterator[dict]:
     """The documents of a file: many of a .jsonl, one of any other."""
     source = str(path.relative_to(folder))
     kind = path.suffix.lower()

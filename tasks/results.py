@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from tasks import multiple_choice, scoring
-from tasks.contamination import leakage_of
+from tasks.contamination import measure_contamination
 from tasks.documents import Document, Item, split_of
-from tasks.intervals import paired
-from tasks.rag import Found, settings_of
+from tasks.intervals import paired_difference
+from tasks.rag import Retrieved, search_settings
 from utils import paths
 from utils.errors import UserError
 from utils.io import read_json
@@ -34,7 +34,7 @@ def compare(one: Path, other: Path) -> dict:
         if not isinstance(result, dict) or not {"protocol", "documents"} <= set(result):
             raise UserError(f"{path}: not an output of evaluation.py")
     check_same_protocol(one, other, *(result["protocol"] for result in results))
-    asked = [dict(judged(path, result)) for path, result in zip((one, other), results, strict=True)]
+    asked = [dict(scored_questions(path, result)) for path, result in zip((one, other), results, strict=True)]
     if asked[0].keys() != asked[1].keys():
         only = asked[0].keys() ^ asked[1].keys()
         raise UserError(
@@ -42,7 +42,7 @@ def compare(one: Path, other: Path) -> dict:
         )
     keys = list(asked[0])
     first, second = (np.array([found[key] for key in keys], float) for found in asked)
-    difference, edges, p = paired(first, second, [document for document, _ in keys])
+    difference, edges, p = paired_difference(first, second, [document for document, _ in keys])
     return {
         "n": len(keys),
         "accuracies": [round(float(right.mean()), 4) for right in (first, second)],
@@ -63,7 +63,7 @@ def check_same_protocol(one: Path, other: Path, first: dict, second: dict) -> No
             )
 
 
-def judged(path: Path, result: dict) -> Iterator[tuple[tuple[str, str], bool]]:
+def scored_questions(path: Path, result: dict) -> Iterator[tuple[tuple[str, str], bool]]:
     """((document, question), right) of every question, by the answer that counted."""
     for document in result["documents"]:
         for question in document["questions"]:
@@ -75,14 +75,16 @@ def judged(path: Path, result: dict) -> Iterator[tuple[tuple[str, str], bool]]:
             yield (document["uid"], question["id"]), right
 
 
-def target_of(args: argparse.Namespace) -> Path:
+def output_file(args: argparse.Namespace) -> Path:
     if not args.rag:
         return paths.evaluation_file(args.model_path)
     way = f"t{args.temperature:g}" if args.protocol == "cot" else args.protocol
-    return paths.evaluation_file(args.model_path, f"{settings_of(args).name}-{way}")
+    return paths.evaluation_file(args.model_path, f"{search_settings(args).name}-{way}")
 
 
-def describe(args: argparse.Namespace, items: list[Item], asked: list[multiple_choice.Asked]) -> dict:
+def describe_protocol(
+    args: argparse.Namespace, items: list[Item], asked: list[multiple_choice.PromptedQuestion]
+) -> dict:
     """What the answers depend on; answers of another description are not used again."""
     both = zip(items, asked, strict=True)
     whole = [(one.prompt, question.options, question.gold) for (_, question), one in both]
@@ -99,7 +101,7 @@ def describe(args: argparse.Namespace, items: list[Item], asked: list[multiple_c
         # What is computed at once moves the last bits of a sum.
         protocol["batch_size"] = args.batch_size
     if args.rag:
-        protocol["search"] = dataclasses.asdict(settings_of(args))
+        protocol["search"] = dataclasses.asdict(search_settings(args))
     return protocol
 
 
@@ -107,7 +109,7 @@ def fingerprint(value: object) -> str:
     return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()[:12]
 
 
-def selected_anew(target: Path, protocol: dict) -> dict[str, list[dict]] | None:
+def reselect_attempts(target: Path, protocol: dict) -> dict[str, list[dict]] | None:
     """The attempts in the file by question id, where they are this evaluation's but for --select: which
     of them counts can be said again without asking again."""
     if not target.is_file():
@@ -126,25 +128,25 @@ def is_finished(target: Path, protocol: dict) -> bool:
     if earlier == protocol:
         return True
     if earlier:
-        aside = aside_of(target, earlier)
+        aside = superseded_file(target, earlier)
         aside.parent.mkdir(exist_ok=True)
         target.rename(aside)
         print(f"{target} was of another protocol; it is now {aside}")
-    if aside_of(target, protocol).is_file():
-        aside_of(target, protocol).rename(target)
+    if superseded_file(target, protocol).is_file():
+        superseded_file(target, protocol).rename(target)
         return True
     return False
 
 
-def aside_of(target: Path, protocol: dict) -> Path:
+def superseded_file(target: Path, protocol: dict) -> Path:
     return target.parent / "earlier" / f"{target.stem}.{fingerprint(protocol)}.json"
 
 
-def collect(
+def build_result(
     documents: list[Document],
     attempts: dict[str, list[dict]],
     protocol: dict,
-    found: Found | None,
+    found: Retrieved | None,
     args: argparse.Namespace,
 ) -> dict:
     """The whole output file."""
@@ -168,7 +170,7 @@ def collect(
     result = {"protocol": protocol, "model": args.model_path, "metrics": scoring.metrics(judged)}
     if found:
         result["retrieval"] = {"passages": found.total} | found.stages
-    return result | {"leakage": leakage_of(documents, judged, args), "documents": shown}
+    return result | {"leakage": measure_contamination(documents, judged, args), "documents": shown}
 
 
 def print_comparison(files: list[Path]) -> None:

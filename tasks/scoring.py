@@ -4,8 +4,8 @@ import re
 
 import numpy as np
 
-from tasks.intervals import interval
-from tasks.multiple_choice import Asked
+from tasks.intervals import accuracy_interval
+from tasks.multiple_choice import PromptedQuestion
 
 LETTERS = "ABCD"
 # `Answer: B`, `answer is (C).`, `**Answer:** D`, `answer would be option B`, `Answer: \\boxed{C}`, `answer: b.`;
@@ -54,7 +54,7 @@ def metrics(questions: list[dict], seed: int = 0) -> dict:
     return {
         "n": len(questions),
         "accuracy": _mean(right),
-        "ci95": interval(right, [question["document"] for question in questions], seed),
+        "ci95": accuracy_interval(right, [question["document"] for question in questions], seed),
         "attempt_rate": _mean(attempted.astype(float)),
         "accuracy_attempted": _mean(right[attempted]),  # the paper's figure
         "hard": _mean(right[hard]),
@@ -68,18 +68,18 @@ def _mean(values: np.ndarray) -> float | None:
     return round(float(values.mean()), 4) if len(values) else None
 
 
-def likeliest_attempt(question: Asked, texts: list[str], sums: list[float]) -> dict:
+def loglik_attempt(question: PromptedQuestion, texts: list[str], sums: list[float]) -> dict:
     """The text of the highest log-likelihood per byte of it (as lm-evaluation-harness' acc_norm), so that
     a long option is not punished for its length; letters are all of one."""
     scores = [total / len(text.encode()) for total, text in zip(sums, texts, strict=True)]
     rounded = [round(score, 6) for score in scores]
-    return attempt(question, "", scores.index(max(scores))) | {"scores": rounded}
+    return make_attempt(question, "", scores.index(max(scores))) | {"scores": rounded}
 
 
-def cot_attempt(question: Asked, text: str) -> dict:
-    return attempt(question, text, parse_answer(text))
+def cot_attempt(question: PromptedQuestion, text: str) -> dict:
+    return make_attempt(question, text, parse_answer(text))
 
 
-def attempt(question: Asked, reasoning: str, answer: int | None) -> dict:
+def make_attempt(question: PromptedQuestion, reasoning: str, answer: int | None) -> dict:
     content = None if answer is None else question.options[answer]
     return {"reasoning": reasoning, "answer_index": answer, "answer_content": content}

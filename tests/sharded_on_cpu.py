@@ -13,8 +13,8 @@ import transformers.trainer
 from accelerate import Accelerator, DistributedType, PartialState
 
 import train
-from training import settings, trainer
-from utils.io import run
+from training import hardware, trainer
+from utils.errors import run
 
 
 def sharding_accelerator(**options):
@@ -31,7 +31,7 @@ def save_and_tell(running, folder, save=trainer.save):
 
 if __name__ == "__main__":
     transformers.trainer.Accelerator = sharding_accelerator
-    settings.choose_sharding = lambda asked, lora_rank: asked
+    hardware.choose_sharding = lambda asked, lora_rank: asked
     trainer.save = save_and_tell
     run(train.main)
     if torch.distributed.is_initialized():

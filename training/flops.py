@@ -10,7 +10,7 @@ PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """A decoder: `parameters` are all, `trained` those that learn, `embedding` those of the input
     embedding alone (0 where the output layer shares them, which is a multiplication)."""
 
@@ -24,14 +24,14 @@ class Shape:
     vocabulary: int
 
 
-def shape_of(model) -> Shape:
+def model_shape(model) -> ModelShape:
     config = model.config
     heads = config.num_attention_heads
     head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     embedding = model.get_input_embeddings().weight
     tied = model.get_output_embeddings().weight is embedding
-    return Shape(
+    return ModelShape(
         parameters=sum(p.numel() for p in model.parameters()),
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         embedding=0 if tied else embedding.numel(),
@@ -43,7 +43,7 @@ def shape_of(model) -> Shape:
     )
 
 
-def flops_per_token(shape: Shape, block_size: int) -> float:
+def flops_per_token(shape: ModelShape, block_size: int) -> float:
     """Of training, forward and backward: 6 for every weight that multiplies, and 12 · layers ·
     hidden · block for the products of attention, counted without the causal half (Chowdhery et al.,
     PaLM, 2022, appendix B). Recomputation is not counted: MFU is of useful work."""

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import torch
 
-from training.settings import Settings
+from training.settings import TrainingSettings
 from utils.device import device_type, world_size
 from utils.errors import UserError
 
 
 def choose_settings(args: argparse.Namespace):
-    from training.settings import Settings
+    from training.settings import TrainingSettings
     from utils.device import choose_precision
 
-    return Settings(
+    return TrainingSettings(
         lr=float(args.lr),  # Typed ends here: a checkpoint holds no class of ours
         bs=int(args.bs),
         wd=float(args.wd),
@@ -69,7 +69,7 @@ def choose_compile(asked: str, flops: float) -> bool:
     return bool(able) and flops / world_size() >= WORTH_COMPILING[device_type()]
 
 
-def choose_micro_batch(settings: Settings) -> int:
+def choose_micro_batch(settings: TrainingSettings) -> int:
     """Blocks per forward pass: the largest divisor of the rank's share that MICRO_BATCH_TOKENS allow."""
     if world_size() == 1 and torch.cuda.device_count() > 1:
         raise UserError(
@@ -87,7 +87,7 @@ def choose_micro_batch(settings: Settings) -> int:
     return settings.micro_batch or max(n for n in range(1, share + 1) if share % n == 0 and n <= most)
 
 
-def sharing_ranks(settings: Settings) -> int:
+def shard_ranks(settings: TrainingSettings) -> int:
     """Over how many ranks one copy of the model is spread."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return {"none": 1, "hybrid": local, "full": world_size()}[settings.sharding]

@@ -8,9 +8,9 @@ gradients of the output layer come with them, so that nothing is computed twice.
 import torch
 from torch.nn.functional import pad
 
-IGNORED = -100
+IGNORE_INDEX = -100
 # Models whose logits are their output layer and nothing else (no soft cap, no scaling).
-PLAIN_HEADS = {"llama", "mistral", "qwen2", "qwen3", "gptj", "gpt_neox", "gpt2"}
+LINEAR_HEADS = {"llama", "mistral", "qwen2", "qwen3", "gptj", "gpt_neox", "gpt2"}
 CHUNK_LOGITS = {"cpu": 1 << 25, "cuda": 1 << 28}  # elements: 128 MiB and 1 GiB in fp32
 
 
@@ -21,7 +21,7 @@ def use_chunked_loss(model, compiled: bool) -> bool:
     hooks of FSDP and DDP around the output layer stay where they are. To be undone by `restore`
     before anybody asks the model for logits.
     """
-    if model.config.model_type not in PLAIN_HEADS:
+    if model.config.model_type not in LINEAR_HEADS:
         return False
     head = model.get_output_embeddings()
     gradient = torch.compile(_softmax_less_target, dynamic=False) if compiled else None
@@ -29,16 +29,16 @@ def use_chunked_loss(model, compiled: bool) -> bool:
 
     def loss_function(logits, labels, vocab_size, num_items_in_batch=None, shift_labels=None, **unused):
         if shift_labels is None:
-            shift_labels = pad(labels, (0, 1), value=IGNORED)[..., 1:]
+            shift_labels = pad(labels, (0, 1), value=IGNORE_INDEX)[..., 1:]
         total = sum_cross_entropy(logits, head.weight, head.bias, shift_labels, gradient)
-        counted = (shift_labels != IGNORED).sum()
+        counted = (shift_labels != IGNORE_INDEX).sum()
         return total / (counted if num_items_in_batch is None else num_items_in_batch)
 
     model.loss_function = loss_function
     return True
 
 
-def restore(model) -> None:
+def restore_head(model) -> None:
     """Undo `use_chunked_loss`."""
     model.get_output_embeddings().__dict__.pop("forward", None)
     model.__dict__.pop("_loss_function", None)
@@ -76,12 +76,12 @@ def _logits(hidden, weight, bias):
 
 def _loss(hidden, weight, bias, labels):
     logits = _logits(hidden, weight, bias)
-    return torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+    return torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
 def _softmax_less_target(logits, labels):
     """(sum of the losses, their gradient (tokens, vocabulary) in the logits' place)."""
-    counted = (labels != IGNORED)[:, None]
+    counted = (labels != IGNORE_INDEX)[:, None]
     target = labels.clamp(min=0)[:, None]
     log_p = torch.log_softmax(logits, -1)
     loss = -(log_p.gather(1, target) * counted).sum()

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import torch
 
-from training.flops import Shape, shape_of
-from training.hardware import choose_micro_batch, sharing_ranks
-from training.loss import PLAIN_HEADS, chunk_tokens
+from training.flops import ModelShape, model_shape
+from training.hardware import choose_micro_batch, shard_ranks
+from training.loss import LINEAR_HEADS, chunk_tokens
 from training.optim import STATE_BYTES
-from training.settings import Settings
+from training.settings import TrainingSettings
 from utils.device import device_type
 from utils.errors import UserError
 
@@ -16,7 +16,7 @@ GIB = 2**30
 
 
 def memory_bytes(
-    shape: Shape,
+    shape: ModelShape,
     block_size: int,
     micro_batch: int,
     ranks: int,
@@ -56,19 +56,19 @@ def memory_bytes(
     return parts | {"activations": kept + logits}
 
 
-def in_words(parts: dict[str, float]) -> str:
+def describe_memory(parts: dict[str, float]) -> str:
     """`needs about 97 GiB: weights 30, …`"""
     listed = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
     return f"needs about {sum(parts.values()) / GIB:.1f} GiB: {listed}"
 
 
-def memory_parts(model, shape: Shape, settings: Settings) -> dict[str, float]:
-    plain = model.config.model_type in PLAIN_HEADS
+def memory_by_part(model, shape: ModelShape, settings: TrainingSettings) -> dict[str, float]:
+    plain = model.config.model_type in LINEAR_HEADS
     return memory_bytes(
         shape,
         settings.block_size,
         choose_micro_batch(settings),
-        sharing_ranks(settings),
+        shard_ranks(settings),
         settings.recomputed_layers,
         settings.precision == "bf16",
         STATE_BYTES[settings.optim_state_dtype],
@@ -76,17 +76,17 @@ def memory_parts(model, shape: Shape, settings: Settings) -> dict[str, float]:
     )
 
 
-def fit_memory(model, settings: Settings, recompute: str, flags: bool = True) -> tuple[Settings, str]:
+def fit_memory(model, settings: TrainingSettings, recompute: str, flags: bool = True) -> tuple[TrainingSettings, str]:
     """The settings with as many recomputed layers as `recompute` says (`all`, a number, or `auto`:
     on a GPU the fewest that fit, on a CPU none), and what the run needs, in words.
 
     Raises UserError where the GPU has less, naming (where the caller has them) the `flags` that
     would make it fit.
     """
-    shape = shape_of(model)
+    shape = model_shape(model)
 
-    def total(changed: Settings) -> float:
-        return sum(memory_parts(model, shape, changed).values())
+    def total(changed: TrainingSettings) -> float:
+        return sum(memory_by_part(model, shape, changed).values())
 
     gpu = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
     # 6% for CUDA's context, the allocator's gaps and what the estimate leaves out.
@@ -96,18 +96,18 @@ def fit_memory(model, settings: Settings, recompute: str, flags: bool = True) ->
     if recompute == "auto":
         choices = [replace(settings, recomputed_layers=n) for n in range(shape.layers + 1)]
         settings = next((choice for choice in choices if total(choice) <= there), settings)
-    words = in_words(memory_parts(model, shape, settings))
+    words = describe_memory(memory_by_part(model, shape, settings))
     if total(settings) > there:
         advice = "take a larger one"
         if flags:
-            advice = flags_that_fit(settings, shape, lambda changed: total(changed) <= there)
+            advice = suggest_flags(settings, shape, lambda changed: total(changed) <= there)
         raise UserError(f"training {words}; this GPU has {gpu / GIB:.0f}; {advice}")
     if settings.recomputed_layers:
         words += f" ({settings.recomputed_layers} of {shape.layers} layers computed twice)"
     return settings, words + (f"; this GPU has {gpu / GIB:.0f}" if gpu else "")
 
 
-def flags_that_fit(settings: Settings, shape: Shape, fits) -> str:
+def suggest_flags(settings: TrainingSettings, shape: ModelShape, fits) -> str:
     """The first that would do, of flags in the order of what they cost."""
     settings = replace(settings, recomputed_layers=shape.layers)
     micro, bf16, int8 = (

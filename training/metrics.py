@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from training.flops import mfu
 from utils.errors import UserError
-from utils.io import replacing
+from utils.io import atomic_write
 
 RECENT_STEPS = 20  # over which speed is told: it follows a slower machine, and does not flicker
 
@@ -108,5 +108,5 @@ class Metrics(TrainerCallback):
     def _drop_steps_after(self, step: int) -> None:
         """Steps that come again after a resume are not told twice."""
         lines = [line for line in self._lines() if line["step"] <= step]
-        with replacing(self.path) as file:
+        with atomic_write(self.path) as file:
             file.writelines(json.dumps(line).encode() + b"\n" for line in lines)

@@ -7,28 +7,28 @@ import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from training.loss import use_chunked_loss
-from training.settings import Settings
+from training.settings import TrainingSettings
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 
 
-def layers_of(model) -> list:
+def decoder_layers(model) -> list:
     """The decoder's layers, from the first to the last."""
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
-def keep_inside_documents(model) -> None:
+def use_document_attention(model) -> None:
     """Have attention read the documents' borders off the position ids, without a dense block × block
     mask: flex attention, which trains on GPUs alone; on a CPU SDPA makes the mask."""
     if torch.cuda.is_available():
         model.set_attn_implementation("flex_attention")
 
 
-def recompute(model, layers: int) -> None:
+def checkpoint_layers(model, layers: int) -> None:
     """Let the backward pass compute the first `layers` layers' activations again."""
     if layers:
         model.gradient_checkpointing_enable()
-        for layer in layers_of(model)[layers:]:
+        for layer in decoder_layers(model)[layers:]:
             layer.gradient_checkpointing = False
 
 
@@ -36,7 +36,7 @@ def compile_layers(model) -> None:
     """torch.compile of the layers, one after the other: they are alike, so the first one's code serves
     all, and it takes 10 to 14 s (SmolLM2-135M, two cores). The code is kept between runs."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache/torchinductor"))
-    for layer in layers_of(model):
+    for layer in decoder_layers(model):
         layer.compile(dynamic=False)
 
 
@@ -58,7 +58,7 @@ def add_lora(model, rank: int, seed: int, bf16: bool):
         )
 
 
-def base_of(model):
+def unwrap_peft(model):
     """The model of transformers inside the adapters, or the model itself."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
@@ -68,19 +68,19 @@ def load_model(name: str):
     move by less than half of its last bit, that is not at all."""
     model = load_checkpoint(name, torch.float32, "--model_name")
     model.config.use_cache = False
-    check_masters(model)
+    check_master_weights(model)
     return model
 
 
-def check_masters(model) -> None:
+def check_master_weights(model) -> None:
     """Raises UserError where a weight that is trained is not fp32."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             raise UserError(f"{name}: loaded as {parameter.dtype}, and the weights that are trained must be fp32")
 
 
-def prepare(model, settings: Settings) -> None:
-    recompute(model, settings.recomputed_layers)
-    use_chunked_loss(base_of(model), settings.compiled)
+def prepare_model(model, settings: TrainingSettings) -> None:
+    checkpoint_layers(model, settings.recomputed_layers)
+    use_chunked_loss(unwrap_peft(model), settings.compiled)
     if settings.compiled:
         compile_layers(model)

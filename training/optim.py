@@ -9,7 +9,7 @@ from utils.errors import UserError
 STATE_BYTES = {"fp32": 8, "bf16": 4, "int8": 2.03}  # a parameter; int8 has a scale every 256 values
 
 
-def choose(state_dtype: str, lr: float, seed: int) -> tuple[type, dict]:
+def optimizer_class(state_dtype: str, lr: float, seed: int) -> tuple[type, dict]:
     """The optimizer class and its settings for `--optim_state_dtype`; betas and epsilon are torch's."""
     common = {"lr": lr, "betas": (0.9, 0.999), "eps": 1e-8}
     if state_dtype == "fp32":
@@ -104,10 +104,10 @@ class AdamW(torch.optim.Optimizer):
             _local(state[name]).copy_(self._rounded(moment, generator))
 
     def _rounded(self, moment: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        return moment if self.state_dtype == torch.float32 else to_bf16_by_chance(moment, generator)
+        return moment if self.state_dtype == torch.float32 else round_stochastically(moment, generator)
 
 
-def to_bf16_by_chance(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def round_stochastically(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """fp32 -> bf16, up or down with the chances that make the mean right: bf16 is fp32 without its
     last 16 bits, so random ones are added to them and what does not carry over is cut."""
     chance = torch.randint(0, 1 << 16, x.shape, generator=generator, device=x.device, dtype=torch.int32)

@@ -11,7 +11,7 @@ from utils.errors import UserError
 from utils.io import read_json
 
 
-def describe(args: argparse.Namespace, settings, files: dict) -> dict:
+def make_record(args: argparse.Namespace, settings, files: dict) -> dict:
     """What goes into run.json before the first step."""
     arguments = {name: str(value) if isinstance(value, Typed) else value for name, value in vars(args).items()}
     data = {

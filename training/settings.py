@@ -10,7 +10,7 @@ from utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingSettings:
     """What decides the result of a run, besides data and model, and how it is run."""
 
     lr: float

@@ -16,18 +16,18 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, default_da
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from training import optim
-from training.flops import flops_per_token, shape_of
-from training.hardware import choose_micro_batch, sharing_ranks
-from training.loss import restore
+from training.flops import flops_per_token, model_shape
+from training.hardware import choose_micro_batch, shard_ranks
+from training.loss import restore_head
 from training.metrics import Metrics
-from training.model import base_of, prepare
-from training.settings import Settings
+from training.model import prepare_model, unwrap_peft
+from training.settings import TrainingSettings
 from utils.checkpoint import COMPLETE, last_checkpoint
 from utils.device import is_main_process, world_size
-from utils.io import replacing
+from utils.io import atomic_write
 
 
-def training_arguments(folder: Path, settings: Settings, steps: int, evaluated: bool) -> TrainingArguments:
+def training_arguments(folder: Path, settings: TrainingSettings, steps: int, evaluated: bool) -> TrainingArguments:
     micro_batch = choose_micro_batch(settings)
     on_gpu = torch.cuda.is_available()
     return TrainingArguments(
@@ -67,7 +67,7 @@ def training_arguments(folder: Path, settings: Settings, steps: int, evaluated: 
     )
 
 
-def sharding_arguments(settings: Settings) -> dict:
+def sharding_arguments(settings: TrainingSettings) -> dict:
     """FSDP2 by transformers' layers; each rank writes its part of a checkpoint. Hybrid: the model is
     spread over the GPUs of a node, and the nodes hold a copy each."""
     if settings.sharding == "none":
@@ -76,7 +76,7 @@ def sharding_arguments(settings: Settings) -> dict:
     sharded = {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "SHARDED_STATE_DICT"}}
     if settings.sharding == "full":
         return sharded
-    local = sharing_ranks(settings)
+    local = shard_ranks(settings)
     mesh = ParallelismConfig(dp_replicate_size=world_size() // local, dp_shard_size=local)
     return sharded | {"parallelism_config": mesh}
 
@@ -112,18 +112,18 @@ class CompleteCheckpoints(Trainer):
                 if path.is_file():
                     with open(path, "rb") as file:
                         os.fsync(file.fileno())
-            with replacing(folder / COMPLETE):
+            with atomic_write(folder / COMPLETE):
                 pass
 
 
 def make_trainer(
-    model, tokenizer, blocks, held_out, settings: Settings, folder: Path, optimizer, callbacks
+    model, tokenizer, blocks, held_out, settings: TrainingSettings, folder: Path, optimizer, callbacks
 ) -> CompleteCheckpoints:
     steps = len(blocks) // settings.bs
     metrics = Metrics(
         folder / "metrics.jsonl",
         settings.bs * settings.block_size,
-        flops_per_token(shape_of(model), settings.block_size),
+        flops_per_token(model_shape(model), settings.block_size),
         lambda step: [blocks.name(i) for i in range((step - 1) * settings.bs, step * settings.bs)],
         show=not callbacks,
     )
@@ -135,7 +135,8 @@ def make_trainer(
         processing_class=tokenizer,  # saved beside the weights
         data_collator=default_data_collator,  # blocks are of one length: nothing to pad
         callbacks=[metrics, *callbacks],
-        optimizer_cls_and_kwargs=optimizer or optim.choose(settings.optim_state_dtype, settings.lr, settings.seed),
+        optimizer_cls_and_kwargs=optimizer
+        or optim.optimizer_class(settings.optim_state_dtype, settings.lr, settings.seed),
     )
     trainer.metrics = metrics
     for callback in (PrinterCallback, ProgressCallback):
@@ -148,7 +149,7 @@ def train(
     tokenizer,
     blocks: Dataset,
     held_out: Dataset | None,
-    settings: Settings,
+    settings: TrainingSettings,
     folder: Path,
     rate: Callable[[int], float] | None = None,
     optimizer: tuple[type, dict] | None = None,
@@ -163,7 +164,7 @@ def train(
     settings; `metrics_path` another place of metrics.jsonl. Returns steps, tokens seen, tokens/s, the last losses, and the loss on `held_out`
     before and after.
     """
-    prepare(model, settings)
+    prepare_model(model, settings)
     trainer = make_trainer(model, tokenizer, blocks, held_out, settings, folder, optimizer, callbacks)
     trainer.rate, metrics = rate, trainer.metrics
     metrics.path = metrics_path or metrics.path
@@ -201,8 +202,8 @@ def save(trainer: Trainer, folder: Path) -> None:
     state = trainer.accelerator.get_state_dict(trainer.model)
     if is_main_process():
         model = trainer.accelerator.unwrap_model(trainer.model)
-        restore(base_of(model))
-        if base_of(model) is not model:
+        restore_head(unwrap_peft(model))
+        if unwrap_peft(model) is not model:
             model.save_pretrained(folder / "adapter")
             model, state = model.float().merge_and_unload(), None
         model.save_pretrained(folder, state_dict=state)

@@ -14,7 +14,7 @@ from utils import paths
 from utils.errors import UserError, first_line
 from utils.io import read_text
 
-MIXED_UP = (
+AMBIGUOUS = (
     "writes earlier turns in another way than the last one, so an answer's words cannot be told from the "
     "rest; give another with --template FILE"
 )
@@ -26,7 +26,7 @@ PROBE = [
 ]
 
 
-def give_template(tokenizer, file: Path | None, flag: str) -> None:
+def set_template(tokenizer, file: Path | None, flag: str) -> None:
     """Have the tokenizer use the template of `file`, else its own, else Llama 3.1's turns.
 
     Raises UserError, which names the `flag` that the user typed, where its vocabulary has none of
@@ -43,7 +43,7 @@ def give_template(tokenizer, file: Path | None, flag: str) -> None:
                 f"{flag}: has no chat template, nor the tokens of Llama 3.1's; give one with --template FILE"
             )
         tokenizer.chat_template = llama
-    check_answers(tokenizer)
+    check_template(tokenizer)
 
 
 def digest(template: str) -> str:
@@ -51,7 +51,7 @@ def digest(template: str) -> str:
     return hashlib.sha256(template.encode()).hexdigest()
 
 
-def as_text(tokenizer, messages: list[dict], to_be_answered: bool = False) -> str:
+def render(tokenizer, messages: list[dict], to_be_answered: bool = False) -> str:
     """The conversation as its model sees it; `to_be_answered` adds the head of the answer. Halves of
     surrogate pairs, which no tokenizer takes, become question marks.
 
@@ -64,15 +64,15 @@ def as_text(tokenizer, messages: list[dict], to_be_answered: bool = False) -> st
     return text.encode("utf-8", "replace").decode()
 
 
-def as_ids(tokenizer, messages: list[dict], to_be_answered: bool = False) -> list[int]:
+def encode(tokenizer, messages: list[dict], to_be_answered: bool = False) -> list[int]:
     """The same as token ids. The template writes the beginning token itself, where there is one."""
-    text = as_text(tokenizer, messages, to_be_answered)
+    text = render(tokenizer, messages, to_be_answered)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def end_of_turn(tokenizer) -> int:
+def end_of_turn_id(tokenizer) -> int:
     """The id of the special token that the template puts behind an answer. UserError where there is none."""
-    tail = as_text(tokenizer, PROBE).rpartition(PROBE[-1]["content"])[2]
+    tail = render(tokenizer, PROBE).rpartition(PROBE[-1]["content"])[2]
     for token in tokenizer(tail, add_special_tokens=False)["input_ids"]:
         if (added := tokenizer.added_tokens_decoder.get(token)) and added.special:
             return token
@@ -82,30 +82,30 @@ def end_of_turn(tokenizer) -> int:
     )
 
 
-def check_answers(tokenizer) -> None:
+def check_template(tokenizer) -> None:
     """Raises UserError where the words of two answers in one conversation could not be told from the rest."""
-    (rows,) = learnt(tokenizer, [PROBE])
+    (rows,) = encode_with_mask(tokenizer, [PROBE])
     inner = np.diff(rows[1], prepend=0, append=0)
     spans = zip(np.flatnonzero(inner == 1), np.flatnonzero(inner == -1), strict=True)
     found = [tokenizer.decode(rows[0, begin:end]) for begin, end in spans]
-    end = tokenizer.decode([end_of_turn(tokenizer)])
+    end = tokenizer.decode([end_of_turn_id(tokenizer)])
     if len(found) != 2 or any(
         not text.endswith(message["content"] + end) or "green" in text
         for text, message in zip(found, PROBE[1::2], strict=True)
     ):
-        raise UserError(f"the chat template {MIXED_UP}")
+        raise UserError(f"the chat template {AMBIGUOUS}")
 
 
-def end_ids(tokenizer) -> list[int]:
+def stop_token_ids(tokenizer) -> list[int]:
     """The tokens at which an answer is over: the template's, where it can be told, and the tokenizer's own."""
     ends = {tokenizer.eos_token_id}
     if tokenizer.chat_template is not None:
         with contextlib.suppress(UserError):
-            ends.add(end_of_turn(tokenizer))
+            ends.add(end_of_turn_id(tokenizer))
     return sorted(ends)
 
 
-def learnt(tokenizer, conversations: list[list[dict]]) -> list[np.ndarray]:
+def encode_with_mask(tokenizer, conversations: list[list[dict]]) -> list[np.ndarray]:
     """For each conversation (2, tokens) int32: its ids, and 1 where they are an assistant's words or
     the token that ends them, else 0.
 
@@ -116,23 +116,23 @@ def learnt(tokenizer, conversations: list[list[dict]]) -> list[np.ndarray]:
         return []
     texts, heads = [], []  # heads: the number of the conversation that a text begins
     for number, messages in enumerate(conversations):
-        texts.append(as_text(tokenizer, messages))
+        texts.append(render(tokenizer, messages))
         heads.append(None)
         for index, message in enumerate(messages):
             if message["role"] == "assistant":
-                texts.append(as_text(tokenizer, messages[:index], to_be_answered=True))
+                texts.append(render(tokenizer, messages[:index], to_be_answered=True))
                 heads.append(number)
     encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-    end, found = end_of_turn(tokenizer), []
+    end, found = end_of_turn_id(tokenizer), []
     for ids, number in zip(encoded, heads, strict=True):
         if number is None:
             found.append(np.stack([ids, np.zeros(len(ids))]).astype(np.int32))
         else:
-            _count_answer(found[number], ids, end)
+            _mark_answer(found[number], ids, end)
     return found
 
 
-def _count_answer(rows: np.ndarray, head: list[int], end: int) -> None:
+def _mark_answer(rows: np.ndarray, head: list[int], end: int) -> None:
     """Set the mask in `rows` (2, tokens) for the answer that comes after `head`."""
     ids, counted = rows
     length = min(len(head), len(ids))
@@ -140,16 +140,16 @@ def _count_answer(rows: np.ndarray, head: list[int], end: int) -> None:
     begin = int(differ[0]) if len(differ) else length
     ends = begin + np.flatnonzero(ids[begin:] == end)
     if begin < len(head) - 1 or not len(ends):  # one token may hold white space of both
-        raise UserError(f"the chat template {MIXED_UP}")
+        raise UserError(f"the chat template {AMBIGUOUS}")
     counted[begin : ends[0] + 1] = 1
 
 
-def whole(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """A text without halves of surrogate pairs, which no file, terminal or tokenizer takes."""
     return text.encode("utf-8", "replace").decode()
 
 
-def problem_of(messages: object) -> str | None:
+def conversation_error(messages: object) -> str | None:
     """What keeps a value from being a finished conversation; None where nothing does."""
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         return "has no list `messages`"

@@ -23,12 +23,12 @@ def load_checkpoint(name: str, dtype: torch.dtype, flag: str):
     weights are damaged, of another shape, or not all there (transformers fills missing ones with
     random numbers).
     """
-    found = paths.find_checkpoint(name)
+    found = paths.resolve_checkpoint(name)
     if Path(found).is_dir() and not (Path(found) / "config.json").is_file():
         raise UserError(
             f"{flag} {found}: holds no model (config.json); a run that was stopped goes on by scripts/train.sh"
         )
-    if not Path(found).is_dir() and not paths.may_be_on_hub(name):
+    if not Path(found).is_dir() and not paths.looks_like_hub_name(name):
         raise UserError(f"{flag} {name}: no such folder")
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(found, dtype=dtype, output_loading_info=True)
@@ -60,7 +60,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(complete, key=lambda path: int(path.name.partition("-")[2]), default=None)
 
 
-def tidy(folder: Path) -> None:
+def remove_checkpoints(folder: Path) -> None:
     """Remove what only a resume needs from a finished run: a checkpoint is three times the fp32
     weights. To be called once nothing can make a resume necessary any more."""
     (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.json says the same

@@ -8,33 +8,33 @@ from transformers.utils import logging
 from utils.device import is_main_process
 
 
-def count(text: str) -> int:
+def non_negative_int(text: str) -> int:
     number = int(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"{text} is below 0")
     return number
 
 
-def positive(text: str) -> int:
+def positive_int(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is below 1")
     return number
 
 
-def above_zero(text: str) -> float:
+def positive_float(text: str) -> float:
     number = float(text)
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return number
 
 
-def quiet() -> None:
+def silence_transformers() -> None:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
 
 
-def say(*words) -> None:
+def print_main(*words) -> None:
     if is_main_process():
         print(*words, flush=True)
 

@@ -33,7 +33,7 @@ def first_line(error: Exception) -> str:
 
 
 @contextmanager
-def disk_errors_named(path: Path) -> Iterator[None]:
+def name_disk_errors(path: Path) -> Iterator[None]:
     """A full disk or a forbidden folder is the user's to mend: name the file."""
     try:
         yield

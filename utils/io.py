@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from utils.errors import UserError, disk_errors_named
+from utils.errors import UserError, name_disk_errors
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Write a file so that readers see the old one or the new one, never a part.
 
     Yields a binary file under a temporary name in the same folder; on a normal end it is synced
@@ -22,7 +22,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with disk_errors_named(path):
+        with name_disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "wb") as file:
                 yield file
@@ -34,7 +34,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
@@ -75,7 +75,7 @@ def iterate_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
             offset += len(line)
 
 
-def sha256_of(path: Path) -> str:
+def sha256_file(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -91,9 +91,9 @@ def _parse_object(line: str | bytes, path: Path, number: int) -> dict:
 
 
 @contextmanager
-def waiting_lock(path: Path, holder: str) -> Iterator[None]:
+def blocking_lock(path: Path, holder: str) -> Iterator[None]:
     """Hold a lock file; where another process has it, say whom (`holder`) is waited for, and wait."""
-    with disk_errors_named(path):
+    with name_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "ab")
     with file:
@@ -124,14 +124,14 @@ class Journal:
         self._open()
         self.records: list[dict] = []
         if not self._read(keep):
-            with replacing(path) as file:
+            with atomic_write(path) as file:
                 for record in [*self.records, *sum_up()]:
                     _write_record(file, record)
             self.close()
             self._open()
 
     def append(self, record: dict) -> None:
-        with disk_errors_named(self.path):
+        with name_disk_errors(self.path):
             _write_record(self._file, record)
 
     def close(self) -> None:
@@ -144,7 +144,7 @@ class Journal:
         self.close()
 
     def _open(self) -> None:
-        with disk_errors_named(self.path):
+        with name_disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "a+b", buffering=0)
         try:
@@ -180,7 +180,7 @@ def read_journal(path: Path) -> Iterator[dict]:
 
 def append_record(path: Path, record: dict) -> None:
     """Add a line to a journal that is not open; the caller sees to it that nobody else writes."""
-    with disk_errors_named(path), open(path, "ab", buffering=0) as file:
+    with name_disk_errors(path), open(path, "ab", buffering=0) as file:
         _write_record(file, record)
 
 

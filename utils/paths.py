@@ -116,7 +116,7 @@ def short_name(model: str) -> str:
     return Path(model).name
 
 
-def find_checkpoint(name: str) -> str:
+def resolve_checkpoint(name: str) -> str:
     """A checkpoint as `from_pretrained` takes it.
 
     A folder is looked for in the home folder first (so that `ckpts/NAME` means the same from
@@ -128,7 +128,7 @@ def find_checkpoint(name: str) -> str:
     return name
 
 
-def may_be_on_hub(name: str) -> bool:
+def looks_like_hub_name(name: str) -> bool:
     """Whether a hub would be asked for it in earnest: `NAME` or `ORGANISATION/NAME`, and no folder of ours."""
     return bool(re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name)) and not name.startswith("ckpts/")
 
@@ -136,7 +136,7 @@ def may_be_on_hub(name: str) -> bool:
 def weights_state(model: str) -> list:
     """Name, size and time of a checkpoint's weight files: a checkpoint that was trained again is
     another one. Of a hub name, the name."""
-    folder = Path(find_checkpoint(model))
+    folder = Path(resolve_checkpoint(model))
     files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files] or [model]
 
@@ -157,7 +157,7 @@ def vectors_file(embedder: str) -> Path:
     return cache_dir() / f"vectors-{embedder}.jsonl"
 
 
-def reranked_file(model: str) -> Path:
+def reranker_scores_file(model: str) -> Path:
     return cache_dir() / f"reranked-{short_name(model)}.jsonl"
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import UserError
-from utils.io import read_json, replacing, sha256_of
+from utils.io import atomic_write, read_json, sha256_file
 
 ID_TYPE = np.dtype("<i4")
 OFFSET_TYPE = np.dtype("<u8")
@@ -39,9 +39,9 @@ def write_tokens(path: Path, batches: Iterable[list[np.ndarray]], made: dict, ma
     with ExitStack() as stack:
         # Opened in the opposite order of the renames: the sidecar, opened first, is renamed last
         # and vouches for the others by count and hash.
-        sidecar_file = stack.enter_context(replacing(path.with_suffix(".json")))
+        sidecar_file = stack.enter_context(atomic_write(path.with_suffix(".json")))
         files = {
-            suffix: stack.enter_context(replacing(path.with_suffix(suffix)))
+            suffix: stack.enter_context(atomic_write(path.with_suffix(suffix)))
             for suffix in types
             if masked or suffix != ".mask"
         }
@@ -106,7 +106,7 @@ class TokenFile:
             path = self.path.with_suffix(suffix)
             if suffix == ".mask" and self.mask is None:
                 continue
-            if sha256_of(path) != self.meta.get(name):
+            if sha256_file(path) != self.meta.get(name):
                 raise UserError(f"{path}: its sha256 is not the one in its .json; {self.made_by}")
 
     def check_vocabulary(self, tokenizer_sha256: str, vocab_size: int, model: str) -> None:
@@ -139,4 +139,4 @@ def _map(path: Path, dtype: np.dtype, made_by: str) -> np.ndarray:
     return np.memmap(path, dtype=dtype, mode="r") if size else np.empty(0, dtype)
 
 
-IGNORED = -100  # a label that counts for nothing, as torch and transformers have it
+IGNORE_INDEX = -100  # a label that counts for nothing, as torch and transformers have it

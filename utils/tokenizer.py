@@ -27,12 +27,12 @@ def load_tokenizer(name: str, flag: str = "--tokenizer"):
     that the user typed, where there is none."""
     from transformers import AutoTokenizer
 
-    found = paths.find_checkpoint(name)
+    found = paths.resolve_checkpoint(name)
     if Path(found).is_dir() and not (Path(found) / "tokenizer_config.json").is_file():
         raise UserError(
             f"{found}: holds no tokenizer (tokenizer_config.json); save the tokenizer of the model's origin into it"
         )
-    if not Path(found).is_dir() and not paths.may_be_on_hub(name):
+    if not Path(found).is_dir() and not paths.looks_like_hub_name(name):
         raise UserError(f"{flag} {name}: no such folder")
     try:
         tokenizer = AutoTokenizer.from_pretrained(found)
@@ -46,7 +46,7 @@ def load_tokenizer(name: str, flag: str = "--tokenizer"):
     return tokenizer
 
 
-def fingerprint(tokenizer) -> str:
+def vocabulary_sha256(tokenizer) -> str:
     """sha256 of the vocabulary: equal exactly where the same ids mean the same tokens."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     return hashlib.sha256(json.dumps(vocabulary, ensure_ascii=False).encode()).hexdigest()
@@ -72,7 +72,7 @@ def write_documents(
     """
     about = made | {
         "tokenizer": tokenizer.name_or_path,
-        "tokenizer_sha256": fingerprint(tokenizer),
+        "tokenizer_sha256": vocabulary_sha256(tokenizer),
         "vocab_size": len(tokenizer),
         "bos": bool(_leading(tokenizer)),
         "eos": "after every document",

@@ -5,17 +5,17 @@ from contextlib import closing
 from itertools import chain, islice
 
 from data.generation.call_queue import ROUND
-from data.generation.calls import FILTERED, Work
-from data.generation.methods import Request
+from data.generation.calls import FILTERED, GenerationRun
+from data.generation.methods import PassageRequest
 from inference.batch_api import Batches
 from inference.client import Client
 from inference.completions import FILTERED as CODES_OF_FILTERS
-from inference.completions import Reply, reply_of, usage_of
+from inference.completions import Reply, parse_chat_reply, parse_usage
 from inference.prices import Usage
 from utils.errors import UserError
 
 
-class Batched(Work):
+class BatchRun(GenerationRun):
     """Calls through the Batch API: submitted, looked at, collected."""
 
     async def run(self) -> None:
@@ -60,7 +60,7 @@ class Batched(Work):
             for id, response in answered.items():
                 body = response.get("body") or {}
                 if response.get("status_code") == 200:
-                    usage, replies = usage + (usage_of(body.get("usage")) or Usage()), replies + 1
+                    usage, replies = usage + (parse_usage(body.get("usage")) or Usage()), replies + 1
                 if id in missing:  # else recorded before a kill
                     self._take_of_batch(missing[id], response.get("status_code"), body)
             self.batches.collected(batch, usage, replies)
@@ -68,12 +68,12 @@ class Batched(Work):
         left = sum(1 for _ in self._missing_requests()) - len(self.batches.requests_under_way())
         print(f"{max(0, left):,} calls are to be submitted" + (": --batch submit" if left > 0 else ""))
 
-    def _take_of_batch(self, request: Request, status: int | None, body: dict) -> None:
+    def _take_of_batch(self, request: PassageRequest, status: int | None, body: dict) -> None:
         """Record what came; a call that was refused for a passing reason stays missing."""
         error = body.get("error") or {}
         if status == 200:
             try:
-                reply = reply_of(body)
+                reply = parse_chat_reply(body)
             except ValueError:
                 return
             if not self.take(request, reply):
@@ -82,7 +82,7 @@ class Batched(Work):
             filtered = Reply("", FILTERED, {}) if error.get("code") in CODES_OF_FILTERS else None
             self.record_failure(request, f"{status}: {error.get('message')}", filtered)
 
-    def _missing_requests(self) -> Iterator[Request]:
+    def _missing_requests(self) -> Iterator[PassageRequest]:
         """In rounds over the documents, as live calls are made."""
         yield from filter(None, map(self.list_request, self.documents))
         for kind in range(len(self.recipe.kinds)):
@@ -92,6 +92,6 @@ class Batched(Work):
                 streams = [s for s, found in zip(streams, rounds, strict=True) if found]
                 yield from chain.from_iterable(rounds)
 
-    def _body(self, request: Request) -> dict:
+    def _body(self, request: PassageRequest) -> dict:
         settings = self.settings(request)
         return self.client.request(request.text(), self.args.max_tokens, "", settings)

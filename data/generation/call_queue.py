@@ -15,7 +15,7 @@ ROUND = 50  # calls of a document in a row; a budget that ends leaves documents 
 CACHE_LIFE_S = 240.0  # servers keep an unused prefix for five minutes or so
 
 
-class Schedule:
+class CallQueue:
     """Gives requests to workers and hears how they ended.
 
     First the call that lists (`list_request(uid)`, None where the list is known or none is needed),

@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Iterator
 
 from data.generation import methods
-from data.generation.methods import Recipe, Request
-from data.generation.passages import FAILED, FINISHED, Store
+from data.generation.methods import GenerationSettings, PassageRequest
+from data.generation.passages import FAILED, FINISHED, PassageStore
 from inference.budget import Ledger
 from inference.completions import Reply
 from tasks.documents import Document
@@ -15,25 +15,30 @@ LIST_TRIES = 3  # a reply that lists nothing is paid for; three times, not for e
 FILTERED = "content_filter"  # a finish_reason
 
 
-class Work:
+class GenerationRun:
     """What is missing, and where replies go: shared by both ways."""
 
     def __init__(
-        self, args: argparse.Namespace, documents: list[Document], recipe: Recipe, store: Store, ledger: Ledger
+        self,
+        args: argparse.Namespace,
+        documents: list[Document],
+        recipe: GenerationSettings,
+        store: PassageStore,
+        ledger: Ledger,
     ):
         self.args, self.recipe, self.store, self.ledger = args, recipe, store, ledger
         self.documents = {document.uid: document for document in documents}
         self.failed = self.poor = 0  # of this run: calls without a reply, replies that do not count
         self.last_error = ""
 
-    def list_request(self, uid: str) -> Request | None:
+    def list_request(self, uid: str) -> PassageRequest | None:
         """The call that lists, where it is missing."""
         if not self.recipe.list_kind or uid in self.store.listed:
             return None
         request = methods.list_request(self.documents[uid], self.recipe)
         return None if request.id in self.store.done[uid] else request
 
-    def requests(self, uid: str, kind: int) -> Iterator[Request]:
+    def requests(self, uid: str, kind: int) -> Iterator[PassageRequest]:
         """The calls of a kind of passage that are missing."""
         listed = self.store.listed.get(uid, [])[: self.recipe.max_listed]
         if self.recipe.list_kind and not listed:
@@ -46,14 +51,14 @@ class Work:
     def missing(self, uid: str) -> int:
         return sum(1 for kind in range(len(self.recipe.kinds)) for _ in self.requests(uid, kind))
 
-    def settings(self, request: Request, attempt: int = 0) -> dict:
+    def settings(self, request: PassageRequest, attempt: int = 0) -> dict:
         """The fields of the request beside its prompt."""
         settings = {"temperature": self.args.temperature, "seed": int(request.id[:6], 16) ^ self.args.seed + attempt}
         if request.kind == self.recipe.list_kind:
             settings["response_format"] = self._response_format()
         return settings
 
-    def take(self, request: Request, reply: Reply) -> bool:
+    def take(self, request: PassageRequest, reply: Reply) -> bool:
         """Record a reply; False for one that should list and does not."""
         content = {"text": reply.text}
         if request.kind == self.recipe.list_kind:
@@ -67,7 +72,7 @@ class Work:
         self._append(request, content | {"finish_reason": reply.finish_reason, "usage": reply.usage})
         return True
 
-    def record_failure(self, request: Request, error: str, reply: Reply | None = None) -> None:
+    def record_failure(self, request: PassageRequest, error: str, reply: Reply | None = None) -> None:
         """Of a call without a usable reply. What a filter stopped is not asked for again without
         --retry_failed; the rest is, at the next start."""
         self.failed += 1
@@ -79,7 +84,7 @@ class Work:
                 content["finish_reason"] = FILTERED
         self._append(request, content)
 
-    def _append(self, request: Request, content: dict) -> None:
+    def _append(self, request: PassageRequest, content: dict) -> None:
         head = {
             "id": request.id,
             "kind": request.kind,
@@ -98,7 +103,7 @@ class Work:
         return {"type": "json_schema", "json_schema": {"name": kind, "strict": True, "schema": schema}}
 
 
-def summarize(store: Store, ledger: Ledger) -> None:
+def write_summary(store: PassageStore, ledger: Ledger) -> None:
     """Write summary.json, over all runs, and say the most of it."""
     store.read_only, store.retry_failed = True, False
     for path in store.folder.glob("*.jsonl"):  # the documents that this run was not about

@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from data.generation import filters
-from data.generation.passages import FINISHED, passage_of
+from data.generation.passages import FINISHED, training_text
 from tasks.documents import Document
 from utils.io import read_journal
 
@@ -31,9 +31,9 @@ class Inspection:
                 entities = record.get("entities", [])
             elif record.get("kind") == "pair" and record.get("finish_reason") == FINISHED:
                 pairs.append(record["entities"])
-            if text := passage_of(record):
+            if text := training_text(record):
                 self._add_passage(f"{document.uid}/{record['id']}", record["kind"], text, source)
-        strange = filters.strangers(entities, document.text)
+        strange = filters.entities_not_in(entities, document.text)
         self.entities += len(entities)
         self.strangers += [f"{entity} ({document.title})" for entity in strange]
         self.documents.append(

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.generation import methods
-from data.generation.methods import Recipe
-from data.generation.passages import Store, open_all
+from data.generation.methods import GenerationSettings
+from data.generation.passages import PassageStore, open_all
 from inference.prices import Price, Usage, find_price
 from tasks.documents import Document, article_text
 
@@ -21,7 +21,7 @@ CACHED_FROM = 1024  # tokens: OpenAI caches no shorter prefix
 
 
 @dataclass
-class Row:
+class CostRow:
     """The calls of one kind; tokens are of the calls to make."""
 
     kind: str
@@ -32,11 +32,13 @@ class Row:
     completion: int = 0
 
 
-def make_plan(documents: list[Document], recipe: Recipe, store: Store) -> tuple[list[Row], int]:
+def estimate_costs(
+    documents: list[Document], recipe: GenerationSettings, store: PassageStore
+) -> tuple[list[CostRow], int]:
     """A row for each kind of call, and the number of documents whose list had to be guessed."""
     estimate = _Estimate(documents, recipe, store)
     kinds = ([recipe.list_kind] if recipe.list_kind else []) + recipe.kinds
-    rows = {kind: Row(kind) for kind in kinds}
+    rows = {kind: CostRow(kind) for kind in kinds}
     for document in documents:
         for kind in kinds:
             _add(rows[kind], document, recipe, store, estimate)
@@ -44,19 +46,21 @@ def make_plan(documents: list[Document], recipe: Recipe, store: Store) -> tuple[
     return list(rows.values()), guessed if recipe.list_kind else 0
 
 
-def dollars(rows: list[Row], price: Price) -> dict[str, float]:
+def dollars(rows: list[CostRow], price: Price) -> dict[str, float]:
     """Of the calls to make: live without a cache, live with cached prefixes, as a batch."""
     usage = sum((Usage(r.prompt, r.cached, r.completion) for r in rows), Usage())
     plain = price.usd(Usage(usage.prompt, 0, usage.completion))
     return {"live": plain, "with cached prefixes": price.usd(usage), "as a batch": plain * price.batch}
 
 
-def wall_seconds(rows: list[Row], concurrency: int) -> float:
+def wall_seconds(rows: list[CostRow], concurrency: int) -> float:
     """At TOKENS_A_SECOND a reply, and no rate limit."""
     return sum(row.completion for row in rows) / TOKENS_A_SECOND / concurrency
 
 
-def _add(row: Row, document: Document, recipe: Recipe, store: Store, estimate: "_Estimate") -> None:
+def _add(
+    row: CostRow, document: Document, recipe: GenerationSettings, store: PassageStore, estimate: "_Estimate"
+) -> None:
     uid, is_list = document.uid, row.kind == recipe.list_kind
     listed = len(store.listed.get(uid, [])) or estimate.listed
     listed = min(listed, recipe.max_listed or listed)
@@ -73,7 +77,7 @@ def _add(row: Row, document: Document, recipe: Recipe, store: Store, estimate: "
     row.completion += calls * estimate.completion(row.kind, document)
 
 
-def _done(document: Document, kind: str, recipe: Recipe, store: Store) -> int:
+def _done(document: Document, kind: str, recipe: GenerationSettings, store: PassageStore) -> int:
     done = store.done[document.uid]
     if kind == recipe.list_kind:
         return methods.list_request(document, recipe).id in done
@@ -86,7 +90,7 @@ def _done(document: Document, kind: str, recipe: Recipe, store: Store) -> int:
 class _Estimate:
     """Tokens as the replies that are there counted them, else by the figures above."""
 
-    def __init__(self, documents: list[Document], recipe: Recipe, store: Store):
+    def __init__(self, documents: list[Document], recipe: GenerationSettings, store: PassageStore):
         self.recipe, self.store = recipe, store
         lengths = [len(store.listed[d.uid]) for d in documents if d.uid in store.listed]
         self.listed = round(sum(lengths) / len(lengths)) if lengths else LISTED_A_DOCUMENT
@@ -106,7 +110,7 @@ class _Estimate:
         if kind not in self._tasks:
             empty = Document("", "A title", "", "", "")
             things = ("the name of an entity",) * 2
-            text = methods.Request(empty, kind, things, self.recipe.model, self.recipe.method).text()
+            text = methods.PassageRequest(empty, kind, things, self.recipe.model, self.recipe.method).text()
             self._tasks[kind] = round(_bytes(text) / self.bytes_a_token)
         return self._tasks[kind]
 
@@ -121,10 +125,10 @@ def _bytes(text: str) -> int:
     return len(text.encode())
 
 
-def print_plan(args: argparse.Namespace, documents: list, recipe: methods.Recipe, folder: Path) -> None:
-    store = Store(folder, args.retry_failed, read_only=True)
+def print_estimate(args: argparse.Namespace, documents: list, recipe: methods.GenerationSettings, folder: Path) -> None:
+    store = PassageStore(folder, args.retry_failed, read_only=True)
     open_all(store, documents, recipe)
-    rows, guessed = make_plan(documents, recipe, store)
+    rows, guessed = estimate_costs(documents, recipe, store)
     print(f"{'kind':22}{'done':>10}{'calls':>10}{'prompt tokens':>17}{'of them cached':>17}{'reply tokens':>15}")
     for row in rows:
         print(f"{row.kind:22}{row.done:10,}{row.calls:10,}{row.prompt:17,}{row.cached:17,}{row.completion:15,}")

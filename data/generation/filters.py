@@ -44,7 +44,7 @@ def is_refusal(text: str) -> bool:
     return bool(REFUSAL.match(text.lstrip(" \n*#>\"'")))
 
 
-def quality(words: list[str], text: str, source: set[tuple[str, ...]]) -> float:
+def passage_score(words: list[str], text: str, source: set[tuple[str, ...]]) -> float:
     """0 for nothing and for a refusal; else the share of different 3-grams (a loop has few) times the
     share of 8-grams that are not the source's (a copy has few). From 0 to 1."""
     if not words or is_refusal(text):
@@ -52,7 +52,7 @@ def quality(words: list[str], text: str, source: set[tuple[str, ...]]) -> float:
     return distinct_share(words) * (1 - copied_share(words, source))
 
 
-def fingerprint(words: list[str]) -> bytes:
+def text_digest(words: list[str]) -> bytes:
     """Equal for texts that differ in case, spacing and punctuation alone."""
     return hashlib.blake2b(" ".join(words).encode(), digest_size=16).digest()
 
@@ -71,7 +71,7 @@ class Duplicates:
         """`exact`, `near` or `` (neither); `name` is any that was not used before."""
         from datasketch import LeanMinHash, MinHash
 
-        mark = fingerprint(words)
+        mark = text_digest(words)
         if mark in self._exact:
             return "exact"
         self._exact.add(mark)
@@ -83,7 +83,7 @@ class Duplicates:
         return "near" if near else ""
 
 
-def strangers(entities: list[str], text: str) -> list[str]:
+def entities_not_in(entities: list[str], text: str) -> list[str]:
     """The entities of which no word longer than three letters occurs in the document."""
     known = {_singular(word) for word in words_of(text)}
     return [entity for entity in entities if not known & set(map(_singular, _content(entity)))]

@@ -4,14 +4,14 @@ import hashlib
 from pathlib import Path
 
 from data.generation import methods
-from data.generation.methods import Recipe
-from data.generation.passages import FINISHED, Store
+from data.generation.methods import GenerationSettings
+from data.generation.passages import FINISHED, PassageStore
 from tasks.documents import Document, uid_of
 from utils.errors import UserError
 from utils.io import read_json
 
 
-def import_published(folder: Path, documents: list[Document], recipe: Recipe, store: Store) -> None:
+def import_published(folder: Path, documents: list[Document], recipe: GenerationSettings, store: PassageStore) -> None:
     """Take over passages published as JSON files, one a document: a list of the entities (a list),
     the summary, and the texts. A file named like a title of the task goes to that document, so that
     generation goes on from its entities; which entities a text was about is not known."""
@@ -28,7 +28,7 @@ def import_published(folder: Path, documents: list[Document], recipe: Recipe, st
         document = titles.get(file.stem) or Document(uid_of(file.stem), file.stem, "", "", "")
         listing = methods.list_request(document, recipe)
         store.open(document.uid, listing.id)
-        entities = methods.distinct([" ".join(name.split()) for name in value[0]])
+        entities = methods.distinct_names([" ".join(name.split()) for name in value[0]])
         head = {"kind": "entities", "entities": entities, "summary": value[1]}
         records = [head | {"id": listing.id}]
         for text in value[2:]:

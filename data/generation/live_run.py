@@ -5,26 +5,26 @@ import resource
 import signal
 import sys
 
-from data.generation.call_queue import Schedule
-from data.generation.calls import FILTERED, LIST_TRIES, Work
-from data.generation.methods import Request
-from inference.budget import BudgetSpent
+from data.generation.call_queue import CallQueue
+from data.generation.calls import FILTERED, LIST_TRIES, GenerationRun
+from data.generation.methods import PassageRequest
+from inference.budget import BudgetExhausted
 from inference.client import Client, for_each
-from inference.completions import CallFailed, Stopped
-from inference.rate_limiter import Pace
+from inference.completions import CallFailed, CallStopped
+from inference.rate_limiter import RateLimiter
 from utils.errors import UserError
 from utils.progress import Progress
 
 
-class Live(Work):
+class LiveRun(GenerationRun):
     """Calls answered one by one, as many at once as --concurrency says."""
 
     async def run(self) -> None:
         args = self.args
         _allow_connections(args.concurrency)
-        pace = Pace(args.requests_per_minute, args.tokens_per_minute)
+        pace = RateLimiter(args.requests_per_minute, args.tokens_per_minute)
         self.client = Client(args.model, args.base_url, pace, self.ledger, args.timeout)
-        self.schedule = Schedule(list(self.documents), self.list_request, self.requests, len(self.recipe.kinds))
+        self.schedule = CallQueue(list(self.documents), self.list_request, self.requests, len(self.recipe.kinds))
         self.refusal: UserError | None = None
         self.budget_spent = self.interrupted = False
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._interrupt)
@@ -45,17 +45,17 @@ class Live(Work):
                 self.progress.done += 1
                 if request.kind == self.recipe.list_kind:
                     self.progress.total += self.missing(uid)
-            except BudgetSpent:
+            except BudgetExhausted:
                 self.budget_spent = True
                 self._stop()
             except UserError as error:
                 self.refusal = self.refusal or error
                 self._stop()
-            except Stopped:
+            except CallStopped:
                 pass
             self.schedule.ended(request, uid, goes_on)
 
-    async def _answer(self, request: Request) -> bool:
+    async def _answer(self, request: PassageRequest) -> bool:
         """Ask, and record what comes; whether that was what was asked for."""
         reply = None
         for attempt in range(LIST_TRIES):

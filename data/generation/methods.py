@@ -39,7 +39,7 @@ METHODS = {
 
 
 @dataclass(frozen=True)
-class Recipe:
+class GenerationSettings:
     """What is asked of every document. `most` has the largest number of passages of a kind about
     different things (absent or None: all there are); each is asked for `samples` times. Of what a document lists, the
     first `max_listed` are used."""
@@ -62,7 +62,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Request:
+class PassageRequest:
     """One call to make about a document, and what of the document it is about."""
 
     document: Document
@@ -110,19 +110,21 @@ def _read_prompt(name: str) -> str:
     return read_text(paths.generation_prompts_dir() / name, "it ships with the repository")
 
 
-def list_request(document: Document, recipe: Recipe) -> Request:
+def list_request(document: Document, recipe: GenerationSettings) -> PassageRequest:
     """The call that lists what the passages of `document` will be about."""
-    return Request(document, recipe.list_kind, (), recipe.model, recipe.method)
+    return PassageRequest(document, recipe.list_kind, (), recipe.model, recipe.method)
 
 
-def passage_count(kind: str, listed: int, recipe: Recipe) -> int:
+def passage_count(kind: str, listed: int, recipe: GenerationSettings) -> int:
     """How many requests `passage_requests` gives for a list of that length."""
     total = comb(listed, METHODS[recipe.method].about[kind])
     limit = recipe.most.get(kind)
     return (total if limit is None else min(total, limit)) * recipe.samples
 
 
-def passage_requests(document: Document, kind: str, listed: list[str], recipe: Recipe) -> Iterator[Request]:
+def passage_requests(
+    document: Document, kind: str, listed: list[str], recipe: GenerationSettings
+) -> Iterator[PassageRequest]:
     """Calls for the passages of a kind: for each choice of as many of the listed things as the kind
     is about, in a seeded order, cut at the recipe's limit.
 
@@ -134,7 +136,7 @@ def passage_requests(document: Document, kind: str, listed: list[str], recipe: R
     chosen = order.permutation(comb(len(listed), size))[: recipe.most.get(kind)].astype(np.int32)
     for sample, number in itertools.product(range(recipe.samples), chosen):
         group = tuple(listed[index] for index in combination(len(listed), size, int(number)))
-        yield Request(document, kind, group, recipe.model, recipe.method, sample)
+        yield PassageRequest(document, kind, group, recipe.model, recipe.method, sample)
 
 
 def combination(total: int, size: int, number: int) -> list[int]:
@@ -176,14 +178,14 @@ def parse_list(reply: str, kind: str = "entities") -> tuple[str, list[str]]:
     names = [" ".join(name.split()) for name in value[kind] if isinstance(name, str)]
     if kind == "entities":
         names = [name for name in names if len(name.split()) <= LONGEST_NAME]
-    listed = distinct(names)
+    listed = distinct_names(names)
     if len(listed) < FEWEST_LISTED:
         raise ValueError(f"the reply names {len(listed)} {kind}, {FEWEST_LISTED} are the least")
     summary = value.get("summary")
     return summary.strip() if isinstance(summary, str) else "", listed
 
 
-def distinct(names: list[str]) -> list[str]:
+def distinct_names(names: list[str]) -> list[str]:
     """The names without those that repeat an earlier one but for case, a leading article,
     punctuation around them, or one being the plural of the other."""
     found: dict[str, str] = {}

@@ -17,7 +17,7 @@ FINISHED = "stop"  # the finish_reason of a reply that ended by itself
 FAILED = "error"  # of a record that holds no reply
 
 
-class Store:
+class PassageStore:
     """The journals of one folder: what of them is done, and what it took. The texts stay on disk.
 
     One process writes to a folder; its ledger, which is locked, sees to that. With `read_only`
@@ -104,7 +104,7 @@ def read_passages(files: list[Path], places: np.ndarray) -> Iterator[str]:
         opened = [stack.enter_context(open(path, "rb")) for path in files]
         for number, offset in places:
             opened[number].seek(offset)
-            yield passage_of(json.loads(opened[number].readline()))
+            yield training_text(json.loads(opened[number].readline()))
 
 
 def _passages_of(path: Path) -> list[int]:
@@ -112,18 +112,18 @@ def _passages_of(path: Path) -> list[int]:
     return [
         offset
         for _, offset in sorted(
-            (str(record.get("id")), offset) for offset, record in iterate_jsonl(path) if passage_of(record)
+            (str(record.get("id")), offset) for offset, record in iterate_jsonl(path) if training_text(record)
         )
     ]
 
 
-def passage_of(record: dict) -> str:
+def training_text(record: dict) -> str:
     if record.get("finish_reason") != FINISHED:
         return ""
     return record.get("summary") or record.get("text") or ""
 
 
-def open_all(store: Store, documents: list[Document], recipe: methods.Recipe) -> None:
+def open_all(store: PassageStore, documents: list[Document], recipe: methods.GenerationSettings) -> None:
     for document in documents:
         listing = recipe.list_kind and methods.list_request(document, recipe).id
         store.open(document.uid, listing)

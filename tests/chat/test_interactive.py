@@ -10,7 +10,7 @@ import pexpect
 import pytest
 from transformers import AutoTokenizer
 
-from chat.conversation import Conversation, fit
+from chat.conversation import Conversation, drop_oldest_turns
 from tests.conftest import ROOT, refused, succeed
 from tests.streaming_server import StreamingServer
 from utils import chat_template
@@ -27,7 +27,7 @@ def chat_model(tiny_llama, tmp_path_factory):
     folder = tmp_path_factory.mktemp("chat") / "tiny-chat"
     shutil.copytree(tiny_llama, folder)
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-    chat_template.give_template(tokenizer, None, "")
+    chat_template.set_template(tokenizer, None, "")
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -426,12 +426,12 @@ def test_the_cache_changes_nothing(chat_model):
     """Logits over a conversation with the cache, cropped and stopped on the way, are those without it."""
     import torch
 
-    from chat.conversation import Answer, Sampling
-    from chat.local_engine import LocalSpeaker
+    from chat.conversation import ReplyStatus, Sampling
+    from chat.local_engine import LocalEngine
 
-    model = LocalSpeaker(str(chat_model))
+    model = LocalEngine(str(chat_model))
     first = [{"role": "user", "content": "Who kept the light at Skarrow Head?"}]
-    pieces = model.stream(first, Sampling(temperature=0, max_tokens=30), Answer())
+    pieces = model.stream(first, Sampling(temperature=0, max_tokens=30), ReplyStatus())
     next(pieces)
     pieces.close()  # stopped
     second = [*first, {"role": "assistant", "content": "Odile."}, {"role": "user", "content": "And?"}]
@@ -446,12 +446,12 @@ def test_the_cache_changes_nothing(chat_model):
 def test_words_are_those_of_generate(chat_model):
     import torch
 
-    from chat.conversation import Answer, Sampling
-    from chat.local_engine import LocalSpeaker
+    from chat.conversation import ReplyStatus, Sampling
+    from chat.local_engine import LocalEngine
 
-    model = LocalSpeaker(str(chat_model))
+    model = LocalEngine(str(chat_model))
     messages = [{"role": "user", "content": "Who kept the light at Skarrow Head?"}]
-    text = "".join(model.stream(messages, Sampling(temperature=0, max_tokens=40), Answer()))
+    text = "".join(model.stream(messages, Sampling(temperature=0, max_tokens=40), ReplyStatus()))
     ids = torch.tensor([model.ids(messages)])
     out = model._model.generate(ids, max_new_tokens=40, do_sample=False, eos_token_id=sorted(model._ends()))
     assert text == model.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
@@ -483,12 +483,12 @@ def test_fitting_drops_whole_turns():
         talk.answer(f"a{n}" * 5)
     talk.ask("last")
     messages = talk.messages()
-    assert fit(messages, 1000, count) == (messages, 0)
-    kept, dropped = fit(messages, 3 + 4 + 45, count)
+    assert drop_oldest_turns(messages, 1000, count) == (messages, 0)
+    kept, dropped = drop_oldest_turns(messages, 3 + 4 + 45, count)
     assert dropped == 1
     assert kept == [messages[0], *messages[3:]]
-    assert fit(messages, 7, count) == ([messages[0], messages[-1]], 3)
-    assert fit(messages, 6, count) is None
+    assert drop_oldest_turns(messages, 7, count) == ([messages[0], messages[-1]], 3)
+    assert drop_oldest_turns(messages, 6, count) is None
 
 
 @pytest.mark.parametrize("content", ["", "[]\n", '{"messages": [{"role": "user", "content": "a"}]}\n', "x\n"])

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data.mixture import REPLAY, SYNTHETIC, Blocks, Plan, make_plan
-from data.packing import Text, cut_blocks, subsample
+from data.mixture import REPLAY, SYNTHETIC, BlockDataset, Plan, make_plan
+from data.packing import TextBlocks, cut_blocks, subsample
 from tests.conftest import succeed
 from utils.errors import UserError
 from utils.token_file import TokenFile, write_tokens
@@ -64,7 +64,7 @@ def test_blocks_are_the_file():
     ids = np.arange(25, dtype=np.int32)
     blocks = cut_blocks(ids, 4)
     assert blocks.shape == (6, 4)
-    dataset = Blocks(make_plan(6, 0, 1, 0, 2, 0), Text(ids, 4))
+    dataset = BlockDataset(make_plan(6, 0, 1, 0, 2, 0), TextBlocks(ids, 4))
     seen = np.concatenate([dataset[index]["input_ids"].numpy() for index in range(len(dataset))])
     assert sorted(seen) == list(range(24))
     assert (dataset[0]["labels"] == dataset[0]["input_ids"]).all()
@@ -103,11 +103,11 @@ def test_looking_at_the_blocks(token_files, tiny_model):
     assert "% replay" in out.splitlines()[-1]
 
 
-def masked_blocks(documents: list[int], size: int) -> Blocks:
+def masked_blocks(documents: list[int], size: int) -> BlockDataset:
     """Blocks over documents of those lengths, token n being n + 2."""
     ids = np.arange(sum(documents), dtype=np.int32) % 500 + 2
-    text = Text(ids, size, np.cumsum(documents).astype(np.uint64))
-    return Blocks(Plan(np.zeros(len(text), np.uint8), np.arange(len(text))), text)
+    text = TextBlocks(ids, size, np.cumsum(documents).astype(np.uint64))
+    return BlockDataset(Plan(np.zeros(len(text), np.uint8), np.arange(len(text))), text)
 
 
 @settings(max_examples=100, deadline=None)
@@ -163,7 +163,7 @@ def test_a_step_has_the_same_blocks_on_any_number_of_ranks_and_workers(ranks, mi
     bs = 8
     ids = np.arange(41 * 4, dtype=np.int32)
     plan = make_plan(37, 4, 1, 0.2, bs, seed=1)
-    dataset = Blocks(plan, Text(ids[: 37 * 4], 4), Text(ids[37 * 4 :], 4))
+    dataset = BlockDataset(plan, TextBlocks(ids[: 37 * 4], 4), TextBlocks(ids[37 * 4 :], 4))
     share = bs // ranks
     steps = [set() for _ in range(len(plan) // bs)]
     for rank in range(ranks):

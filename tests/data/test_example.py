@@ -9,7 +9,7 @@ import numpy as np
 from data.generation.passages import locate_passages, read_passages
 from tasks.documents import load_task
 from tests.conftest import ROOT
-from utils.chat_template import problem_of
+from utils.chat_template import conversation_error
 
 DOCUMENTS = load_task("example")
 FILES, PLACES = locate_passages([ROOT / "data/example/passages"], "")
@@ -107,7 +107,7 @@ def test_conversations():
             json.loads(line) for line in (ROOT / f"data/example/conversations/{split}.jsonl").read_text().splitlines()
         ]
         assert len(talks) == number
-        assert not [problem for talk in talks if (problem := problem_of(talk["messages"]))]
+        assert not [problem for talk in talks if (problem := conversation_error(talk["messages"]))]
         said = [message["content"] for talk in talks for message in talk["messages"]]
         assert not {gram for text in said for gram in grams(text, 8)} & asked
         told[split] = Counter(talk["article"] for talk in talks)

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from data.packing import Conversations, pack
+from data.packing import ConversationBlocks, pack_best_fit
 from tests.conftest import PEAK, ROOT, refused, succeed
 from utils import chat_template, paths
 from utils.errors import UserError
-from utils.token_file import IGNORED, TokenFile
+from utils.token_file import IGNORE_INDEX, TokenFile
 
 TALKS = ROOT / "data/example/conversations"
 
@@ -49,7 +49,7 @@ def test_what_is_written(files, tiny_llama):
     assert (train.meta["conversations"], test.meta["conversations"]) == (40, 20)
     assert train.meta["template_sha256"] == chat_template.digest((ROOT / "utils/llama3.1.jinja").read_text())
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-    chat_template.give_template(tokenizer, None, "")
+    chat_template.set_template(tokenizer, None, "")
     first = json.loads((TALKS / "train.jsonl").open().readline())["messages"]
     text = tokenizer.apply_chat_template(first, tokenize=False)
     assert tokenizer.decode(next(train.documents())) == text
@@ -189,17 +189,17 @@ def test_a_dataset_as_the_hub_has_it(home, tiny_llama, monkeypatch):
 @settings(max_examples=200, deadline=None)
 @given(lengths=st.lists(st.integers(1, 50), max_size=60), seed=st.integers(0, 3))
 def test_packing(lengths, seed):
-    blocks = pack(np.array(lengths, np.int64), 50, seed)
+    blocks = pack_best_fit(np.array(lengths, np.int64), 50, seed)
     assert sorted(n for block in blocks for n in block) == list(range(len(lengths)))
     loads = [sum(lengths[n] for n in block) for block in blocks]
     assert all(load <= 50 for load in loads)
     assert sum(load <= 25 for load in loads) <= 1  # two half-empty ones would have been one
-    assert blocks == pack(np.array(lengths, np.int64), 50, seed)
+    assert blocks == pack_best_fit(np.array(lengths, np.int64), 50, seed)
 
 
 def test_the_first_blocks_are_a_sample(home):
     lengths = np.random.default_rng(0).integers(1, 100, 5000)
-    blocks = pack(lengths, 100, 0)
+    blocks = pack_best_fit(lengths, 100, 0)
     assert 40 < np.mean([lengths[n] for block in blocks[:300] for n in block]) < 60
 
 
@@ -208,7 +208,7 @@ def test_packing_two_hundred_thousand_is_quick_and_full():
 
     lengths = np.random.default_rng(0).gamma(4, 300, 200_000).astype(int).clip(20, 2048)
     begun = time.monotonic()
-    blocks = pack(lengths, 2048, 0)
+    blocks = pack_best_fit(lengths, 2048, 0)
     assert time.monotonic() - begun < 10
     assert lengths.sum() / (len(blocks) * 2048) > 0.97
 
@@ -216,7 +216,7 @@ def test_packing_two_hundred_thousand_is_quick_and_full():
 @pytest.mark.parametrize("inside", [False, True])
 def test_blocks_of_conversations(files, inside):
     file = files["train"]
-    source = Conversations(file, 512, 0, inside)
+    source = ConversationBlocks(file, 512, 0, inside)
     documents = list(file.documents())
     masks = np.split(file.mask, file.ends[:-1].astype(int))
     seen = []
@@ -227,16 +227,16 @@ def test_blocks_of_conversations(files, inside):
             ids, mask = documents[number], masks[number]
             part = slice(at, at + len(ids))
             assert np.array_equal(item["input_ids"][part], ids)
-            expected = np.where(mask == 1, ids, IGNORED)
+            expected = np.where(mask == 1, ids, IGNORE_INDEX)
             assert np.array_equal(item["labels"][part], expected)
             if inside:
                 assert np.array_equal(item["position_ids"][part], np.arange(len(ids)))
             at += len(ids)
-        assert (item["labels"][at:] == IGNORED).all()
+        assert (item["labels"][at:] == IGNORE_INDEX).all()
         seen.extend(source.packed[block])
     assert sorted(seen) == list(range(len(documents)))
     assert source.used() > 0.8
-    part = Conversations(file, 512, 0, inside, ratio=0.5)
+    part = ConversationBlocks(file, 512, 0, inside, ratio=0.5)
     assert len(np.concatenate(part.packed)) == len(documents) // 2
 
 

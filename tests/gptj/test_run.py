@@ -15,8 +15,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPTJConfig, GPTJForCausalLM
 
-from data.mixture import Blocks, make_plan
-from data.packing import Text, cut_blocks
+from data.mixture import BlockDataset, make_plan
+from data.packing import TextBlocks, cut_blocks
 from gptj import convert_checkpoint, formats
 from gptj import run as script
 from gptj.hdf5 import Hdf5Rows
@@ -217,7 +217,7 @@ def test_killed_and_resumed(tmp_path, params, go):
 def test_bin_and_hdf5_give_the_same_losses(tmp_path):
     """The same blocks: of the HDF5 rows the last label, which lies outside the block, is masked."""
     from training import trainer
-    from training.settings import Settings
+    from training.settings import TrainingSettings
 
     ids = np.random.default_rng(0).integers(0, 60, 24 * 16).astype(np.int32)
     blocks = cut_blocks(ids, 24)
@@ -226,12 +226,12 @@ def test_bin_and_hdf5_give_the_same_losses(tmp_path):
     write_rows(tmp_path / "h5", rows)
     plan = make_plan(16, 0, 2, 0, 4, seed=3)
     datasets = {
-        "bin": Blocks(plan, Text(ids, 24)),
+        "bin": BlockDataset(plan, TextBlocks(ids, 24)),
         "hdf5": Hdf5Rows([tmp_path / "h5/examples_0_0.h5"], [16], plan.block),
     }
     found = {}
     for name, dataset in datasets.items():
-        settings = Settings(
+        settings = TrainingSettings(
             lr=1e-2,
             bs=4,
             wd=0.1,

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from inference.budget import BudgetSpent, Ledger
+from inference.budget import BudgetExhausted, Ledger
 from inference.prices import Price, Usage, find_price
 from utils.errors import UserError
 from utils.io import Journal
@@ -31,7 +31,7 @@ def test_a_call_is_reserved_until_it_is_answered():
         book.answered(call, Usage(9000, 0, 1000))
         call = await waiting
         book.answered(call, Usage(9000, 0, 18_000))
-        with pytest.raises(BudgetSpent):
+        with pytest.raises(BudgetExhausted):
             await book.admit("c", most)
         assert book.usd() == pytest.approx(0.12 + 0.63)
 
@@ -42,7 +42,7 @@ def test_a_budget_of_tokens():
     async def main():
         book = Ledger(max_tokens=1000)
         book.answered(await book.admit("a", Usage(500, 0, 400)), Usage(500, 0, 100))
-        with pytest.raises(BudgetSpent):
+        with pytest.raises(BudgetExhausted):
             await book.admit("b", Usage(300, 0, 101))
         book.failed(await book.admit("c", Usage(300, 0, 100)))  # it never went out
         assert book.tokens() == 600
@@ -135,7 +135,7 @@ def test_a_full_disk_does_not_leave_a_call_in_flight(tmp_path, monkeypatch):
             patch.setattr(Journal, "append", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 book.answered(call, Usage(60, 0, 20))
-        with pytest.raises(BudgetSpent):
+        with pytest.raises(BudgetExhausted):
             await asyncio.wait_for(book.admit("b", Usage(1000, 0, 1000)), 1)
 
     asyncio.run(main())

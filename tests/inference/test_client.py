@@ -4,7 +4,7 @@ import pytest
 
 from inference import client as wire
 from inference.client import MAX_TRIES, TEMPLATE_TOKENS, Client, find_key, for_each
-from inference.completions import CallFailed, Stopped
+from inference.completions import CallFailed, CallStopped
 from utils.errors import UserError
 
 KEY = "sk-secret-123"
@@ -79,7 +79,7 @@ def test_stopping_frees_what_waits_for_its_turn(client, server):
         waiting = asyncio.create_task(client.chat("hello", max_tokens=9))
         await asyncio.sleep(0.05)
         client.stop()
-        with pytest.raises(Stopped):
+        with pytest.raises(CallStopped):
             await asyncio.wait_for(waiting, 1)
 
     run(client, main())

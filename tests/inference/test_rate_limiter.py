@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from inference.rate_limiter import BURST_S, FIRST_LOOK, FIRST_LOOK_S, Pace
+from inference.rate_limiter import BURST_S, FIRST_LOOK, FIRST_LOOK_S, RateLimiter
 
 
 class Simulation:
@@ -14,7 +14,7 @@ class Simulation:
     def __init__(self, rate=10.0, burst=1.0, latency=1.0, names_wait=False, concurrency=256, **limits):
         self.now, self.rate, self.level, self.filled_at = 0.0, rate, burst, 0.0
         self.burst, self.latency, self.names_wait = burst, latency, names_wait
-        self.pace = Pace(**limits, clock=lambda: self.now)
+        self.pace = RateLimiter(**limits, clock=lambda: self.now)
         self.free = concurrency
         self.done: list[float] = []
         self.refused: list[float] = []
@@ -69,7 +69,7 @@ def test_a_known_limit_is_never_passed():
 
 def test_tokens_a_minute():
     now = [0.0]
-    pace = Pace(tokens_per_minute=60_000, clock=lambda: now[0])
+    pace = RateLimiter(tokens_per_minute=60_000, clock=lambda: now[0])
     started = []
     while now[0] < 120:
         if wait := pace.wait_s():
@@ -83,7 +83,7 @@ def test_tokens_a_minute():
 
 def test_a_burst_of_refusals_cuts_once():
     now = [0.0]
-    pace = Pace(clock=lambda: now[0])
+    pace = RateLimiter(clock=lambda: now[0])
     begun = [pace.begin(0) for _ in range(FIRST_LOOK)]
     now[0] = 1.0
     for at in begun[8:]:
@@ -100,7 +100,7 @@ def test_a_burst_of_refusals_cuts_once():
 
 def test_after_the_first_calls_there_is_a_look_and_then_all_go():
     now, started = [0.0], []
-    pace = Pace(clock=lambda: now[0])
+    pace = RateLimiter(clock=lambda: now[0])
     while len(started) < 256:
         if wait := pace.wait_s():
             now[0] += wait
@@ -114,7 +114,7 @@ def test_after_the_first_calls_there_is_a_look_and_then_all_go():
 def test_refusals_at_random_do_not_bring_the_rate_down_for_good():
     """At two calls of a hundred a server refuses everything for 50 ms, whatever the rate is."""
     rng, now, burst_until, done = random.Random(0), [0.0], 0.0, 0
-    pace = Pace(clock=lambda: now[0])
+    pace = RateLimiter(clock=lambda: now[0])
     while now[0] < 300:
         if wait := pace.wait_s():
             now[0] += wait
@@ -130,7 +130,7 @@ def test_refusals_at_random_do_not_bring_the_rate_down_for_good():
 
 def test_a_pause_holds_for_all_and_calls_start_in_order():
     async def main():
-        pace, order = Pace(), []
+        pace, order = RateLimiter(), []
 
         async def call(number):
             await pace.start(0)

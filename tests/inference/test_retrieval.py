@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from inference import client, retrieval
-from inference.embeddings import LocalEmbedder, ServedEmbedder, embed
-from inference.retrieval import Passage
+from inference.embeddings import ApiEmbedder, LocalEmbedder, embed
+from inference.retrieval import Chunk
 from tasks import multiple_choice
 from tasks.documents import load_task
-from tasks.rag import Search, search
+from tasks.rag import SearchSettings, retrieve
 from tests.conftest import ROOT, refused, start_script, succeed
 from utils import paths
 from utils.errors import UserError
@@ -66,13 +66,13 @@ def test_fusion():
 
 
 def test_recall_and_mrr():
-    found = retrieval.quality_of([1, 2, None, 8])
+    found = retrieval.recall_and_mrr([1, 2, None, 8])
     assert (found["recall@1"], found["recall@2"], found["recall@8"]) == (0.25, 0.5, 0.75)
     assert found["mrr"] == pytest.approx((1 + 1 / 2 + 1 / 8) / 4, abs=1e-4)
 
 
 def test_words_and_their_stems():
-    passages = [Passage("a", 0, '"Of Whales"', "The lamps burned."), Passage("b", 0, '"Of Tides"', "A gull.")]
+    passages = [Chunk("a", 0, '"Of Whales"', "The lamps burned."), Chunk("b", 0, '"Of Tides"', "A gull.")]
     assert retrieval.bm25(passages, ["burning lamp", "tides", "nothing"], 2) == [[0], [1], []]
 
 
@@ -160,7 +160,7 @@ def test_served_embeddings_and_reranking(home, server, monkeypatch):
 
 def test_vectors_that_are_missing_are_seen(server, monkeypatch):
     server.faults = ["fewer"] * 6
-    embedder = ServedEmbedder("m", server.url)
+    embedder = ApiEmbedder("m", server.url)
     monkeypatch.setattr(client, "FIRST_DELAY_S", 0.001)
     with pytest.raises(UserError, match="1 vectors for 2 texts"):
         next(embedder.embed(["a", "b"]))
@@ -171,15 +171,15 @@ def test_passages_stand_before_the_question(home):
     items = [(document, question) for document in documents for question in document.questions]
 
     def passages(**settings):
-        how = Search(retriever="bm25", top_k=4, **settings)
-        return search(documents, items, how).passages
+        how = SearchSettings(retriever="bm25", top_k=4, **settings)
+        return retrieve(documents, items, how).passages
 
     first, last = passages(order="best_first"), passages()
     assert [row[::-1] for row in last] == first
     document, question = items[0]
     assert last[0][-1].source == document.uid
     shown = [(p.name, p.text) for p in last[0]]
-    prompt = multiple_choice.prompt_of(document, question, "cot", 2, None, shown)
+    prompt = multiple_choice.build_prompt(document, question, "cot", 2, None, shown)
     assert prompt.index("Answer: A.") < prompt.index("### Passages") < prompt.index(last[0][0].text)
     assert prompt.index(last[0][3].text) < prompt.rindex("### Question") < prompt.index(question.text)
 

@@ -4,14 +4,14 @@ from pathlib import Path
 from tasks import contamination
 from tests.conftest import ROOT, succeed
 from utils import paths
-from utils.io import sha256_of
+from utils.io import sha256_file
 
 LONG = "In which of the three harbours did the keeper of the lamp first learn about the wreck?"
 
 
 def test_thirteen_words_in_a_row():
     def leaked(text, *training):
-        return bool(contamination.leaked({"q": [text]}, training))
+        return bool(contamination.find_contaminated({"q": [text]}, training))
 
     assert leaked(LONG, f"before. {LONG.upper()} after")
     words = LONG.split()
@@ -26,7 +26,7 @@ def test_thirteen_words_in_a_row():
 
 def test_one_text_of_several_is_enough():
     texts = {"a": ["Who?", LONG], "b": ["What?", "Nothing"], "c": [LONG]}
-    assert contamination.leaked(texts, [LONG]) == {"a", "c"}
+    assert contamination.find_contaminated(texts, [LONG]) == {"a", "c"}
 
 
 def test_evaluation_reports_it(home, tiny_model, tmp_path):
@@ -41,7 +41,7 @@ def test_evaluation_reports_it(home, tiny_model, tmp_path):
     succeed("data/tokenize_entigraph.py", "--task", "mine", "--raw", "--tokenizer", tiny_model)
     run = {
         "arguments": {"model_name": "base"},
-        "data": {"train": {"file": str(paths.articles_bin("mine")), "sha256": sha256_of(paths.articles_bin("mine"))}},
+        "data": {"train": {"file": str(paths.articles_bin("mine")), "sha256": sha256_file(paths.articles_bin("mine"))}},
     }
     checkpoint = home / "ckpts/trained"
     checkpoint.mkdir(parents=True)

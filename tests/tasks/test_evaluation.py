@@ -300,7 +300,7 @@ def test_letters(home, tiny_model, model):
     result = json.loads(paths.evaluation_file(str(tiny_model)).read_text())
     document = load_task("example")[3]
     question = document.questions[2]
-    prompt = multiple_choice.prompt_of(document, question, "letter")
+    prompt = multiple_choice.build_prompt(document, question, "letter")
     assert prompt.endswith(f"D. {question.options[3]}\nAnswer:")
     shown = result["documents"][3]["questions"][2]
     expected = [plain_logprob(model, prompt, f" {letter}") for letter in "ABCD"]
@@ -312,7 +312,7 @@ def test_worked_examples_by_number_and_by_file(home, tmp_path):
     document = load_task("example")[0]
 
     def prompt(*options):
-        return multiple_choice.prompt_of(document, document.questions[0], "cot", *options)
+        return multiple_choice.build_prompt(document, document.questions[0], "cot", *options)
 
     assert prompt(0).count("### Question") == 1
     assert prompt(5).count("### Question") == 6

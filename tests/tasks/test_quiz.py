@@ -32,7 +32,7 @@ def test_what_is_dropped_and_why():
     )
     drafts = quiz.parse(reply, DOCUMENT)
     assert len(drafts) == 5
-    kept, dropped = quiz.screen(drafts, DOCUMENT)
+    kept, dropped = quiz.screen_drafts(drafts, DOCUMENT)
     assert [draft.text for draft in kept] == [KEEPER[0]]
     assert dropped == {"unnamed": 1, "options alike": 1, "length gives it away": 1, "duplicate": 1}
     for bad in ("no JSON", '{"questions": 3}', "[]"):
@@ -42,10 +42,10 @@ def test_what_is_dropped_and_why():
 
 def test_orders_are_seeded_and_put_the_right_one_elsewhere():
     (draft,) = quiz.parse(written(KEEPER), DOCUMENT)
-    orders = quiz.orders(draft, 4, 0)
+    orders = quiz.option_orders(draft, 4, 0)
     assert sorted(int(np.flatnonzero(order == 0)[0]) for order in orders) == [0, 1, 2, 3]
     assert all(sorted(order.tolist()) == [0, 1, 2, 3] for order in orders)
-    again = quiz.orders(draft, 4, 0)
+    again = quiz.option_orders(draft, 4, 0)
     assert all((one == other).all() for one, other in zip(orders, again, strict=True))
     prompt = quiz.open_prompt(DOCUMENT, draft, orders[0])
     assert f"{'ABCD'[list(orders[0]).index(0)]}. Ada" in prompt
@@ -54,12 +54,12 @@ def test_orders_are_seeded_and_put_the_right_one_elsewhere():
 
 
 def test_places_are_balanced():
-    drafts = [quiz.Draft(f"x-{n}", f"q{n}", ("right", "a", "b", "c")) for n in range(22)]
-    records = quiz.lay_out([(DOCUMENT, draft) for draft in drafts], 0)
+    drafts = [quiz.DraftQuestion(f"x-{n}", f"q{n}", ("right", "a", "b", "c")) for n in range(22)]
+    records = quiz.build_records([(DOCUMENT, draft) for draft in drafts], 0)
     questions = [question for record in records for question in record["questions"]]
     assert all(q["options"][q["gold_label"] - 1] == "right" for q in questions)
     assert sorted(Counter(q["gold_label"] for q in questions).values()) == [5, 5, 6, 6]
-    assert records == quiz.lay_out([(DOCUMENT, draft) for draft in drafts], 0)
+    assert records == quiz.build_records([(DOCUMENT, draft) for draft in drafts], 0)
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def handbook(tmp_path) -> Path:
 
 
 def test_every_kind(home, handbook):
-    assert readers.take_in(handbook) == "handbook"
+    assert readers.import_corpus(handbook) == "handbook"
     documents = {d.title: d for d in load_task("handbook")}
     assert set(documents) == {"on lamps", "The Rules", "The Weir", "tides", "A", "B"}
     assert documents["on lamps"].text == "Trim the wick daily."
@@ -69,7 +69,7 @@ def test_every_kind(home, handbook):
     assert documents["tides"].text == "High water at nine."
     assert documents["B"].byline == "Jo Doe"
     before = paths.corpus_file("handbook").read_bytes()
-    readers.take_in(handbook)
+    readers.import_corpus(handbook)
     assert paths.corpus_file("handbook").read_bytes() == before
 
 
@@ -118,25 +118,25 @@ def test_what_the_user_can_mend(home, handbook, tmp_path):
     (tmp_path / "odd/a.jsonl").write_text('{"title": "A", "text": "a", "author": 3}\n')
     assert "the author is no text" in refused("data/entigraph.py", "0", "--corpus", tmp_path / "odd")
     (tmp_path / "odd/a.jsonl").write_text('{"title": "A", "text": "a\\ud800", "author": null}\n')
-    assert readers.take_in(tmp_path / "odd") == "odd"
+    assert readers.import_corpus(tmp_path / "odd") == "odd"
     assert "make_questions.py" in refused("evaluation.py", "--task", "odd", "--rag", "--retrieval_only")
     assert "no such folder" in refused("data/entigraph.py", "0", "--corpus", tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no documents"):
-        readers.take_in(tmp_path / "empty")
+        readers.import_corpus(tmp_path / "empty")
     (handbook / "bad.pdf").write_bytes(b"%PDF-1.4 nonsense")
     with pytest.raises(UserError, match=r"bad\.pdf"):
-        readers.take_in(handbook)
+        readers.import_corpus(handbook)
     (handbook / "bad.pdf").unlink()
     (handbook / "blank.txt").write_text(" \n")
     with pytest.raises(UserError, match=r"blank\.txt: no text"):
-        readers.take_in(handbook)
+        readers.import_corpus(handbook)
     (handbook / "blank.txt").write_text("x")
     (handbook / "rules2.md").write_text("# The Rules\nothers")
     with pytest.raises(UserError, match="same title"):
-        readers.take_in(handbook)
+        readers.import_corpus(handbook)
     (handbook / "rules2.md").unlink()
     paths.corpus_file("handbook").parent.mkdir(parents=True, exist_ok=True)
     paths.corpus_file("handbook").write_text('{"title": "mine", "article": "x"}\n')
     with pytest.raises(UserError, match="not made from this folder"):
-        readers.take_in(handbook)
+        readers.import_corpus(handbook)

@@ -3,7 +3,7 @@ import time
 import numpy as np
 import pytest
 
-from tasks.intervals import interval, paired
+from tasks.intervals import accuracy_interval, paired_difference
 from tasks.scoring import SELECTS, metrics, parse_answer, select
 
 QUOTING = """A. Her wedding ring
@@ -112,7 +112,7 @@ def test_the_interval_covers_the_truth_and_the_naive_one_does_not():
     rng, covered, naive = np.random.default_rng(0), 0, 0
     for repetition in range(1000):
         right, documents = simulated(rng, 80, 17, 0.56, 0.1)
-        low, high = interval(right, documents, seed=repetition)
+        low, high = accuracy_interval(right, documents, seed=repetition)
         covered += low <= 0.56 <= high
         half = 1.96 * right.std() / len(right) ** 0.5  # as if questions were drawn one by one
         naive += abs(right.mean() - 0.56) <= half
@@ -128,15 +128,15 @@ def test_the_paired_difference():
     for repetition in range(300):
         one, documents = simulated(rng, 60, 10, 0.5, 0.1)
         other = np.where(rng.random(600) < 0.3, rng.random(600) < 0.5, one).astype(float)
-        _, edges, p = paired(one, other, documents, seed=repetition)
+        _, edges, p = paired_difference(one, other, documents, seed=repetition)
         small.append(p < 0.05)
         better = np.maximum(other, rng.random(600) < 0.15)
-        difference, (low, high), p = paired(one, better, documents, seed=repetition)
+        difference, (low, high), p = paired_difference(one, better, documents, seed=repetition)
         assert low <= difference <= high
         found.append(p < 0.05)
     assert 0.02 < np.mean(small) < 0.09
     assert np.mean(found) > 0.9
-    same = paired(one, one, documents)
+    same = paired_difference(one, one, documents)
     assert same == (0, [0, 0], 1)
 
 
@@ -145,7 +145,7 @@ def test_ten_thousand_resamples_of_quality_in_two_seconds():
     documents = rng.integers(265, size=4609).tolist()
     one, other = (rng.random((2, 4609)) < 0.5).astype(float)
     begun = time.monotonic()
-    paired(one, other, documents)
+    paired_difference(one, other, documents)
     assert time.monotonic() - begun < 2
 
 
@@ -173,8 +173,8 @@ def test_no_attempt_is_zero_and_not_nan():
 def test_the_interval_resamples_articles():
     """Articles that are all right or all wrong: ten articles of ten questions are worth ten."""
     right = np.repeat([0.0, 1.0] * 5, 10)
-    clustered = interval(right, [number // 10 for number in range(100)])
-    alone = interval(right, list(range(100)))
-    assert clustered == interval(right, [number // 10 for number in range(100)])
+    clustered = accuracy_interval(right, [number // 10 for number in range(100)])
+    alone = accuracy_interval(right, list(range(100)))
+    assert clustered == accuracy_interval(right, [number // 10 for number in range(100)])
     assert clustered[1] - clustered[0] > 2.5 * (alone[1] - alone[0])
     assert clustered[0] <= 0.5 <= clustered[1]

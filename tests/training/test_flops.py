@@ -2,12 +2,12 @@ from dataclasses import replace
 
 import pytest
 
-from training.flops import Shape, flops_per_token, mfu, shape_of
-from training.memory import GIB, in_words, memory_bytes
+from training.flops import ModelShape, flops_per_token, mfu, model_shape
+from training.memory import GIB, describe_memory, memory_bytes
 
 # Llama 3 8B, by hand: 128,256 × 4,096 twice; 32 layers of 4,096 × (4,096 + 1,024 + 1,024 + 4,096)
 # + 3 × 4,096 × 14,336 + 2 × 4,096; a last norm of 4,096.
-LLAMA_3_8B = Shape(
+LLAMA_3_8B = ModelShape(
     parameters=8_030_261_248,
     trained=8_030_261_248,
     embedding=525_336_576,
@@ -46,7 +46,7 @@ def test_memory_of_llama_3_8b():
     assert whole["activations"] > 4 * parts["activations"]
     half = memory_bytes(LLAMA_3_8B, 2048, 1, 1, recomputed=16, bf16=True)
     assert parts["activations"] < half["activations"] < whole["activations"]
-    assert in_words(parts).startswith("needs about 137")
+    assert describe_memory(parts).startswith("needs about 137")
 
 
 def test_memory_of_smaller_moments_and_of_lora():
@@ -73,7 +73,7 @@ def test_the_shape_is_read_off_a_model(tiny_model):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    shape = shape_of(model)
+    shape = model_shape(model)
     assert (shape.layers, shape.hidden, shape.intermediate, shape.kv_width) == (2, 32, 64, 16)
     assert shape.embedding == shape.vocabulary * 32
     assert shape.trained == shape.parameters == sum(p.numel() for p in model.parameters())

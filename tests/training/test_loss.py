@@ -79,7 +79,7 @@ def test_a_model_learns_the_same_and_gives_its_logits_back(kind):
     for plain, ours in zip(found[:3], found[3:], strict=True):
         for a, b in zip(plain, ours, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-    loss.restore(model)
+    loss.restore_head(model)
     assert model(input_ids=ids).logits.shape == (2, 40, 90)
 
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from training.optim import AdamW, choose, to_bf16_by_chance
+from training.optim import AdamW, optimizer_class, round_stochastically
 
 
 def problem(seed: int = 0):
@@ -55,18 +55,18 @@ def test_rounding_by_chance_is_right_in_the_mean():
     generator = torch.Generator().manual_seed(0)
     for value in (1.001, -3.3333, 1e-12):
         x = torch.full((200_000,), value)
-        rounded = to_bf16_by_chance(x, generator).float()
+        rounded = round_stochastically(x, generator).float()
         assert len(rounded.unique()) == 2
         assert rounded.double().mean().item() == pytest.approx(value, rel=2e-4)
     exact = torch.tensor([0.0, 1.0, -2.5, 2.0**-130])
-    assert to_bf16_by_chance(exact, generator).float().tolist() == exact.tolist()
+    assert round_stochastically(exact, generator).float().tolist() == exact.tolist()
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
 def test_resumed_is_uninterrupted(dtype, tmp_path):
     if dtype == "int8":
         pytest.importorskip("torchao")
-    make, settings = choose(dtype, lr=1e-2, seed=3)
+    make, settings = optimizer_class(dtype, lr=1e-2, seed=3)
     model = problem()
     optimizer = make(model.parameters(), **settings)
     learn(model, optimizer, 5)

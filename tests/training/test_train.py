@@ -183,9 +183,9 @@ def test_folders_of_the_home_come_first(home, monkeypatch):
     for folder in (home, other):
         (folder / "ckpts/same").mkdir(parents=True)
     monkeypatch.chdir(other)
-    assert paths.find_checkpoint("ckpts/same") == str(home / "ckpts/same")
+    assert paths.resolve_checkpoint("ckpts/same") == str(home / "ckpts/same")
     (other / "ckpts/here").mkdir()
-    assert paths.find_checkpoint("ckpts/here") == str(other / "ckpts/here")
+    assert paths.resolve_checkpoint("ckpts/here") == str(other / "ckpts/here")
 
 
 def test_held_out_text_of_another_run_is_refused(work, tiny_model):
@@ -311,12 +311,12 @@ def test_damaged_checkpoints_are_refused_by_name(tiny_model, tmp_path, what):
 def test_weights_that_are_trained_are_fp32(tiny_model):
     import torch
 
-    from training.model import check_masters, load_model
+    from training.model import check_master_weights, load_model
 
     model = load_model(str(tiny_model))
     model.model.norm.to(torch.bfloat16)
     with pytest.raises(UserError, match=r"model\.norm\.weight.*bfloat16"):
-        check_masters(model)
+        check_master_weights(model)
 
 
 def test_a_loss_that_is_not_finite_names_step_and_blocks(work, tiny_model):

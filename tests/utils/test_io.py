@@ -5,13 +5,13 @@ import sys
 import pytest
 
 from utils.errors import UserError
-from utils.io import Journal, read_jsonl, replacing, write_json
+from utils.io import Journal, atomic_write, read_jsonl, write_json
 
 
 def test_replacing_keeps_the_old_file_on_an_error(tmp_path):
     path = tmp_path / "a"
     path.write_text("old")
-    with pytest.raises(RuntimeError), replacing(path) as file:
+    with pytest.raises(RuntimeError), atomic_write(path) as file:
         file.write(b"new")
         raise RuntimeError
     assert path.read_text() == "old"

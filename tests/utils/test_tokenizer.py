@@ -11,7 +11,7 @@ from utils import paths
 from utils import tokenizer as tokenizer_module
 from utils.errors import UserError
 from utils.token_file import TokenFile
-from utils.tokenizer import _encode_fast, fingerprint, load_tokenizer, write_documents
+from utils.tokenizer import _encode_fast, load_tokenizer, vocabulary_sha256, write_documents
 
 TEXTS = ["One two three.", "", "Ünïcode — naïve 日本 🙂", "a" * 300, "line\nline\n\n  spaces  "]
 
@@ -89,9 +89,9 @@ def test_tokenizers_that_are_not_there(tmp_path, home):
 def test_fingerprints_tell_vocabularies_apart(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path / "again")
     again = load_tokenizer(str(tmp_path / "again"))
-    assert fingerprint(again) == fingerprint(tokenizer)
+    assert vocabulary_sha256(again) == vocabulary_sha256(tokenizer)
     again.add_tokens(["new"])
-    assert fingerprint(again) != fingerprint(tokenizer)
+    assert vocabulary_sha256(again) != vocabulary_sha256(tokenizer)
 
 
 def test_step_2_same_seed_same_bytes(home, tiny_model):

@@ -2,7 +2,7 @@ import asyncio
 from collections import Counter
 from dataclasses import dataclass
 
-from data.generation.call_queue import CACHE_LIFE_S, ROUND, Schedule
+from data.generation.call_queue import CACHE_LIFE_S, ROUND, CallQueue
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Asked:
 
 def make(documents=3, sizes=(120, 200), lists=True, now=lambda: 0.0):
     uids = [f"d{n}" for n in range(documents)]
-    return Schedule(
+    return CallQueue(
         uids,
         lambda uid: Asked(f"{uid}/list", uid, -1) if lists else None,
         lambda uid, kind: (Asked(f"{uid}/{kind}/{n}", uid, kind) for n in range(sizes[kind])),

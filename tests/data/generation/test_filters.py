@@ -14,11 +14,11 @@ GRAMS = set(filters.ngrams(words_of(SOURCE), filters.COPIED_N))
 def test_copies_loops_and_refusals():
     assert filters.copied_share(words_of(SOURCE), GRAMS) == 1
     assert filters.copied_share(words_of("Eleven ships were counted that night."), GRAMS) == 0
-    assert filters.quality(words_of(SOURCE), SOURCE, GRAMS) == 0
+    assert filters.passage_score(words_of(SOURCE), SOURCE, GRAMS) == 0
     loop = "and the light " * 50
-    assert filters.quality(words_of(loop), loop, GRAMS) == pytest.approx(3 / 148)
+    assert filters.passage_score(words_of(loop), loop, GRAMS) == pytest.approx(3 / 148)
     own = "Before the weather broke, the man at the lamp had seen eleven vessels go by."
-    assert filters.quality(words_of(own), own, GRAMS) == 1
+    assert filters.passage_score(words_of(own), own, GRAMS) == 1
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_duplicates():
 
 def test_strangers():
     names = ["the northern light", "Captain Ahab", "eleven ships", "jetties", "UN"]
-    assert filters.strangers(names, SOURCE) == ["Captain Ahab", "UN"]
+    assert filters.entities_not_in(names, SOURCE) == ["Captain Ahab", "UN"]
 
 
 def test_the_example_corpus_and_min_quality(home, tiny_model):

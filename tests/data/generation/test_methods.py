@@ -13,7 +13,7 @@ ENTITIES = list("abcdefg")
 
 def requests(max_pairs=None, max_triples=None, seed=0, entities=ENTITIES, **settings):
     most = {"pair": max_pairs, "triple": max_triples}
-    recipe = methods.Recipe("m", most=most, seed=seed, **settings)
+    recipe = methods.GenerationSettings("m", most=most, seed=seed, **settings)
     return [request for kind in recipe.kinds for request in methods.passage_requests(DOCUMENT, kind, entities, recipe)]
 
 
@@ -34,9 +34,9 @@ def test_ids_depend_on_what_is_asked():
     assert base.id == requests()[0].id
     others = [
         requests()[1],
-        methods.Request(DOCUMENT, "pair", base.entities, "other model"),
-        methods.Request(Document("u", "A {title}", "Doe, Jo", "1950", "Other."), "pair", base.entities, "m"),
-        methods.list_request(DOCUMENT, methods.Recipe("m")),
+        methods.PassageRequest(DOCUMENT, "pair", base.entities, "other model"),
+        methods.PassageRequest(Document("u", "A {title}", "Doe, Jo", "1950", "Other."), "pair", base.entities, "m"),
+        methods.list_request(DOCUMENT, methods.GenerationSettings("m")),
     ]
     assert len({base.id, *(other.id for other in others)}) == 5
 
@@ -95,7 +95,7 @@ def test_each_pair_once_and_samples_go_on():
 
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_every_method_has_its_prompts_and_its_own_ids(method):
-    recipe = methods.Recipe("m", method)
+    recipe = methods.GenerationSettings("m", method)
     document = Document("u", "A title", "Doe, Jo", "1950", "A text.")
     asked = [request for kind in recipe.kinds for request in methods.passage_requests(document, kind, ENTITIES, recipe)]
     assert len(asked) == sum(methods.passage_count(kind, 7, recipe) for kind in recipe.kinds)
@@ -106,7 +106,7 @@ def test_every_method_has_its_prompts_and_its_own_ids(method):
     assert "A text." in shared  # the work on the document is shared by all calls
     for request in asked:
         assert "{" not in request.text().split("# Task")[1].replace('{"', "")
-    other = methods.Request(document, asked[0].kind, asked[0].entities, "m", "another method")
+    other = methods.PassageRequest(document, asked[0].kind, asked[0].entities, "m", "another method")
     assert other.id != asked[0].id
 
 
@@ -124,7 +124,7 @@ def test_every_method_has_its_prompts_and_its_own_ids(method):
     ],
 )
 def test_entities_that_are_one_are_named_once(names, left):
-    assert methods.distinct(names) == left
+    assert methods.distinct_names(names) == left
 
 
 def test_ninety_five_percent_of_forty_entities_prompts_are_shared():
@@ -133,7 +133,7 @@ def test_ninety_five_percent_of_forty_entities_prompts_are_shared():
     document = Document("u", "Title", "Doe, Jo", "1950", "word " * 4000)
     names = [f"Entity number {n}" for n in range(40)]
     for kind in ("pair", "triple"):
-        recipe = methods.Recipe("m", most={"triple": 1000})
+        recipe = methods.GenerationSettings("m", most={"triple": 1000})
         texts = [r.text() for r in methods.passage_requests(document, kind, names, recipe)]
         shared = sum(len(os.path.commonprefix(pair)) for pair in itertools.pairwise(texts))
         assert shared / sum(map(len, texts)) >= 0.95

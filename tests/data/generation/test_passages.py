@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from data.generation.passages import Store, locate_passages, read_passages
+from data.generation.passages import PassageStore, locate_passages, read_passages
 from utils.errors import UserError
 
 
@@ -69,18 +69,18 @@ def journal(folder):
 
 def test_what_failed_goes_and_what_was_cut_stays_until_it_is_asked_for(tmp_path):
     path = journal(tmp_path)
-    store = Store(tmp_path, read_only=True)
+    store = PassageStore(tmp_path, read_only=True)
     store.open("u", "l")
     assert "torn" in path.read_text()  # not even that is mended
     assert store.done["u"] == {"l", "1", "2"}
-    store = Store(tmp_path)
+    store = PassageStore(tmp_path)
     store.open("u", "l")
     assert store.done["u"] == {"l", "1", "2"}
     assert store.listed == {"u": ["x", "y"]}
     assert store.usage["pair"] == {"prompt_tokens": 240, "completion_tokens": 80, "records": 2}
     assert store.list_prompt_tokens == {"u": 100}
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["l", "1", "2"]
-    store = Store(tmp_path, retry_failed=True)
+    store = PassageStore(tmp_path, retry_failed=True)
     store.open("u", "l")
     assert store.done["u"] == {"l", "1"}
     store.append("u", RECORDS[2])

@@ -4,95 +4,104 @@
     ./scripts/train.sh --lr 5e-06 --rr 0.1 --epochs 2 --bs 128 --wd 0.01 --warmup 0.05 --task_name instruct \\
         --model_name ckpts/quality-lr5e-06-rr0.1-epochs2-bs16-wd0.01-warmup0.05-MetaLlama38B
 
-Writes ckpts/<task>-lr…-rr…-epochs…-bs…-wd…-warmup…-<model>/: weights, tokenizer, run.json,
-metrics.jsonl; of instruction tuning the chat template too. The same command goes on where a killed one stopped; a finished run is left alone.
-scripts/train.sh starts one process per GPU, and one on a machine without.
+Writes ckpts/<task>-lr…-rr…-epochs…-bs…-wd…-warmup…-<model>/: weights, tokenizer, run.json and metrics.jsonl, and
+after instruction tuning the chat template. The same command resumes an interrupted run and leaves a finished one
+alone. scripts/train.sh starts one process per GPU, or one on a machine without a GPU.
 """
 
 import argparse
 from dataclasses import asdict, replace
 
-from data.mixture import make_datasets, open_files
-from training.hardware import choose_settings
+from data.mixture import MixtureSettings, make_datasets, open_files
 from training.run_record import is_finished, make_record
-from training.settings import check, machine_arguments, recipe_arguments
+from training.settings import add_data_arguments, add_machine_arguments, add_recipe_arguments
 from utils import paths
+from utils.cli import make_parser, print_main, print_result, silence_transformers
+from utils.device import is_main_process
 from utils.errors import run
-from utils.io import write_json
-from utils.paths import run_name
+from utils.io import read_json, write_json
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    recipe_arguments(parser.add_argument_group("the recipe"))
-    machine_arguments(parser.add_argument_group("how it is run"))
-    args = parser.parse_args()
-    check(args)
-    return args
+    parser = make_parser(__doc__)
+    add_recipe_arguments(parser)
+    add_data_arguments(parser)
+    add_machine_arguments(parser)
+    return parser.parse_args()
 
 
 def main() -> None:
     args = parse_arguments()
-    folder = paths.ckpts_dir() / run_name(args)
-    files = open_files(args)
+    folder = paths.ckpts_dir() / paths.run_name(args)
+    mixture = MixtureSettings.from_args(args)
+    files = open_files(mixture)
 
-    from transformers.utils import logging
-
-    from training import trainer
+    # Heavy imports, after parsing.
+    from training import hardware, memory, trainer
     from training.flops import flops_per_token, model_shape
-    from training.hardware import choose_compile, choose_micro_batch
-    from training.memory import fit_memory
-    from training.model import add_lora, load_model, use_document_attention
-    from utils import chat_template
     from utils.checkpoint import remove_checkpoints
-    from utils.device import is_main_process
     from utils.tokenizer import load_tokenizer, vocabulary_sha256
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    settings = choose_settings(args)
-    choose_micro_batch(settings)  # what does not divide is said before a model is loaded
+    silence_transformers()
+    settings = hardware.resolve_settings(args)
     tokenizer = load_tokenizer(args.model_name, "--model_name")
     if template := files["train"].meta.get("template"):
         tokenizer.chat_template = template  # saved beside the weights
-    blocks, held_out = make_datasets(args, files)
+    blocks, held_out = make_datasets(files, mixture, args.eval_blocks)
     record = make_record(args, settings, files)
     if is_finished(folder, record):
         if is_main_process():
             remove_checkpoints(folder)
-            print(f"{folder}: finished already; delete the folder to train it again")
+        report(folder, read_json(folder / "run.json", "delete the folder"), finished_before=True)
         return
-    model = load_model(args.model_name)
-    if template:
-        model.generation_config.eos_token_id = chat_template.stop_token_ids(tokenizer)
-    if args.mask_documents:
-        use_document_attention(model)
-    if args.lora_rank:
-        model = add_lora(model, args.lora_rank, args.seed, settings.precision == "bf16")
-    settings, memory = fit_memory(model, settings, args.gradient_checkpointing)
+    model = load_model(args, tokenizer, settings)
+    settings, memory_needed = memory.fit_memory(model, settings, args.gradient_checkpointing)
     flops = len(blocks) * args.block_size * flops_per_token(model_shape(model), args.block_size)
-    settings = replace(settings, compiled=choose_compile(args.compile, flops))
-    vocabulary_sha256 = vocabulary_sha256(tokenizer)
+    settings = replace(settings, compiled=hardware.choose_compile(args.compile, flops))
     for file in files.values():
-        file.check_vocabulary(vocabulary_sha256, model.config.vocab_size, args.model_name)
+        file.check_vocabulary(vocabulary_sha256(tokenizer), model.config.vocab_size, args.model_name)
+    replay = f"{blocks.plan.replay_share():.1%} replay"
+    print_main(f"{len(blocks):,} blocks of {args.block_size}, {replay}, {settings.precision} -> {folder}")
+    print_main(memory_needed)
+    record["settings"] = asdict(settings)
     if is_main_process():
-        print(
-            f"{len(blocks):,} blocks of {args.block_size}, {blocks.plan.replay_share():.1%} replay, {settings.precision} -> {folder}"
-        )
-        print(memory)
-        record["settings"] = asdict(settings)
         write_json(folder / "run.json", record)
-    result = trainer.train(model, tokenizer, blocks, held_out, settings, folder)
+    result = trainer.train(model, tokenizer, (blocks, held_out), settings, folder)
+    record |= {"finished": True} | result
     if is_main_process():
-        write_json(folder / "run.json", record | {"finished": True} | result)
+        write_json(folder / "run.json", record)
         remove_checkpoints(folder)
-        print(
-            f"{folder}: {result['tokens']:,} tokens at {result['tokens_per_s']:,} tokens/s, last loss {result['last_losses'][-1]:.3f}"
-        )
-        if held_out:
-            print(
-                f"held-out {'conversations' if template else 'replay'}: loss {result['held_out_loss_before']:.3f} before, {result['held_out_loss_after']:.3f} after"
-            )
+    report(folder, record)
+
+
+def load_model(args: argparse.Namespace, tokenizer, settings):
+    """The model to train, with document attention, LoRA adapters and end-of-turn tokens as the options ask."""
+    from training import model as models
+    from utils.chat_template import stop_token_ids
+
+    model = models.load_model(args.model_name)
+    if tokenizer.chat_template and args.task_name == "instruct":
+        model.generation_config.eos_token_id = stop_token_ids(tokenizer)
+    if args.mask_documents:
+        models.use_document_attention(model)
+    if args.lora_rank:
+        model = models.add_lora(model, args.lora_rank, args.seed, settings.precision == "bf16")
+    return model
+
+
+def report(folder, record: dict, finished_before: bool = False) -> None:
+    keys = ("steps", "tokens", "tokens_per_s", "last_losses", "held_out_loss_before", "held_out_loss_after")
+    result = {"checkpoint": str(folder), "finished_before": finished_before} | {key: record.get(key) for key in keys}
+    if finished_before:
+        print_result(result, f"{folder}: finished already; delete the folder to train it again")
+        return
+    speed = f"{result['tokens']:,} tokens at {result['tokens_per_s']:,} tokens/s"
+    sentence = f"{folder}: {speed}, last loss {result['last_losses'][-1]:.3f}"
+    if result["held_out_loss_before"] is not None:
+        kind = "conversations" if record["arguments"]["task_name"] == "instruct" else "replay"
+        before, after = result["held_out_loss_before"], result["held_out_loss_after"]
+        sentence += f"\nheld-out {kind}: loss {before:.3f} before, {after:.3f} after"
+    print_result(result, sentence)
 
 
 if __name__ == "__main__":

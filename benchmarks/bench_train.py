@@ -127,7 +127,7 @@ def ours(args: argparse.Namespace, folder: Path) -> None:
     settings, memory = fit_memory(model, settings, "auto")
     print(memory, file=sys.stderr)
     trainer.save = lambda *_: None  # 32 GB of random weights
-    trainer.train(model, None, Texts(args), None, settings, folder)
+    trainer.train(model, None, (Texts(args), None), settings, folder)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     report(args, model, [line["loss"] for line in lines], [line["seconds"] for line in lines])
 

@@ -1,80 +1,88 @@
-"""The datasets a model trains on, and the plan that says which block comes when.
+"""Print what a model will see in training, block by block, with the replay mix.
 
-Run it to look at them:
-
-    python data/cptdata.py                                   # QuALITY, what step 4 will train on
+    python data/cptdata.py                                   # QuALITY: what step 4 trains on
     python data/cptdata.py --task_name example --model_name ckpts/SmolLM2-135M-Instruct --blocks 3
+
+In conversations the trained tokens are shown between ⟦ and ⟧.
 """
 
 import argparse
 import itertools
 
-from data.mixture import BlockDataset, make_plan, open_replay_file, open_training_file
-from data.packing import blocks_of_file
+from data.mixture import MixtureSettings, mix, open_replay_file, open_training_file
 from utils import paths
-from utils.errors import UserError, run
+from utils.cli import (
+    add_generator_flag,
+    add_seed_flag,
+    fraction,
+    make_parser,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    print_result,
+)
+from utils.errors import run
 from utils.token_file import IGNORE_INDEX
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     add = parser.add_argument
-    add("--task_name", default="quality", help="as train.py's (default quality)")
-    add("--model", default=paths.DEFAULT_GENERATOR, help="the generator (default %(default)s)")
-    add("--model_name", default=paths.DEFAULT_TOKENIZER, help="whose tokenizer decodes (default %(default)s)")
-    add("--replay", default=paths.DEFAULT_REPLAY, help="name of the replay files (default %(default)s)")
+    add("--task_name", default="quality", help="as in train.py")
+    add_generator_flag(parser)
+    add("--model_name", default=paths.DEFAULT_TOKENIZER, help="hub name or checkpoint folder whose tokenizer decodes")
+    add("--replay", default=paths.DEFAULT_REPLAY, help="name of the replay token files")
     add(
-        "--conversations",
-        default=paths.DEFAULT_CONVERSATIONS,
-        help="name of their files, for --task_name instruct (default %(default)s)",
+        "--conversations", default=paths.DEFAULT_CONVERSATIONS, help="for --task_name instruct: name of the token files"
     )
-    add("--rr", type=float, default=0.1, help="share of replay blocks (default 0.1)")
-    add("--epochs", type=float, default=2, help="default 2")
-    add("--bs", type=int, default=16, help="blocks per step (default 16)")
-    add("--block_size", type=int, default=2048, help="tokens per block (default 2048)")
-    add("--blocks", type=int, default=5, help="how many to print (default 5)")
-    add("--seed", type=int, default=0)
+    add("--rr", type=fraction, default=0.1, help="fraction of blocks that are replay")
+    add("--epochs", type=positive_float, default=2, help="passes over the training text")
+    add("--bs", type=positive_int, default=16, help="blocks per optimizer step")
+    add("--block_size", type=positive_int, default=2048, help="tokens per block")
+    add("--blocks", type=non_negative_int, default=5, help="blocks to print")
+    add_seed_flag(parser, "of the data order")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_arguments()
-    if args.bs < 1 or args.block_size < 1:
-        raise UserError("--bs and --block_size: must be above 0")
-    files = [open_training_file(args.task_name, args.model, args.conversations)]
-    files += [open_replay_file(args.replay, "train")] if args.rr else []
-    sources = [blocks_of_file(file, args.block_size, args.seed) for file in files]
-    lengths = [*map(len, sources), 0][:2]
-    plan = make_plan(*lengths, args.epochs, args.rr, args.bs, args.seed)
-    blocks = BlockDataset(plan, *sources)
+    settings = MixtureSettings.from_args(args)
+    files = {"train": open_training_file(args.task_name, args.model, args.conversations)}
+    if args.rr:
+        files["replay"] = open_replay_file(args.replay, "train")
+    blocks = mix(files, settings)
 
-    from utils.tokenizer import load_tokenizer, vocabulary_sha256  # a second to import: not for --help
+    from utils.tokenizer import load_tokenizer, vocabulary_sha256  # heavy
 
     tokenizer = load_tokenizer(args.model_name, "--model_name")
-    for file in files:
+    for file in files.values():
         file.check_vocabulary(vocabulary_sha256(tokenizer), len(tokenizer), args.model_name)
     for index in range(min(args.blocks, len(blocks))):
         print(f"--- block {index}: {blocks.name(index)}")
-        print(shown(blocks[index]["labels"].tolist(), blocks.ids(index).tolist(), tokenizer))
+        print(block_text(blocks[index]["labels"].tolist(), blocks.ids(index).tolist(), tokenizer))
     print("---")
-    for file, source in zip(files, sources, strict=True):
-        print(
-            f"{file.path.name}: {file.meta['tokens']:,} tokens, {file.meta['documents']:,} documents, {len(source):,} blocks"
-            + (f", {source.used():.1%} full" if file.mask is not None else "")
-        )
-    print(
-        f"plan: {len(plan):,} blocks of {args.block_size} in {len(plan) // args.bs:,} steps of {args.bs}; "
-        f"{plan.replay_share():.1%} replay"
-    )
+    for file, source in zip(files.values(), blocks.sources, strict=False):
+        filled = f", {source.fill_rate():.1%} full" if file.mask is not None else ""
+        counts = f"{file.meta['tokens']:,} tokens, {file.meta['documents']:,} documents, {len(source):,} blocks"
+        print(f"{file.path.name}: {counts}{filled}")
+    result = {
+        "blocks": len(blocks),
+        "steps": len(blocks) // args.bs,
+        "replay_share": round(blocks.plan.replay_share(), 4),
+        "train_blocks": len(blocks.sources[0]),
+        "train_tokens": files["train"].meta["tokens"],
+    }
+    sentence = f"plan: {len(blocks):,} blocks of {args.block_size} in {result['steps']:,} steps of {args.bs}; "
+    print_result(result, sentence + f"{blocks.plan.replay_share():.1%} replay")
 
 
-def shown(labels: list[int], ids: list[int], tokenizer) -> str:
-    """A block as text; of a conversation's, what is learnt stands between ⟦ and ⟧."""
+def block_text(labels: list[int], ids: list[int], tokenizer) -> str:
+    """A block as text; trained tokens of a conversation stand between ⟦ and ⟧."""
     if IGNORE_INDEX not in labels:
         return tokenizer.decode(ids)
     runs = itertools.groupby(zip(labels, ids, strict=True), key=lambda pair: pair[0] != IGNORE_INDEX)
-    texts = [(learnt, tokenizer.decode([i for _, i in run])) for learnt, run in runs]
-    return "".join(f"⟦{text}⟧" if learnt else text for learnt, text in texts)
+    texts = [(trained, tokenizer.decode([i for _, i in run])) for trained, run in runs]
+    return "".join(f"⟦{text}⟧" if trained else text for trained, text in texts)
 
 
 if __name__ == "__main__":

@@ -1,48 +1,34 @@
-"""TODO data.packing."""
+"""Token files -> blocks: packed text, masked documents, or whole conversations."""
 
 import bisect
+from dataclasses import dataclass
 
 import numpy as np
 
 from utils.errors import UserError
 from utils.token_file import IGNORE_INDEX, TokenFile
 
-# Each random choice has a generator of its own: seed, purpose, and the epoch or round.
-DOCUMENTS, PACKING = 0, 4
+# Numbers of the random streams; every random choice has its own generator: (seed, stream, epoch or round).
+DOCUMENTS, PACKING = 0, 4  # 1 to 3 are mixture.py's
 
 
-def cut_blocks(ids: np.ndarray, block_size: int) -> np.ndarray:
-    """(tokens,) -> (blocks, block_size), without the last partial block; a view, not a copy."""
-    return ids[: len(ids) // block_size * block_size].reshape(-1, block_size)
+@dataclass(frozen=True)
+class BlockSettings:
+    """How a token file is cut into blocks. `mask_documents` restricts attention to each document."""
 
-
-def choose_documents(number: int, ratio: float, seed: int) -> np.ndarray:
-    """(number,) bool: a share of the documents. Nested: those of 0.1 are among those of 0.2."""
-    if not 0 < ratio <= 1:
-        raise UserError(f"--subsample_ratio {ratio}: above 0, at most 1")
-    order = np.random.default_rng([seed, DOCUMENTS]).permutation(number)
-    chosen = np.zeros(number, bool)
-    chosen[order[: max(1, round(ratio * number))]] = True
-    return chosen
-
-
-def subsample(file: TokenFile, ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The ids of a share of the documents, whole and in file order, and the end offset of each."""
-    chosen = choose_documents(len(file.ends), ratio, seed)
-    if ratio == 1:
-        return file.ids, file.ends
-    parts = [ids for ids, kept in zip(file.documents(), chosen, strict=True) if kept]
-    ends = np.cumsum([len(part) for part in parts])
-    return np.concatenate([*parts, np.empty(0, file.ids.dtype)]), ends
+    block_size: int
+    seed: int = 0
+    mask_documents: bool = False
+    subsample_ratio: float = 1
 
 
 class TextBlocks:
-    """Blocks cut out of documents that lie one after the other: block i is
-    {"input_ids": (block_size,), "labels": the same}; the model shifts the labels itself.
+    """Blocks cut from consecutive documents; item i is {"input_ids": (block_size,), "labels": the same}, and the
+    model shifts the labels.
 
-    `ids`: (tokens,). `ends` (of the documents, in tokens) masks documents: there are "position_ids"
-    (block_size,) too that begin at 0 with every document, from which transformers keeps attention
-    inside it, and no label where a document begins, which nothing before it can tell.
+    `ids`: (tokens,). With `ends` (end offsets of the documents, in tokens) documents are masked: items also have
+    "position_ids" (block_size,) that restart at 0 with every document, from which transformers derives the
+    attention mask, and the first token of a document has no label, since nothing before it predicts it.
     """
 
     def __init__(self, ids: np.ndarray, block_size: int, ends: np.ndarray | None = None):
@@ -63,49 +49,50 @@ class TextBlocks:
         return {"input_ids": ids, "labels": labels, "position_ids": positions}
 
     def positions(self, block: int) -> np.ndarray:
-        """(block_size,) int64: how far from the begin of its document (or of the block) a token is."""
+        """(block_size,) int64: each token's distance from the start of its document, or of the block."""
         size = self.blocks.shape[1]
         begin = block * size
         first, last = np.searchsorted(self.ends, begin, "right"), np.searchsorted(self.ends, begin + size)
-        return positions_from(self.ends[first:last].astype(np.int64) - begin, size)
+        return restarting_positions(self.ends[first:last].astype(np.int64) - begin, size)
 
 
 class ConversationBlocks:
-    """Blocks of whole conversations, as many in each as fit, and zeros behind them. Labels are IGNORED
-    where the file's mask is 0, where a conversation begins, and behind the last one.
+    """Blocks of whole conversations, as many as fit, padded with zeros. Labels are IGNORE_INDEX where the file's
+    mask is 0, at the first token of each conversation, and in the padding.
 
-    `inside` keeps attention inside a conversation, by position ids, as in Text.
+    With `mask_documents` items have position ids, as in TextBlocks.
     """
 
-    def __init__(self, file: TokenFile, block_size: int, seed: int, inside: bool, ratio: float = 1):
-        chosen = np.flatnonzero(choose_documents(len(file.ends), ratio, seed))
+    def __init__(self, file: TokenFile, settings: BlockSettings):
+        chosen = np.flatnonzero(choose_documents(len(file.ends), settings.subsample_ratio, settings.seed))
         begins = np.concatenate([[0], file.ends[:-1]]).astype(np.int64)
         lengths = file.ends.astype(np.int64) - begins
-        if len(chosen) and (longest := lengths[chosen].max()) > block_size:
+        size = settings.block_size
+        if len(chosen) and (longest := lengths[chosen].max()) > size:
             raise UserError(
-                f"--block_size {block_size}: {file.path} has conversations of {longest} tokens; "
+                f"--block_size {size}: {file.path} has conversations of {longest} tokens; "
                 "tokenise again with this --block_size"
             )
-        self.file, self.begins, self.lengths, self.inside = file, begins, lengths, inside
-        self.size = block_size
-        self.packed = [chosen[block] for block in pack_best_fit(lengths[chosen], block_size, seed)]
+        self.file, self.begins, self.lengths = file, begins, lengths
+        self.size, self.mask_documents = size, settings.mask_documents
+        self.packed = [chosen[block] for block in pack_best_fit(lengths[chosen], size, settings.seed)]
 
     def __len__(self) -> int:
         return len(self.packed)
 
     def ids(self, block: int) -> np.ndarray:
-        return self._laid_out(self.file.ids, block)
+        return self._gather(self.file.ids, block)
 
     def __getitem__(self, block: int) -> dict[str, np.ndarray]:
-        ids, mask = self.ids(block).astype(np.int64), self._laid_out(self.file.mask, block)
+        ids, mask = self.ids(block).astype(np.int64), self._gather(self.file.mask, block)
         ends = np.cumsum(self.lengths[self.packed[block]])
-        positions = positions_from(ends[ends < self.size], self.size)
+        positions = restarting_positions(ends[ends < self.size], self.size)
         labels = np.where((mask == 1) & (positions > 0), ids, IGNORE_INDEX)
         item = {"input_ids": ids, "labels": labels}
-        return item | {"position_ids": positions} if self.inside else item
+        return item | {"position_ids": positions} if self.mask_documents else item
 
-    def _laid_out(self, values: np.ndarray, block: int) -> np.ndarray:
-        """(block_size,): the conversations' part of `values`, one after the other, then zeros."""
+    def _gather(self, values: np.ndarray, block: int) -> np.ndarray:
+        """(block_size,): the values of a block's conversations, then zeros."""
         row, end = np.zeros(self.size, values.dtype), 0
         for number in self.packed[block]:
             begin, length = self.begins[number], self.lengths[number]
@@ -113,55 +100,76 @@ class ConversationBlocks:
             end += length
         return row
 
-    def used(self) -> float:
-        """The share of the blocks' places that conversations take."""
+    def fill_rate(self) -> float:
+        """Fraction of the blocks' tokens that are not padding."""
         return float(self.lengths[np.concatenate(self.packed)].sum() / (len(self) * self.size))
 
 
-def blocks_of_file(
-    file: TokenFile, block_size: int, seed: int = 0, inside: bool = False, ratio: float = 1
-) -> TextBlocks | ConversationBlocks:
-    """The blocks of a file, or of a share of its documents; `inside` keeps attention inside a document."""
+def blocks_of_file(file: TokenFile, settings: BlockSettings) -> TextBlocks | ConversationBlocks:
     if file.mask is not None:
-        return ConversationBlocks(file, block_size, seed, inside, ratio)
-    ids, ends = subsample(file, ratio, seed)
-    return TextBlocks(ids, block_size, ends if inside else None)
+        return ConversationBlocks(file, settings)
+    ids, ends = subsample(file, settings.subsample_ratio, settings.seed)
+    return TextBlocks(ids, settings.block_size, ends if settings.mask_documents else None)
 
 
-def positions_from(begins: np.ndarray, size: int) -> np.ndarray:
-    """(size,) int64 numbers that count up from 0 and begin again at each of `begins`."""
-    starts = np.zeros(size, np.int64)
-    starts[begins] = begins
-    return np.arange(size) - np.maximum.accumulate(starts)
+def cut_blocks(ids: np.ndarray, block_size: int) -> np.ndarray:
+    """(tokens,) -> (blocks, block_size) without the last partial block; a view, not a copy."""
+    return ids[: len(ids) // block_size * block_size].reshape(-1, block_size)
+
+
+def subsample(file: TokenFile, ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids of a fraction of the documents, whole and in file order, and the end offset of each."""
+    chosen = choose_documents(len(file.ends), ratio, seed)
+    if ratio == 1:
+        return file.ids, file.ends
+    parts = [ids for ids, kept in zip(file.documents(), chosen, strict=True) if kept]
+    ends = np.cumsum([len(part) for part in parts])
+    return np.concatenate([*parts, np.empty(0, file.ids.dtype)]), ends
+
+
+def choose_documents(number: int, ratio: float, seed: int) -> np.ndarray:
+    """(number,) bool: a random fraction of the documents. Nested: the documents of 0.1 are among those of 0.2."""
+    if not 0 < ratio <= 1:
+        raise UserError(f"--subsample_ratio {ratio}: must be above 0, at most 1")
+    order = np.random.default_rng([seed, DOCUMENTS]).permutation(number)
+    chosen = np.zeros(number, bool)
+    chosen[order[: max(1, round(ratio * number))]] = True
+    return chosen
+
+
+def restarting_positions(starts: np.ndarray, size: int) -> np.ndarray:
+    """(size,) int64 positions that count up from 0 and restart at each of `starts`."""
+    last_start = np.zeros(size, np.int64)
+    last_start[starts] = starts
+    return np.arange(size) - np.maximum.accumulate(last_start)
 
 
 def pack_best_fit(lengths: np.ndarray, size: int, seed: int) -> list[list[int]]:
-    """Put documents into blocks of `size` tokens, each whole: the longest first, into the fullest block
-    that still has room (best fit, decreasing). Documents of one length, and the blocks, come in a seeded
-    order: the first blocks are a sample of all.
+    """Best-fit decreasing bin packing of whole documents into blocks of `size` tokens.
 
-    lengths: (documents,), none above `size`. Returns the documents of every block.
+    Documents of equal length, and the blocks, come in a seeded random order, so that the first blocks are a
+    sample of all. lengths: (documents,), none above `size`. Returns the documents of every block.
     """
     rng = np.random.default_rng([seed, PACKING])
     order = rng.permutation(len(lengths))
     order = order[np.argsort(-lengths[order], kind="stable")]
     blocks: list[list[int]] = []
-    with_room: list[list[int]] = [[] for _ in range(size + 1)]  # blocks, by the room they have
-    rooms: list[int] = []  # those of them that are there, in order
+    blocks_by_room: list[list[int]] = [[] for _ in range(size + 1)]
+    rooms: list[int] = []  # sorted: the free sizes that some block has
     for document in order:
         length = int(lengths[document])
         place = bisect.bisect_left(rooms, length)
         if place < len(rooms):
             room = rooms[place]
-            block = with_room[room].pop()
-            if not with_room[room]:
+            block = blocks_by_room[room].pop()
+            if not blocks_by_room[room]:
                 rooms.pop(place)
         else:
             room, block = size, len(blocks)
             blocks.append([])
         blocks[block].append(int(document))
         room -= length
-        if not with_room[room]:
+        if not blocks_by_room[room]:
             bisect.insort(rooms, room)
-        with_room[room].append(block)
+        blocks_by_room[room].append(block)
     return [blocks[block] for block in rng.permutation(len(blocks))]

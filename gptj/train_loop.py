@@ -86,7 +86,7 @@ def train(args, params: dict, model, start: Start, data: Data, validation: Data 
     work = folder / ".trainer"  # where the Trainer writes what becomes .mdl files
     refuse_later_checkpoints(folder, start)
     last = target_step(params, start.step, data)
-    settings, memory = fit_memory(model, settings_of(params, data, last), "auto", flags=False)
+    settings, memory = fit_memory(model, settings_of(params, data, last), "auto", suggest=False)
     print_main(f"training {memory}")
     order = order_of_rows(data.rows, settings.bs, last, data.section["drop_last"], data.seed())
     rows = Hdf5Rows(data.files, data.counts, order)
@@ -117,7 +117,8 @@ def train(args, params: dict, model, start: Start, data: Data, validation: Data 
         "correct_bias": optimizer["correct_bias"],
     }
     rate = learning_rate(optimizer["learning_rate"])
-    trainer.train(model, None, rows, None, settings, work, rate, (AdamW, adamw), callbacks, folder / "metrics.jsonl")
+    overrides = trainer.Overrides(rate, (AdamW, adamw), callbacks, folder / "metrics.jsonl")
+    trainer.train(model, None, (rows, None), settings, work, overrides)
     if is_main_process():  # another rank may be here while this one writes the last .mdl
         shutil.rmtree(work, ignore_errors=True)
 

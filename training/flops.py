@@ -1,18 +1,15 @@
-"""What a training step takes, by arithmetic: floating-point operations and memory.
-
-It knows a model's shape, nothing of how it is trained.
-"""
+"""Floating-point operations of training, from the shape of a model."""
 
 from dataclasses import dataclass
 
-# Dense bf16 FLOP/s by the makers' data sheets, by a part of the device's name.
+# Dense bf16 FLOP/s from the vendors' data sheets, by a substring of the device name.
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A decoder: `parameters` are all, `trained` those that learn, `embedding` those of the input
-    embedding alone (0 where the output layer shares them, which is a multiplication)."""
+    """Sizes of a decoder: `parameters` in total, `trained` of them, `embedding` those of an input embedding that is
+    not tied to the output layer (0 where it is: then it multiplies)."""
 
     parameters: int
     trained: int
@@ -20,7 +17,7 @@ class ModelShape:
     layers: int
     hidden: int
     intermediate: int
-    kv_width: int  # of all key heads together
+    kv_width: int  # of all key heads
     vocabulary: int
 
 
@@ -44,14 +41,14 @@ def model_shape(model) -> ModelShape:
 
 
 def flops_per_token(shape: ModelShape, block_size: int) -> float:
-    """Of training, forward and backward: 6 for every weight that multiplies, and 12 · layers ·
-    hidden · block for the products of attention, counted without the causal half (Chowdhery et al.,
-    PaLM, 2022, appendix B). Recomputation is not counted: MFU is of useful work."""
+    """FLOPs per token, forward and backward: 6 per weight that multiplies, plus 12 · layers · hidden · block for
+    attention, ignoring causality (Chowdhery et al., PaLM, 2022, appendix B). Recomputation is not counted, as MFU
+    measures useful work."""
     multiplied = shape.parameters - shape.embedding
     return 6 * multiplied + 12 * shape.layers * shape.hidden * block_size
 
 
 def mfu(tokens_per_s: float, flops: float, device_name: str, devices: int) -> float | None:
-    """Model FLOPs utilisation, of the devices' dense bf16 peak; None for a device not in the table."""
+    """Model FLOPs utilisation relative to the dense bf16 peak; None for a device that is not in PEAK_FLOPS."""
     peak = next((peak for name, peak in PEAK_FLOPS.items() if name in device_name), None)
     return tokens_per_s * flops / (peak * devices) if peak else None

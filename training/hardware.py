@@ -1,7 +1,6 @@
-"""TODO training.hardware."""
+"""Choices that depend on the machine: precision, sharding, compilation, micro-batch size."""
 
 import argparse
-import os
 import shutil
 import sysconfig
 from pathlib import Path
@@ -9,16 +8,19 @@ from pathlib import Path
 import torch
 
 from training.settings import TrainingSettings
-from utils.device import device_type, world_size
+from utils.device import choose_precision, device_type, local_world_size, world_size
 from utils.errors import UserError
 
+MICRO_BATCH_TOKENS = 4096  # of one forward pass: about 22 GiB of activations for Llama 3 8B
+# Runs of fewer FLOPs are not compiled: 15 minutes at the 230 GFLOP/s of two CPU cores, where compilation takes
+# 10 to 40 s and saves 10 to 20%; 8 minutes at 400 TFLOP/s on a GPU.
+MIN_FLOPS_TO_COMPILE = {"cpu": 2e14, "cuda": 2e17}
 
-def choose_settings(args: argparse.Namespace):
-    from training.settings import TrainingSettings
-    from utils.device import choose_precision
 
-    return TrainingSettings(
-        lr=float(args.lr),  # Typed ends here: a checkpoint holds no class of ours
+def resolve_settings(args: argparse.Namespace) -> TrainingSettings:
+    """The settings of a run on this machine. Raises UserError where the batch does not divide by the ranks."""
+    settings = TrainingSettings(
+        lr=float(args.lr),
         bs=int(args.bs),
         wd=float(args.wd),
         warmup=float(args.warmup),
@@ -34,60 +36,55 @@ def choose_settings(args: argparse.Namespace):
         run_eval=args.run_eval,
         report_to=args.report_to,
     )
+    choose_micro_batch(settings)
+    return settings
 
 
-# Of one forward pass: Llama 3 8B keeps 22 GiB of activations for them, by arithmetic.
-MICRO_BATCH_TOKENS = 4096
-# Below so many FLOPs of a run torch.compile is left alone: 15 minutes at the 230 GFLOP/s of two CPU
-# cores, where it takes 10 to 40 s and saves a tenth to a fifth; 8 minutes at 400 TFLOP/s.
-WORTH_COMPILING = {"cpu": 2e14, "cuda": 2e17}
-
-
-def choose_sharding(asked: str, lora_rank: int) -> str:
-    """Several GPUs share the model, within a node and over nodes; CPU ranks (the tests') and those
-    that train adapters, which need little, have a copy each. Raises UserError for what cannot be."""
-    if lora_rank and asked in ("full", "hybrid"):
-        raise UserError(f"--sharding {asked}: not with --lora_rank; give --sharding none")
+def choose_sharding(sharding: str, lora_rank: int) -> str:
+    """Resolve `auto`: FSDP2 over all GPUs; CPU ranks (of the tests) and LoRA runs, which need little memory,
+    replicate the model. Raises UserError for combinations that are not supported."""
+    if lora_rank and sharding in ("full", "hybrid"):
+        raise UserError(f"--sharding {sharding}: not supported with --lora_rank; use --sharding none")
     if world_size() == 1 or lora_rank:
         return "none"
-    if asked == "hybrid" and world_size() % int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
-        raise UserError("--sharding hybrid: every node must have as many processes as the first")
-    if asked == "auto":
+    if sharding == "hybrid" and world_size() % local_world_size():
+        raise UserError("--sharding hybrid: every node must run as many processes as the first")
+    if sharding == "auto":
         return "full" if torch.cuda.is_available() else "none"
-    if asked != "none" and not torch.cuda.is_available():
-        raise UserError(f"--sharding {asked}: accelerate shards on GPUs alone; give --sharding none")
-    return asked
+    if sharding != "none" and not torch.cuda.is_available():
+        raise UserError(f"--sharding {sharding}: accelerate shards only on GPUs; use --sharding none")
+    return sharding
 
 
-def choose_compile(asked: str, flops: float) -> bool:
-    """Whether to compile the layers, for a run of `flops` in all. It depends on nothing that changes
-    between a run and its resumption."""
-    if asked != "auto":
-        return asked == "on"
-    header = Path(sysconfig.get_paths()["include"]) / "Python.h"  # what torch builds includes it
-    able = torch.cuda.is_available() or (shutil.which("g++") and header.is_file())
-    return bool(able) and flops / world_size() >= WORTH_COMPILING[device_type()]
+def choose_compile(compile: str, flops: float) -> bool:
+    """Resolve `auto` for a run of `flops` in total. The choice is the same when the run is resumed."""
+    if compile != "auto":
+        return compile == "on"
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"  # included by the code that torch generates
+    can_compile = torch.cuda.is_available() or (shutil.which("g++") and header.is_file())
+    return bool(can_compile) and flops / world_size() >= MIN_FLOPS_TO_COMPILE[device_type()]
 
 
 def choose_micro_batch(settings: TrainingSettings) -> int:
-    """Blocks per forward pass: the largest divisor of the rank's share that MICRO_BATCH_TOKENS allow."""
-    if world_size() == 1 and torch.cuda.device_count() > 1:
+    """Blocks per forward pass: `--micro_batch`, or the largest divisor of a rank's blocks within
+    MICRO_BATCH_TOKENS."""
+    ranks = world_size()
+    if ranks == 1 and torch.cuda.device_count() > 1:
         raise UserError(
-            f"one process sees {torch.cuda.device_count()} GPUs; start it by scripts/train.sh, "
+            f"one process sees {torch.cuda.device_count()} GPUs; start it with scripts/train.sh, "
             "or set CUDA_VISIBLE_DEVICES to one of them"
         )
-    if settings.bs % world_size():
-        raise UserError(f"--bs {settings.bs} does not divide by {world_size()} processes")
-    share = settings.bs // world_size()
-    if settings.micro_batch and share % settings.micro_batch:
+    if settings.bs % ranks:
+        raise UserError(f"--bs {settings.bs} does not divide by {ranks} processes")
+    blocks = settings.bs // ranks
+    if settings.micro_batch and blocks % settings.micro_batch:
         raise UserError(
-            f"--bs {settings.bs} does not divide by {world_size()} processes of --micro_batch {settings.micro_batch}"
+            f"--bs {settings.bs} does not divide by {ranks} processes with --micro_batch {settings.micro_batch}"
         )
-    most = max(1, MICRO_BATCH_TOKENS // settings.block_size)
-    return settings.micro_batch or max(n for n in range(1, share + 1) if share % n == 0 and n <= most)
+    limit = max(1, MICRO_BATCH_TOKENS // settings.block_size)
+    return settings.micro_batch or max(n for n in range(1, blocks + 1) if blocks % n == 0 and n <= limit)
 
 
 def shard_ranks(settings: TrainingSettings) -> int:
-    """Over how many ranks one copy of the model is spread."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return {"none": 1, "hybrid": local, "full": world_size()}[settings.sharding]
+    """Number of ranks that share one copy of the model."""
+    return {"none": 1, "hybrid": local_world_size(), "full": world_size()}[settings.sharding]

@@ -1,30 +1,30 @@
 """Next-token cross-entropy from the last hidden states, without the (tokens, vocabulary) logits.
 
-The logits of a 2 x 2048-token micro-batch over Llama 3's 128,256 words are 2.1 GB in fp32, and their
-gradient as much again. Here they are made, used and dropped a chunk of tokens at a time; the
-gradients of the output layer come with them, so that nothing is computed twice.
+The logits of a 2 × 2048-token micro-batch over Llama 3's vocabulary of 128,256 take 2.1 GB in fp32, and their
+gradient as much again. Here they are computed and freed one chunk of tokens at a time, together with the gradient
+of the output layer, so that nothing is computed twice.
 """
 
 import torch
 from torch.nn.functional import pad
 
-IGNORE_INDEX = -100
-# Models whose logits are their output layer and nothing else (no soft cap, no scaling).
+from utils.token_file import IGNORE_INDEX
+
+# Model types whose logits are a linear output layer of the hidden states, without soft cap or scaling.
 LINEAR_HEADS = {"llama", "mistral", "qwen2", "qwen3", "gptj", "gpt_neox", "gpt2"}
 CHUNK_LOGITS = {"cpu": 1 << 25, "cuda": 1 << 28}  # elements: 128 MiB and 1 GiB in fp32
 
 
 def use_chunked_loss(model, compiled: bool) -> bool:
-    """Make a causal model of transformers compute its loss in chunks; False where its kind is unknown.
+    """Make a transformers model compute its loss in chunks; returns False for model types not in LINEAR_HEADS.
 
-    Its output layer hands the hidden states on, and its loss function multiplies them out; so the
-    hooks of FSDP and DDP around the output layer stay where they are. To be undone by `restore`
-    before anybody asks the model for logits.
+    The output layer passes the hidden states on, and the loss function multiplies them by its weight, so that the
+    hooks of FSDP and DDP around the output layer stay in place. Undo with `restore_head` before computing logits.
     """
     if model.config.model_type not in LINEAR_HEADS:
         return False
     head = model.get_output_embeddings()
-    gradient = torch.compile(_softmax_less_target, dynamic=False) if compiled else None
+    gradient = torch.compile(_softmax_minus_target, dynamic=False) if compiled else None
     head.forward = lambda hidden: hidden
 
     def loss_function(logits, labels, vocab_size, num_items_in_batch=None, shift_labels=None, **unused):
@@ -41,18 +41,18 @@ def use_chunked_loss(model, compiled: bool) -> bool:
 def restore_head(model) -> None:
     """Undo `use_chunked_loss`."""
     model.get_output_embeddings().__dict__.pop("forward", None)
-    model.__dict__.pop("_loss_function", None)
+    model.__dict__.pop("_loss_function", None)  # transformers 5.23
 
 
 def sum_cross_entropy(hidden, weight, bias, labels, gradient=None) -> torch.Tensor:
-    """Σ −log softmax(hidden · weightᵀ + bias)[label] over the labels that are not IGNORED.
+    """Σ −log softmax(hidden · weightᵀ + bias)[label] over labels other than IGNORE_INDEX.
 
-    hidden: (…, width); weight: (vocabulary, width); bias: (vocabulary,) or None; labels: hidden's
-    shape without the width, already shifted. The products are in autocast's dtype where it is on,
-    softmax and sums in fp32. `gradient` may be a compiled `_softmax_less_target`.
+    hidden: (…, width); weight: (vocabulary, width); bias: (vocabulary,) or None; labels: (…), already shifted.
+    Matrix products use autocast's dtype where autocast is on, softmax and sums use fp32. `gradient` may be a
+    compiled `_softmax_minus_target`.
     """
     flat, labels = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
-    gradient = gradient or _softmax_less_target
+    gradient = gradient or _softmax_minus_target
     device = flat.device.type
     if torch.is_autocast_enabled(device):
         flat = flat.to(torch.get_autocast_dtype(device))
@@ -64,7 +64,7 @@ def sum_cross_entropy(hidden, weight, bias, labels, gradient=None) -> torch.Tens
 
 
 def chunk_tokens(vocabulary: int, device: str) -> int:
-    """Tokens a chunk, a power of two, so that blocks of such a length are cut without a rest."""
+    """Tokens per chunk: a power of two, which divides the usual block sizes."""
     most = CHUNK_LOGITS.get(device, CHUNK_LOGITS["cuda"]) // vocabulary
     return 1 << max(4, most.bit_length() - 1)
 
@@ -79,8 +79,8 @@ def _loss(hidden, weight, bias, labels):
     return torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
-def _softmax_less_target(logits, labels):
-    """(sum of the losses, their gradient (tokens, vocabulary) in the logits' place)."""
+def _softmax_minus_target(logits, labels):
+    """The summed loss, and its gradient with respect to the logits, (tokens, vocabulary)."""
     counted = (labels != IGNORE_INDEX)[:, None]
     target = labels.clamp(min=0)[:, None]
     log_p = torch.log_softmax(logits, -1)

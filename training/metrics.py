@@ -1,27 +1,27 @@
-"""What a training run says while it goes: metrics.jsonl and a progress bar."""
+"""metrics.jsonl and the progress bar of a training run."""
 
 import json
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 from transformers import TrainerCallback
 
 from training.flops import mfu
+from utils.cli import progress_bar
+from utils.device import world_size
 from utils.errors import UserError
 from utils.io import atomic_write
 
-RECENT_STEPS = 20  # over which speed is told: it follows a slower machine, and does not flicker
+RECENT_STEPS = 20  # steps that the shown speed is averaged over
 
 
 class Metrics(TrainerCallback):
-    """One line a step in metrics.jsonl, and a progress bar: loss, rate, tokens/s, MFU, seconds. The held-out loss
-    has lines of its own."""
+    """Writes a line per step to metrics.jsonl (loss, learning rate, gradient norm, tokens/s, MFU, seconds) and shows
+    a progress bar. Held-out losses have lines of their own."""
 
     def __init__(
         self,
@@ -29,24 +29,24 @@ class Metrics(TrainerCallback):
         tokens_per_step: int,
         flops_per_token: float,
         blocks_of: Callable[[int], list[str]],
-        show: bool = True,
+        show_bar: bool = True,
     ):
-        self.show = show  # a progress bar
+        self.show_bar = show_bar
         self.path, self.tokens_per_step, self.blocks_of = path, tokens_per_step, blocks_of
         self.flops_per_token = flops_per_token
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        state.save_steps, state.eval_steps = args.save_steps, args.eval_steps  # not a checkpoint's
+        state.save_steps, state.eval_steps = args.save_steps, args.eval_steps  # not those stored in a checkpoint
         self.first_step, self.begun = state.global_step, time.monotonic()
         self.ends = deque([self.begun], maxlen=RECENT_STEPS)
         if state.is_world_process_zero:
             self._drop_steps_after(state.global_step)
-        self.bar = tqdm(
+        self.bar = progress_bar(
             total=state.max_steps,
             initial=state.global_step,
             desc="training",
             unit="step",
-            disable=not (self.show and state.is_world_process_zero),
+            disable=not (self.show_bar and state.is_world_process_zero),
         )
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
@@ -59,7 +59,7 @@ class Metrics(TrainerCallback):
         self.bar.set_postfix_str(f"loss {logs['loss']:.3f}, {logs['tokens_per_s']:,.0f} tokens/s{used}")
         self.bar.update(state.global_step - self.bar.n)
         if not math.isfinite(logs["loss"]):
-            self.bar.close()  # the message begins on a line of its own
+            self.bar.close()  # so that the message starts on a new line
             raise UserError(
                 f"step {state.global_step}: the loss is {logs['loss']}, on "
                 f"{', '.join(self.blocks_of(state.global_step))}; try a lower --lr"
@@ -72,24 +72,23 @@ class Metrics(TrainerCallback):
         self.bar.close()
 
     def tokens_per_s(self, state) -> float:
-        """Over the time of this process, the steps of an earlier one not counted."""
+        """Mean over the steps of this process; steps before a resume do not count."""
         done = (state.global_step - self.first_step) * self.tokens_per_step
         return done / (time.monotonic() - self.begun)
 
     def speed(self, state) -> dict[str, float | None]:
-        """Tokens/s and MFU of the last steps; the first one, in which torch compiles, only where there
-        is no other."""
+        """Tokens/s and MFU of the recent steps. The first step, which includes compilation, counts only while it is
+        the only one."""
         self.ends.append(time.monotonic())
         ends = list(self.ends)[1:] if len(self.ends) > 2 else list(self.ends)
         rate = (len(ends) - 1) * self.tokens_per_step / (ends[-1] - ends[0])
         return {"tokens_per_s": round(rate, 1), "mfu": self._mfu(rate)}
 
     def _mfu(self, tokens_per_s: float) -> float | None:
-        """Of the GPUs of the run; None on a CPU, whose peak nobody states."""
+        """Model FLOPs utilisation of the run's GPUs; None on a CPU, for which no peak is published."""
         if not torch.cuda.is_available():
             return None
-        ranks = int(os.environ.get("WORLD_SIZE", "1"))
-        share = mfu(tokens_per_s, self.flops_per_token, torch.cuda.get_device_name(0), ranks)
+        share = mfu(tokens_per_s, self.flops_per_token, torch.cuda.get_device_name(0), world_size())
         return share and round(share, 4)
 
     def held_out_losses(self) -> list[float]:
@@ -101,12 +100,12 @@ class Metrics(TrainerCallback):
                 file.write(json.dumps({"step": state.global_step} | content) + "\n")
 
     def _lines(self) -> list[dict]:
-        """Every whole line; the last may be torn by a kill."""
+        """All complete lines; a kill may have cut the last one."""
         lines = self.path.read_text().split("\n") if self.path.is_file() else []
         return [json.loads(line) for line in lines if line.endswith("}")]
 
     def _drop_steps_after(self, step: int) -> None:
-        """Steps that come again after a resume are not told twice."""
+        """Remove the lines of steps that are repeated after a resume."""
         lines = [line for line in self._lines() if line["step"] <= step]
         with atomic_write(self.path) as file:
             file.writelines(json.dumps(line).encode() + b"\n" for line in lines)

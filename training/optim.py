@@ -1,4 +1,4 @@
-"""Optimizers: AdamW as torch has it, with smaller moments, or with its epsilon where GPT-J's recipe has it."""
+"""Optimizers: torch's AdamW, AdamW with bf16 or int8 moments, and AdamW with GPT-J's placement of epsilon."""
 
 import math
 
@@ -6,11 +6,11 @@ import torch
 
 from utils.errors import UserError
 
-STATE_BYTES = {"fp32": 8, "bf16": 4, "int8": 2.03}  # a parameter; int8 has a scale every 256 values
+STATE_BYTES = {"fp32": 8, "bf16": 4, "int8": 2.03}  # bytes per parameter; int8 stores a scale per 256 values
 
 
 def optimizer_class(state_dtype: str, lr: float, seed: int) -> tuple[type, dict]:
-    """The optimizer class and its settings for `--optim_state_dtype`; betas and epsilon are torch's."""
+    """The optimizer class and its keyword arguments for `--optim_state_dtype`; betas and epsilon are torch's."""
     common = {"lr": lr, "betas": (0.9, 0.999), "eps": 1e-8}
     if state_dtype == "fp32":
         return torch.optim.AdamW, common | {"fused": True}
@@ -32,10 +32,9 @@ class AdamW(torch.optim.Optimizer):
 
     and without `correct_bias` both βᵗ are taken as 0.
 
-    Moments in bf16 (`state_dtype`) take half the memory. They are rounded to either neighbour by
-    chance, in proportion to the nearness: rounded to the nearest, a v with β2 = 0.999 would stand
-    still, since a thousandth of it is less than half of bf16's last bit (1/512). `seed` and step
-    decide the chances, so that a resumed run draws the same ones.
+    Moments in bf16 (`state_dtype`) take half the memory and are stochastically rounded: rounded to nearest, v would
+    never change with β2 = 0.999, since a change by 1/1000 is less than half of bf16's last bit (1/512). The random
+    bits depend on `seed` and step only, so a resumed run draws the same ones.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class AdamW(torch.optim.Optimizer):
         self.register_load_state_dict_post_hook(AdamW._restore_dtype)
 
     def _restore_dtype(self) -> None:
-        """torch loads moments in the dtype of their parameter; bf16 survives the way there and back."""
+        """load_state_dict casts moments to the dtype of their parameter; cast them back, which loses nothing."""
         for state in self.state.values():
             for name in ("exp_avg", "exp_avg_sq"):
                 state[name] = state[name].to(self.state_dtype)
@@ -96,7 +95,7 @@ class AdamW(torch.optim.Optimizer):
         v = _local(state["exp_avg_sq"]).float().mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         root = math.sqrt(1 - beta2**step) if self.correct_bias else 1
         first = 1 - beta1**step if self.correct_bias else 1
-        # early_eps: √v + eps; else the same with eps·√(1−β2ᵗ), which is the first formula multiplied out
+        # early_eps: √v + eps; otherwise √v + eps·√(1−β2ᵗ), which is the first formula multiplied out
         denominator = v.sqrt().add_(eps if self.early_eps else eps * root)
         weights.mul_(1 - lr * group["weight_decay"])
         weights.addcdiv_(m, denominator, value=-lr * root / first)
@@ -108,13 +107,13 @@ class AdamW(torch.optim.Optimizer):
 
 
 def round_stochastically(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """fp32 -> bf16, up or down with the chances that make the mean right: bf16 is fp32 without its
-    last 16 bits, so random ones are added to them and what does not carry over is cut."""
-    chance = torch.randint(0, 1 << 16, x.shape, generator=generator, device=x.device, dtype=torch.int32)
-    bits = x.contiguous().view(torch.int32).add(chance).bitwise_and_(-(1 << 16))
+    """fp32 -> bf16 with stochastic rounding: bf16 is fp32 without its last 16 bits, so add 16 random bits and
+    truncate."""
+    noise = torch.randint(0, 1 << 16, x.shape, generator=generator, device=x.device, dtype=torch.int32)
+    bits = x.contiguous().view(torch.int32).add(noise).bitwise_and_(-(1 << 16))
     return bits.view(torch.float32).to(torch.bfloat16)
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a sharded (FSDP2) tensor."""
+    """This rank's shard of an FSDP2 tensor."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor

@@ -1,25 +1,39 @@
-"""TODO training.run_record."""
+"""run.json: what a run was asked for, what it read, and whether a folder holds that run."""
 
 import argparse
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
 
+from training.settings import TrainingSettings
 from utils import paths
-from utils.cli import Typed
 from utils.errors import UserError
 from utils.io import read_json
 
+# Arguments that do not decide the result of a run.
+NOT_IDENTIFYING = {
+    "conversations",
+    "save_steps",
+    "keep_checkpoints",
+    "run_eval",
+    "eval_blocks",
+    "report_to",
+    "micro_batch",
+    "precision",
+    "gradient_checkpointing",
+    "compile",
+    "sharding",
+}
 
-def make_record(args: argparse.Namespace, settings, files: dict) -> dict:
-    """What goes into run.json before the first step."""
-    arguments = {name: str(value) if isinstance(value, Typed) else value for name, value in vars(args).items()}
+
+def make_record(args: argparse.Namespace, settings: TrainingSettings, files: dict) -> dict:
+    """The content of run.json before the first step. `files` are the token files by role."""
     data = {
         name: {"file": str(file.path)} | {key: file.meta[key] for key in ("sha256", "mask_sha256") if key in file.meta}
         for name, file in files.items()
     }
     return {
-        "arguments": arguments,
+        "arguments": vars(args),
         "settings": asdict(settings),
         "data": data,
         "base": paths.weights_state(args.model_name),
@@ -29,7 +43,7 @@ def make_record(args: argparse.Namespace, settings, files: dict) -> dict:
 
 
 def code_revision() -> str:
-    """The commit, with a + where the tree differs from it; `unknown` outside a git checkout."""
+    """The git commit, with a + where the working tree differs from it; `unknown` outside a git checkout."""
     command = ["git", "-C", str(paths.ROOT), "describe", "--always", "--dirty=+", "--abbrev=12"]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
@@ -39,37 +53,26 @@ def code_revision() -> str:
 
 
 def is_finished(folder: Path, record: dict) -> bool:
-    """Whether the folder holds this run, finished. Another run under the same name (other data,
-    another seed) is refused: its checkpoints must not be gone on from."""
+    """Whether the folder holds this run, finished.
+
+    Raises UserError where it holds another run of the same name (other data, another seed), whose checkpoints
+    must not be resumed.
+    """
     if not (folder / "run.json").is_file():
         return False
     earlier = read_json(folder / "run.json", "delete the folder")
-    there, now = identity(earlier), identity(record)
-    for name, value in now.items():
-        if there.get(name) != value:
+    recorded, wanted = identity(earlier), identity(record)
+    for name, value in wanted.items():
+        if recorded.get(name) != value:
             raise UserError(
-                f"{folder}: holds a run with other {name} ({there.get(name)} there, {value} now); "
+                f"{folder}: holds a run with other {name} ({recorded.get(name)}, not {value}); "
                 "delete or rename that folder"
             )
     return earlier["finished"] and any(folder.glob("*.safetensors"))
 
 
 def identity(record: dict) -> dict:
-    """What of a run.json decides the result, by name; how often a run saves or looks does not."""
-    free = {
-        "conversations",
-        "save_steps",
-        "keep_checkpoints",
-        "run_eval",
-        "eval_blocks",
-        "report_to",
-        "micro_batch",
-        "precision",
-        "gradient_checkpointing",
-        "compile",
-        "sharding",
-    }
-    arguments = {name: value for name, value in record["arguments"].items() if name not in free}
+    """The entries of a run.json that decide the result, by name."""
+    arguments = {name: value for name, value in record["arguments"].items() if name not in NOT_IDENTIFYING}
     data = {name: [file["sha256"], file.get("mask_sha256")] for name, file in record["data"].items()}
-    precision = {"precision": record["settings"]["precision"], "base": record["base"]}
-    return arguments | data | precision
+    return arguments | data | {"precision": record["settings"]["precision"], "base": record["base"]}

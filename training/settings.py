@@ -1,129 +1,117 @@
-"""How a training run fits the machine it is on: ranks, arithmetic, micro-batches, memory."""
+"""The options of train.py, and the settings that decide the result of a run and how it is run."""
 
 import argparse
-import math
 from dataclasses import dataclass
 
 from utils import paths
-from utils.cli import Typed
-from utils.errors import UserError
+from utils.cli import (
+    add_generator_flag,
+    add_seed_flag,
+    as_typed,
+    fraction,
+    non_negative_int,
+    positive_float,
+    positive_fraction,
+    positive_int,
+)
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What decides the result of a run, besides data and model, and how it is run."""
+    """What decides the result of a run besides data and model, and how the run uses its machine."""
 
-    lr: float
+    lr: float  # peak
     bs: int  # blocks per optimizer step, over all GPUs
     wd: float
-    warmup: float  # share of the steps
+    warmup: float  # fraction of the steps
     seed: int
-    block_size: int
+    block_size: int  # tokens
     save_steps: int
     keep_checkpoints: int
     precision: str  # bf16 or fp32
     optim_state_dtype: str = "fp32"  # a key of optim.STATE_BYTES
     micro_batch: int | None = None  # blocks per forward pass and GPU
-    recomputed_layers: int = 0  # whose activations the backward pass computes again
+    recomputed_layers: int = 0  # layers with gradient checkpointing
     compiled: bool = False
-    lora_rank: int = 0  # 0: all weights learn
-    sharding: str = "none"  # none (DDP), full (FSDP2) or hybrid (FSDP2 in a node, DDP between them)
+    lora_rank: int = 0  # 0: all weights are trained
+    sharding: str = "none"  # none (DDP), full (FSDP2) or hybrid (FSDP2 within a node, DDP between nodes)
     run_eval: bool = False
     report_to: str = "none"
     max_grad_norm: float | None = 1.0
-    num_workers: int = 0  # processes that read blocks ahead
-    prefetch: int = 2  # batches a process reads ahead
-    keep_workers: bool = True  # from one epoch to the next
+    num_workers: int = 0  # processes that prefetch blocks
+    prefetch: int = 2  # batches that each of them prefetches
+    keep_workers: bool = True  # between epochs
 
 
-def recipe_arguments(group: argparse.ArgumentParser) -> None:
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """The seven values in a run's name; each is kept as typed."""
+    group = parser.add_argument_group("recipe")
     add = group.add_argument
-    add("--lr", type=Typed, default="5e-06", help="peak learning rate (default 5e-06)")
-    add("--rr", type=Typed, default="0.1", help="share of the blocks that are replay (default 0.1)")
-    add("--epochs", type=Typed, default="2", help="over the synthetic text; 0.5 is half of it (default 2)")
-    add("--bs", type=Typed, default="16", help="blocks per optimizer step, over all GPUs (default 16)")
-    add("--wd", type=Typed, default="0.01", help="weight decay (default 0.01)")
-    add("--warmup", type=Typed, default="0.05", help="share of the steps (default 0.05)")
+    add("--lr", type=as_typed(positive_float), default="5e-06", help="peak learning rate")
+    add("--rr", type=as_typed(fraction), default="0.1", help="fraction of blocks that are replay")
     add(
-        "--task_name",
-        default="quality",
-        help="quality, example or your own; -raw, -rephrase, -qa, -strategies behind it for other text; instruct for conversations (default quality)",
+        "--epochs", type=as_typed(positive_float), default="2", help="passes over the synthetic text; 0.5 is half of it"
     )
-    add("--model_name", default=paths.DEFAULT_TOKENIZER, help="hub name or checkpoint folder (default %(default)s)")
-    add("--model", default=paths.DEFAULT_GENERATOR, help="the generator of the passages (default %(default)s)")
-    add(
-        "--conversations",
-        default=paths.DEFAULT_CONVERSATIONS,
-        help="name of their files, for --task_name instruct (default %(default)s)",
-    )
-    add("--replay", default=paths.DEFAULT_REPLAY, help="name of the replay files (default %(default)s)")
-    add("--block_size", type=int, default=2048, help="tokens per block (default 2048)")
-    add("--subsample_ratio", type=Typed, default="1", help="share of the documents; smaller lie in larger (default 1)")
-    add(
-        "--mask_documents",
-        action="store_true",
-        help="keep attention inside a document (default: packed, as in the paper)",
-    )
-    add("--lora_rank", type=int, default=0, help="train low-rank adapters alone (default 0: all weights)")
-    add("--seed", type=int, default=0, help="of the data's order (default 0)")
+    add("--bs", type=as_typed(positive_int), default="16", help="blocks per optimizer step, over all GPUs")
+    add("--wd", type=as_typed(fraction), default="0.01", help="weight decay")
+    add("--warmup", type=as_typed(fraction), default="0.05", help="fraction of the steps")
+    add("--model_name", default=paths.DEFAULT_TOKENIZER, help="hub name or checkpoint folder to start from")
+    add("--lora_rank", type=non_negative_int, default=0, help="train low-rank adapters only; 0 trains all weights")
+    add_seed_flag(group, "of the data order and of the adapters")
 
 
-def machine_arguments(group: argparse.ArgumentParser) -> None:
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
     add = group.add_argument
-    add("--save_steps", type=int, default=500, help="steps between checkpoints (default 500)")
-    add("--keep_checkpoints", type=int, default=2, help="the newest so many, until the run is finished (default 2)")
-    add("--run_eval", action="store_true", help="held-out replay loss at every checkpoint, not only before and after")
-    add("--eval_blocks", type=int, default=256, help="held-out replay blocks (default 256)")
-    add(
-        "--precision",
-        choices=["auto", "bf16", "fp32"],
-        default="auto",
-        help="of the arithmetic; weights are fp32 (default auto)",
+    task_help = (
+        "corpus (quality, example or your own), with -raw, -rephrase, -qa or -strategies appended for other text than "
+        "EntiGraph's; instruct for conversations"
     )
-    add("--micro_batch", type=int, help="blocks per forward pass and GPU (default: what 4,096 tokens allow)")
+    add("--task_name", default="quality", help=task_help)
+    add_generator_flag(group)
+    add(
+        "--conversations", default=paths.DEFAULT_CONVERSATIONS, help="for --task_name instruct: name of the token files"
+    )
+    add("--replay", default=paths.DEFAULT_REPLAY, help="name of the replay token files")
+    add("--block_size", type=positive_int, default=2048, help="tokens per block")
+    subsample_help = "fraction of the documents; a smaller subset is part of every larger one"
+    add("--subsample_ratio", type=as_typed(positive_fraction), default="1", help=subsample_help)
+    mask_help = "restrict attention to each document (default: blocks are packed, as in the paper)"
+    add("--mask_documents", action="store_true", help=mask_help)
+    add("--eval_blocks", type=positive_int, default=256, help="held-out blocks")
+
+
+def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that leave the result alone, or change it by rounding only."""
+    add = parser.add_argument_group("machine").add_argument
+    add("--save_steps", type=positive_int, default=500, help="steps between checkpoints: the most a crash can cost")
+    add("--keep_checkpoints", type=positive_int, default=2, help="newest checkpoints kept while the run is unfinished")
+    add("--run_eval", action="store_true", help="also measure the held-out loss at every checkpoint")
+    add("--precision", choices=["auto", "bf16", "fp32"], default="auto", help="of the arithmetic; weights are fp32")
+    add("--micro_batch", type=positive_int, help="blocks per forward pass and GPU (default: what 4,096 tokens allow)")
+    checkpointing_help = (
+        "gradient checkpointing of all layers, or of the first LAYERS: less memory, up to a third more compute "
+        "(default: on a GPU as few layers as fit)"
+    )
     add(
         "--gradient_checkpointing",
+        type=checkpointed_layers,
         nargs="?",
         const="all",
         default="auto",
         metavar="LAYERS",
-        help="layers computed twice, a number or all: less memory, up to a third more arithmetic (default: on a GPU as few as fit)",
+        help=checkpointing_help,
     )
-    add(
-        "--optim_state_dtype",
-        choices=["fp32", "bf16", "int8"],
-        default="fp32",
-        help="of AdamW's moments: 8, 4 or 2 bytes a parameter (default fp32)",
-    )
-    add(
-        "--compile",
-        choices=["auto", "on", "off"],
-        default="auto",
-        help="torch.compile (default: where the run is long enough to gain)",
-    )
-    add(
-        "--sharding",
-        choices=["auto", "none", "full", "hybrid"],
-        default="auto",
-        help="of the model: over all GPUs, or (hybrid) those of a node (default: over all)",
-    )
-    add("--report_to", choices=["none", "wandb"], default="none")
+    optim_help = "dtype of AdamW's moments: 8, 4 or 2 bytes per parameter"
+    add("--optim_state_dtype", choices=["fp32", "bf16", "int8"], default="fp32", help=optim_help)
+    compile_help = "torch.compile; auto compiles runs that are long enough to gain from it"
+    add("--compile", choices=["auto", "on", "off"], default="auto", help=compile_help)
+    sharding_help = "FSDP2 over all GPUs (full) or over those of a node (hybrid); auto is full on several GPUs"
+    add("--sharding", choices=["auto", "none", "full", "hybrid"], default="auto", help=sharding_help)
+    add("--report_to", choices=["none", "wandb"], default="none", help="where metrics go besides metrics.jsonl")
 
 
-def check(args: argparse.Namespace) -> None:
-    for name in ("lr", "epochs", "bs", "block_size", "save_steps", "keep_checkpoints", "eval_blocks"):
-        if not 0 < getattr(args, name) < math.inf:
-            raise UserError(f"--{name} {getattr(args, name)}: must be a number above 0")
-    if args.bs != int(args.bs):
-        raise UserError(f"--bs {args.bs}: a whole number of blocks")
-    if args.micro_batch is not None and args.micro_batch < 1:
-        raise UserError(f"--micro_batch {args.micro_batch}: must be above 0")
-    layers = args.gradient_checkpointing
-    if layers not in ("auto", "all") and not layers.isdecimal():
-        raise UserError(f"--gradient_checkpointing {layers}: a number of layers, or all")
-    for name in ("seed", "lora_rank"):
-        if getattr(args, name) < 0:
-            raise UserError(f"--{name} {getattr(args, name)}: must not be below 0")
-    for name in ("wd", "warmup", "rr"):
-        if not 0 <= getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: from 0 to below 1")
+def checkpointed_layers(text: str) -> str:
+    if text not in ("auto", "all") and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text}: must be a number of layers, or all")
+    return text

@@ -1,51 +1,131 @@
-"""TODO utils.cli."""
+"""Command line: parser factory, argument types, shared flags, progress bars, results."""
 
 import argparse
+import json
 import math
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
-from transformers.utils import logging
-
+from utils import paths
 from utils.device import is_main_process
+from utils.errors import UserError
+
+LOG_INTERVAL_S = 60.0  # between two lines of progress, where stderr is not a terminal
+BAR_INTERVAL_S = 0.5
+CORPUS_HELP = "a folder of your own documents (txt, md, jsonl, html, pdf), in place of --task"
 
 
-def non_negative_int(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return number
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Writes defaults into the help text, except for switches and for options whose default is no value."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.default in (None, False, argparse.SUPPRESS) or "default" in (action.help or ""):
+            return action.help or ""
+        return super()._get_help_string(action)
 
 
-def positive_int(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return number
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> None:
+        raise UserError(
+            re.sub(r"^argument (?:\S+/)?(\S+): ", r"\1 ", message) + f"; {self.prog} --help lists the options"
+        )
 
 
-def positive_float(text: str) -> float:
-    number = float(text)
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-    return number
+def make_parser(description: str, **settings: object) -> Parser:
+    """A parser for a script; `description` is its module docstring."""
+    return Parser(description=description, formatter_class=HelpFormatter, **settings)
+
+
+def number_type(convert: type, rule: str, holds: Callable) -> Callable:
+    """An argument type for numbers; `rule` says in words what `holds` checks."""
+
+    def parse(text: str):
+        try:
+            value = convert(text)
+        except ValueError:
+            value = None
+        if value is None or not holds(value):
+            raise argparse.ArgumentTypeError(f"{text}: must be {rule}")
+        return value
+
+    return parse
+
+
+positive_int = number_type(int, "a whole number above 0", lambda n: n > 0)
+non_negative_int = number_type(int, "a whole number, 0 or more", lambda n: n >= 0)
+positive_float = number_type(float, "a number above 0", lambda x: 0 < x < math.inf)
+non_negative_float = number_type(float, "a number, 0 or more", lambda x: 0 <= x < math.inf)
+fraction = number_type(float, "from 0 to below 1", lambda x: 0 <= x < 1)
+positive_fraction = number_type(float, "above 0, at most 1", lambda x: 0 < x <= 1)
+open_fraction = number_type(float, "between 0 and 1", lambda x: 0 < x < 1)
+
+
+def as_typed(number: Callable) -> Callable:
+    """An argument type that checks `number` and keeps the text, since run names contain `5e-06` as typed."""
+
+    def parse(text: str) -> str:
+        number(text)
+        return text
+
+    return parse
+
+
+def add_task_flag(group, help: str = "quality, example, or your own corpus (data/dataset/raw/<task>.jsonl)") -> None:
+    group.add_argument("--task", default="quality", help=help)
+
+
+def add_corpus_flags(group) -> None:
+    add_task_flag(group)
+    group.add_argument("--corpus", type=Path, metavar="DIR", help=CORPUS_HELP)
+
+
+def add_generator_flag(group) -> None:
+    group.add_argument("--model", default=paths.DEFAULT_GENERATOR, help="the generator of the passages")
+
+
+def add_tokenizer_flag(group) -> None:
+    group.add_argument("--tokenizer", default=paths.DEFAULT_TOKENIZER, help="hub name or checkpoint folder")
+
+
+def add_base_url_flag(group, help: str = "an OpenAI-compatible server (default $OPENAI_BASE_URL, else OpenAI)") -> None:
+    group.add_argument("--base_url", help=help)
+
+
+def add_seed_flag(group, help: str = "of every random choice") -> None:
+    group.add_argument("--seed", type=non_negative_int, default=0, help=help)
+
+
+def progress_bar(**settings: object):
+    """A tqdm bar on a terminal, one line a minute elsewhere. Settings are tqdm's (total, desc, unit, …)."""
+    from tqdm import tqdm
+
+    if sys.stderr.isatty():
+        return tqdm(dynamic_ncols=True, mininterval=BAR_INTERVAL_S, **settings)
+    line = "{desc}{n_fmt} of {total_fmt} {unit}s, {rate_fmt}, {remaining} left{postfix}\n"
+    return tqdm(mininterval=LOG_INTERVAL_S, maxinterval=LOG_INTERVAL_S, bar_format=line, **settings)
 
 
 def silence_transformers() -> None:
+    """No progress bars and no warnings from transformers."""
+    from transformers.utils import logging
+
     logging.disable_progress_bar()
     logging.set_verbosity_error()
 
 
-def print_main(*words) -> None:
+def print_main(*words: object) -> None:
+    """Print on rank 0."""
     if is_main_process():
         print(*words, flush=True)
 
 
-class Typed(float):
-    """A number that remembers how it was typed: run names bear `5e-06` as `5e-06`."""
-
-    def __new__(cls, text: str) -> "Typed":
-        number = super().__new__(cls, text)
-        number.text = text
-        return number
-
-    def __str__(self) -> str:
-        return self.text
+def print_result(result: dict | list, sentence: str) -> None:
+    """The last words of a script, on rank 0: a sentence for people, then, unless stdout is a terminal, one
+    line of JSON for programs."""
+    print_main(sentence)
+    if not sys.stdout.isatty():
+        print_main(json.dumps(result))

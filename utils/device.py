@@ -1,29 +1,38 @@
-"""TODO utils.device."""
+"""Ranks of a distributed run, the device, and the precision of its arithmetic."""
 
 import os
-
-import torch
 
 
 def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def local_world_size() -> int:
+    """Processes on this node."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def is_main_process() -> bool:
+    """True on rank 0, the only rank that prints and writes run records."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def device_type() -> str:
+    """`cuda` or `cpu`."""
+    import torch
+
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def choose_precision(asked: str) -> str:
-    """bf16 autocast over fp32 weights where the chip multiplies bf16 fast, fp32 elsewhere.
+def choose_precision(precision: str) -> str:
+    """Resolve `auto`: bf16 autocast on a GPU and on a CPU with AMX, fp32 elsewhere.
 
-    On a CPU without AMX bf16 is the slower one: 140 against 210 tokens/s (SmolLM2-135M, 2 x 256,
+    On a CPU without AMX bf16 can be slower than fp32: 140 against 210 tokens/s (SmolLM2-135M, 2 × 256 tokens,
     Xeon with AVX512-BF16, two cores; LOG.md, 2026-11-22).
     """
-    if asked != "auto":
-        return asked
-    fast = torch.cuda.is_available() or torch.cpu.get_capabilities().get("amx_bf16", False)
-    return "bf16" if fast else "fp32"
+    import torch
+
+    if precision != "auto":
+        return precision
+    fast_bf16 = torch.cuda.is_available() or torch.cpu.get_capabilities().get("amx_bf16", False)
+    return "bf16" if fast_bf16 else "fp32"

@@ -1,46 +1,52 @@
-"""TODO utils.errors."""
+"""User errors: one line on stderr, exit code 2. Bugs keep their traceback."""
 
 import errno
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from utils.device import is_main_process
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM)
+
 
 class UserError(Exception):
-    """Something the user can mend: shown as one line, exit code 2."""
+    """An error that the user can fix. The message names the file or flag, and the step that helps."""
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call an entry script's main: a UserError becomes one line on stderr and exit code 2,
-    Ctrl-C exit code 130. Everything else is a bug and keeps its traceback. Of several ranks the
-    first one speaks for all."""
+    """Call the main function of an entry script.
+
+    A UserError is printed as one line `error: …` and exits with 2, Ctrl-C exits with 130; any other exception
+    is a bug and keeps its traceback. In a distributed run only rank 0 prints.
+    """
     try:
         main()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
+        if is_main_process():
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; the same command resumes from here", file=sys.stderr)
         sys.exit(130)
 
 
 def first_line(error: Exception) -> str:
-    """What a library's error says first; its kind where it says nothing."""
+    """The first line of a library's error message, or the exception's type where the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager
 def name_disk_errors(path: Path) -> Iterator[None]:
-    """A full disk or a forbidden folder is the user's to mend: name the file."""
+    """Turn a full disk or a missing write permission into a UserError that names `path`."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(f"{path}: no space left on the disk; what was there before is kept") from error
+        if error.errno in DISK_FULL:
+            raise UserError(f"{path}: no space left on the disk; the previous version is kept") from error
         ours = error.filename is None or Path(error.filename).parent in path.parents
-        if ours and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise UserError(f"{path}: not allowed to write there") from error
+        if ours and error.errno in NOT_WRITABLE:
+            raise UserError(f"{path}: no permission to write there") from error
         raise

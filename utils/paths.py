@@ -169,6 +169,6 @@ def run_name(args: argparse.Namespace) -> str:
     )
     if args.lora_rank:
         name = f"{name}-lora{args.lora_rank}"
-    if args.subsample_ratio != 1:
+    if float(args.subsample_ratio) != 1:
         name = f"scaling-subsample_ratio{args.subsample_ratio}-{name}"
     return name

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from data.packing import ConversationBlocks, pack_best_fit
+from data.packing import BlockSettings, ConversationBlocks, pack_best_fit
 from tests.conftest import PEAK, ROOT, refused, succeed
 from utils import chat_template, paths
 from utils.errors import UserError
@@ -216,7 +216,7 @@ def test_packing_two_hundred_thousand_is_quick_and_full():
 @pytest.mark.parametrize("inside", [False, True])
 def test_blocks_of_conversations(files, inside):
     file = files["train"]
-    source = ConversationBlocks(file, 512, 0, inside)
+    source = ConversationBlocks(file, BlockSettings(512, 0, inside))
     documents = list(file.documents())
     masks = np.split(file.mask, file.ends[:-1].astype(int))
     seen = []
@@ -235,8 +235,8 @@ def test_blocks_of_conversations(files, inside):
         assert (item["labels"][at:] == IGNORE_INDEX).all()
         seen.extend(source.packed[block])
     assert sorted(seen) == list(range(len(documents)))
-    assert source.used() > 0.8
-    part = ConversationBlocks(file, 512, 0, inside, ratio=0.5)
+    assert source.fill_rate() > 0.8
+    part = ConversationBlocks(file, BlockSettings(512, 0, inside, 0.5))
     assert len(np.concatenate(part.packed)) == len(documents) // 2
 
 

@@ -246,7 +246,7 @@ def test_bin_and_hdf5_give_the_same_losses(tmp_path):
         config = GPTJConfig(**formats.config_to_hf(checked(TINY, MODEL, "model")))
         model = GPTJForCausalLM(config)
         model.config.use_cache = False
-        trainer.train(model, None, dataset, None, settings, tmp_path / name)
+        trainer.train(model, None, (dataset, None), settings, tmp_path / name)
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         found[name] = [json.loads(line)["loss"] for line in lines]
     assert len(found["bin"]) == 8

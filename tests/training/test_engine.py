@@ -71,7 +71,7 @@ def test_two_ranks_share_the_model_and_go_on_after_a_kill(plain, work, tiny_mode
     process = sharded(2, work, *command)
     out, _ = process.communicate(timeout=200)
     assert process.returncode == 0, out[-3000:]
-    assert "going on from" in out
+    assert "resuming from" in out
     shares = re.findall(r"rank \d holds (\d+) of (\d+)", out)
     assert len(shares) == 2
     assert all(int(here) == int(all_) / 2 for here, all_ in shares)

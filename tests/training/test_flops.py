@@ -4,6 +4,7 @@ import pytest
 
 from training.flops import ModelShape, flops_per_token, mfu, model_shape
 from training.memory import GIB, describe_memory, memory_bytes
+from training.settings import TrainingSettings
 
 # Llama 3 8B, by hand: 128,256 × 4,096 twice; 32 layers of 4,096 × (4,096 + 1,024 + 1,024 + 4,096)
 # + 3 × 4,096 × 14,336 + 2 × 4,096; a last norm of 4,096.
@@ -17,6 +18,22 @@ LLAMA_3_8B = ModelShape(
     kv_width=1024,
     vocabulary=128256,
 )
+
+
+def settings(recomputed_layers: int, optim_state_dtype: str = "fp32") -> TrainingSettings:
+    return TrainingSettings(
+        lr=5e-6,
+        bs=16,
+        wd=0.01,
+        warmup=0.05,
+        seed=0,
+        block_size=2048,
+        save_steps=500,
+        keep_checkpoints=2,
+        precision="bf16",
+        recomputed_layers=recomputed_layers,
+        optim_state_dtype=optim_state_dtype,
+    )
 
 
 def test_the_shape_by_hand():
@@ -33,38 +50,36 @@ def test_flops_of_llama_3_8b():
 
 def test_memory_of_llama_3_8b():
     """16 bytes a parameter in plain fp32 Adam are 119.7 GiB; four ranks have a quarter each."""
-    parts = memory_bytes(LLAMA_3_8B, 2048, 1, 1, recomputed=32, bf16=True)
+    parts = memory_bytes(LLAMA_3_8B, settings(32), 1, 1)
     held = sum(parts[name] for name in ("weights", "gradients", "optimizer"))
     assert held / GIB == pytest.approx(119.7, abs=0.05)
     assert parts["bf16 copies"] / GIB == pytest.approx(119.7 / 8, abs=0.01)
-    quarter = memory_bytes(LLAMA_3_8B, 2048, 1, 4, recomputed=32, bf16=True)
+    quarter = memory_bytes(LLAMA_3_8B, settings(32), 1, 4)
     assert quarter["optimizer"] == parts["optimizer"] / 4
     assert quarter["activations"] == parts["activations"]
     # Logits: 2,048 × 128,256 × 10 bytes = 2.45 GiB; 32 inputs of 16 MiB and one layer.
     assert 2.45 < parts["activations"] / GIB < 3.5
-    whole = memory_bytes(LLAMA_3_8B, 2048, 1, 1, recomputed=0, bf16=True)
+    whole = memory_bytes(LLAMA_3_8B, settings(0), 1, 1)
     assert whole["activations"] > 4 * parts["activations"]
-    half = memory_bytes(LLAMA_3_8B, 2048, 1, 1, recomputed=16, bf16=True)
+    half = memory_bytes(LLAMA_3_8B, settings(16), 1, 1)
     assert parts["activations"] < half["activations"] < whole["activations"]
     assert describe_memory(parts).startswith("needs about 137")
 
 
 def test_memory_of_smaller_moments_and_of_lora():
     """bf16 moments: 12 bytes a parameter, 89.7 GiB. LoRA: bf16 weights that stay, 15 GiB."""
-    parts = memory_bytes(LLAMA_3_8B, 2048, 1, 1, recomputed=0, bf16=True, optimizer=4)
+    parts = memory_bytes(LLAMA_3_8B, settings(0, "bf16"), 1, 1)
     held = sum(parts[name] for name in ("weights", "gradients", "optimizer"))
     assert held / GIB == pytest.approx(89.7, abs=0.05)
     lora = replace(LLAMA_3_8B, trained=42_000_000)
-    parts = memory_bytes(lora, 2048, 1, 1, recomputed=0, bf16=True)
+    parts = memory_bytes(lora, settings(0), 1, 1)
     assert parts["weights"] / GIB == pytest.approx(15.0, abs=0.1)
     assert parts["optimizer"] == 8 * 42_000_000
 
 
 def test_logits_in_chunks():
     """256 tokens at a time of 128,256 words: 0.3 GiB, and 1.96 GiB of the output layer's gradient."""
-    whole, chunked = (
-        memory_bytes(LLAMA_3_8B, 2048, 4, 1, recomputed=32, bf16=True, logits_tokens=n) for n in (None, 256)
-    )
+    whole, chunked = (memory_bytes(LLAMA_3_8B, settings(32), 4, 1, logits_tokens=n) for n in (None, 256))
     saved = whole["activations"] - chunked["activations"]
     assert saved / GIB == pytest.approx(4 * 2.4463 - 0.3058 - 1.957, abs=0.01)
 

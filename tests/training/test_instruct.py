@@ -131,7 +131,7 @@ def test_killed_and_resumed_it_ends_in_the_same_bytes(tuned, work, tiny_llama):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert "going on from" in succeed(*tune(tiny_llama), SCP_HOME=str(work))
+    assert "resuming from" in succeed(*tune(tiny_llama), SCP_HOME=str(work))
     assert losses(work) == pytest.approx(losses(tuned), abs=1e-6)
     same = [(run_folder(home) / "model.safetensors").read_bytes() for home in (work, tuned)]
     assert same[0] == same[1]

@@ -12,20 +12,19 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import ROOT, make_tiny_model, refused, run_script, start_script, succeed
-from utils.cli import Typed
 from utils.errors import UserError
 from utils.paths import run_name
 
 SEED_README = {
-    "lr": Typed("5e-06"),
-    "rr": Typed("0.1"),
-    "epochs": Typed("2"),
-    "bs": Typed("16"),
-    "wd": Typed("0.01"),
-    "warmup": Typed("0.05"),
+    "lr": "5e-06",
+    "rr": "0.1",
+    "epochs": "2",
+    "bs": "16",
+    "wd": "0.01",
+    "warmup": "0.05",
     "task_name": "quality",
     "model_name": "meta-llama/Meta-Llama-3-8B",
-    "subsample_ratio": Typed("1"),
+    "subsample_ratio": "1",
     "lora_rank": 0,
 }
 
@@ -33,12 +32,12 @@ SEED_README = {
 def test_run_names_are_the_seed_readmes():
     name = "quality-lr5e-06-rr0.1-epochs2-bs16-wd0.01-warmup0.05-MetaLlama38B"
     assert run_name(Namespace(**SEED_README)) == name
-    tuned = SEED_README | {"task_name": "instruct", "bs": Typed("128"), "model_name": f"ckpts/{name}"}
+    tuned = SEED_README | {"task_name": "instruct", "bs": "128", "model_name": f"ckpts/{name}"}
     assert run_name(Namespace(**tuned)) == (
         "instruct-lr5e-06-rr0.1-epochs2-bs128-wd0.01-warmup0.05-"
         "qualitylr5e06rr0.1epochs2bs16wd0.01warmup0.05MetaLlama38B"
     )
-    part = SEED_README | {"subsample_ratio": Typed("0.10")}
+    part = SEED_README | {"subsample_ratio": "0.10"}
     assert run_name(Namespace(**part)) == f"scaling-subsample_ratio0.10-{name}"
 
 
@@ -134,7 +133,7 @@ def test_kill_and_resume_in_the_middle(uninterrupted, work, tiny_model):
         process.communicate()
         assert not (folder / "model.safetensors").exists()
     out = succeed(*train(tiny_model), SCP_HOME=str(work))
-    assert "going on from" in out
+    assert "resuming from" in out
     assert max(abs(a - b) for a, b in zip(losses(work), losses(uninterrupted), strict=True)) < 1e-6
     same = [(run_folder(home) / "model.safetensors").read_bytes() for home in (work, uninterrupted)]
     assert same[0] == same[1]

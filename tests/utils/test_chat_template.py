@@ -114,14 +114,14 @@ def test_gradients_of_user_tokens_are_zero(tiny_llama, llama, tmp_path):
     gradient where the mask is 1, and none where it is 0, or behind the last conversation."""
     import torch
 
-    from data.packing import ConversationBlocks
+    from data.packing import BlockSettings, ConversationBlocks
     from training.loss import use_chunked_loss
     from training.model import load_model
     from utils.token_file import TokenFile, write_tokens
 
     (rows,) = chat_template.encode_with_mask(llama, [TALK])
     write_tokens(tmp_path / "a.bin", [[rows, rows]], {}, masked=True)
-    item = ConversationBlocks(TokenFile(tmp_path / "a.bin", ""), 2 * rows.shape[1] + 7, 0, False)[0]
+    item = ConversationBlocks(TokenFile(tmp_path / "a.bin", ""), BlockSettings(2 * rows.shape[1] + 7))[0]
     ids, labels = (torch.from_numpy(item[name])[None] for name in ("input_ids", "labels"))
     model = load_model(str(tiny_llama))
     assert use_chunked_loss(model, compiled=False)

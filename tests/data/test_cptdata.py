@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -100,7 +102,9 @@ def test_looking_at_the_blocks(token_files, tiny_model):
         SCP_HOME=str(token_files),
     )
     assert "block 1: " in out
-    assert "% replay" in out.splitlines()[-1]
+    sentence, line = out.splitlines()[-2:]
+    assert "% replay" in sentence
+    assert json.loads(line)["train_blocks"] > 0
 
 
 def masked_blocks(documents: list[int], size: int) -> BlockDataset:

@@ -128,7 +128,7 @@ def test_compiled_layers_give_the_same_losses(plain, work, tiny_model):
 
 def test_layers_computed_twice_give_the_same_weights(plain, work, tiny_model):
     out = succeed(*train(tiny_model, *SHORT, "--gradient_checkpointing", 1), SCP_HOME=str(work))
-    assert "(1 of 2 layers computed twice)" in out
+    assert "(1 of 2 layers checkpointed)" in out
     assert losses(work) == losses(plain)
     for name, tensor in weights(work).items():
         assert torch.equal(tensor, weights(plain)[name])
@@ -193,7 +193,7 @@ def test_what_cannot_be_is_refused(work, tiny_model):
 
     assert "--gradient_checkpointing some" in says("--gradient_checkpointing", "some")
     assert "--lora_rank -1" in says("--lora_rank", "-1")
-    assert "not with --lora_rank" in says("--lora_rank", 4, "--sharding", "full")
+    assert "not supported with --lora_rank" in says("--lora_rank", 4, "--sharding", "full")
     line = refused(
         *train(tiny_model, "--sharding", "full"), SCP_HOME=str(work), WORLD_SIZE="2", RANK="0", LOCAL_WORLD_SIZE="2"
     )

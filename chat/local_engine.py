@@ -35,7 +35,7 @@ class LocalEngine:
     def ids(self, messages: list[dict]) -> list[int]:
         if self.completes:
             return self.tokenizer(messages[-1]["content"])["input_ids"]
-        return chat_template.encode(self.tokenizer, messages, to_be_answered=True)
+        return chat_template.encode(self.tokenizer, messages, add_generation_prompt=True)
 
     def stream(self, messages: list[dict], sampling: Sampling, answer: ReplyStatus) -> Iterator[str]:
         import torch

@@ -1,4 +1,4 @@
-"""Chat templates: a conversation as text and ids, and which of its tokens a model is to learn.
+"""Chat templates: conversations as text, token ids and loss masks.
 
 A conversation is a list of messages, {"role": "system" | "user" | "assistant", "content": text}.
 """
@@ -15,8 +15,8 @@ from utils.errors import UserError, first_line
 from utils.io import read_text
 
 AMBIGUOUS = (
-    "writes earlier turns in another way than the last one, so an answer's words cannot be told from the "
-    "rest; give another with --template FILE"
+    "formats earlier turns differently from the last one, so the assistant's tokens cannot be located; "
+    "use another with --template FILE"
 )
 PROBE = [
     {"role": "user", "content": "red"},
@@ -27,20 +27,20 @@ PROBE = [
 
 
 def set_template(tokenizer, file: Path | None, flag: str) -> None:
-    """Have the tokenizer use the template of `file`, else its own, else Llama 3.1's turns.
+    """Set the tokenizer's template to that of `file`, else keep its own, else use Llama 3.1's.
 
-    Raises UserError, which names the `flag` that the user typed, where its vocabulary has none of
-    Llama 3.1's marks, and where an answer does not end with a token that means nothing else.
+    Raises UserError, which names the command-line `flag`, where the vocabulary lacks Llama 3.1's special tokens, and
+    where replies do not end with a special token.
     """
     if isinstance(tokenizer.chat_template, dict):  # several, by name
         tokenizer.chat_template = tokenizer.chat_template.get("default")
     if file:
-        tokenizer.chat_template = read_text(file, "name a file that holds a Jinja chat template")
+        tokenizer.chat_template = read_text(file, "name a file with a Jinja chat template")
     elif tokenizer.chat_template is None:
         llama = read_text(paths.llama_template(), "it ships with the repository")
         if "<|eot_id|>" not in tokenizer.get_vocab():
             raise UserError(
-                f"{flag}: has no chat template, nor the tokens of Llama 3.1's; give one with --template FILE"
+                f"{flag}: has no chat template, nor Llama 3.1's special tokens; give one with --template FILE"
             )
         tokenizer.chat_template = llama
     check_template(tokenizer)
@@ -51,39 +51,39 @@ def digest(template: str) -> str:
     return hashlib.sha256(template.encode()).hexdigest()
 
 
-def render(tokenizer, messages: list[dict], to_be_answered: bool = False) -> str:
-    """The conversation as its model sees it; `to_be_answered` adds the head of the answer. Halves of
-    surrogate pairs, which no tokenizer takes, become question marks.
+def render(tokenizer, messages: list[dict], add_generation_prompt: bool = False) -> str:
+    """The conversation as the model sees it; `add_generation_prompt` appends the header of the reply. Unpaired
+    surrogates, which no tokenizer accepts, become question marks.
 
-    Raises UserError where the template refuses the messages.
+    Raises UserError where the template rejects the messages.
     """
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=to_be_answered)
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
     except (TemplateError, TypeError) as error:
-        raise UserError(f"the chat template refuses this conversation: {first_line(error)}") from error
+        raise UserError(f"the chat template rejects this conversation: {first_line(error)}") from error
     return text.encode("utf-8", "replace").decode()
 
 
-def encode(tokenizer, messages: list[dict], to_be_answered: bool = False) -> list[int]:
-    """The same as token ids. The template writes the beginning token itself, where there is one."""
-    text = render(tokenizer, messages, to_be_answered)
+def encode(tokenizer, messages: list[dict], add_generation_prompt: bool = False) -> list[int]:
+    """The same as token ids. The template itself writes the BOS token, if any."""
+    text = render(tokenizer, messages, add_generation_prompt)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def end_of_turn_id(tokenizer) -> int:
-    """The id of the special token that the template puts behind an answer. UserError where there is none."""
+    """The id of the special token that the template puts after a reply. Raises UserError where there is none."""
     tail = render(tokenizer, PROBE).rpartition(PROBE[-1]["content"])[2]
     for token in tokenizer(tail, add_special_tokens=False)["input_ids"]:
         if (added := tokenizer.added_tokens_decoder.get(token)) and added.special:
             return token
     raise UserError(
-        "the chat template ends answers without a special token, so nobody could tell where they end; "
-        "give another with --template FILE"
+        "the chat template does not end replies with a special token, so their end could not be detected; "
+        "use another with --template FILE"
     )
 
 
 def check_template(tokenizer) -> None:
-    """Raises UserError where the words of two answers in one conversation could not be told from the rest."""
+    """Raises UserError where the assistant's tokens cannot be located in a conversation of two turns."""
     (rows,) = encode_with_mask(tokenizer, [PROBE])
     inner = np.diff(rows[1], prepend=0, append=0)
     spans = zip(np.flatnonzero(inner == 1), np.flatnonzero(inner == -1), strict=True)
@@ -97,7 +97,7 @@ def check_template(tokenizer) -> None:
 
 
 def stop_token_ids(tokenizer) -> list[int]:
-    """The tokens at which an answer is over: the template's, where it can be told, and the tokenizer's own."""
+    """Ids that end a reply: the tokenizer's EOS, and the template's end of turn where it has one."""
     ends = {tokenizer.eos_token_id}
     if tokenizer.chat_template is not None:
         with contextlib.suppress(UserError):
@@ -106,21 +106,21 @@ def stop_token_ids(tokenizer) -> list[int]:
 
 
 def encode_with_mask(tokenizer, conversations: list[list[dict]]) -> list[np.ndarray]:
-    """For each conversation (2, tokens) int32: its ids, and 1 where they are an assistant's words or
-    the token that ends them, else 0.
+    """For each conversation (2, tokens) int32: token ids and loss mask, 1 for the assistant's tokens and the token
+    that ends a reply, else 0.
 
-    The words begin where the ids of the whole leave those of all that comes before them: so nothing is
-    assumed about where a tokenizer puts white space. All texts are encoded in one call, on all cores.
+    A reply begins where the ids of the whole conversation differ from the ids of everything before the reply, so
+    nothing is assumed about where a tokenizer puts white space. All texts are encoded in one call, on all cores.
     """
     if not conversations:
         return []
-    texts, heads = [], []  # heads: the number of the conversation that a text begins
+    texts, heads = [], []  # heads: the conversation whose beginning a text is, or None for a whole one
     for number, messages in enumerate(conversations):
         texts.append(render(tokenizer, messages))
         heads.append(None)
         for index, message in enumerate(messages):
             if message["role"] == "assistant":
-                texts.append(render(tokenizer, messages[:index], to_be_answered=True))
+                texts.append(render(tokenizer, messages[:index], add_generation_prompt=True))
                 heads.append(number)
     encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
     end, found = end_of_turn_id(tokenizer), []
@@ -133,30 +133,30 @@ def encode_with_mask(tokenizer, conversations: list[list[dict]]) -> list[np.ndar
 
 
 def _mark_answer(rows: np.ndarray, head: list[int], end: int) -> None:
-    """Set the mask in `rows` (2, tokens) for the answer that comes after `head`."""
+    """Set the loss mask in `rows` (2, tokens) for the reply that follows the ids `head`."""
     ids, counted = rows
     length = min(len(head), len(ids))
     differ = np.flatnonzero(ids[:length] != head[:length])
     begin = int(differ[0]) if len(differ) else length
     ends = begin + np.flatnonzero(ids[begin:] == end)
-    if begin < len(head) - 1 or not len(ends):  # one token may hold white space of both
+    if begin < len(head) - 1 or not len(ends):  # one token may hold white space of prompt and reply
         raise UserError(f"the chat template {AMBIGUOUS}")
     counted[begin : ends[0] + 1] = 1
 
 
 def replace_surrogates(text: str) -> str:
-    """A text without halves of surrogate pairs, which no file, terminal or tokenizer takes."""
+    """The text with unpaired surrogates, which files, terminals and tokenizers reject, replaced by `?`."""
     return text.encode("utf-8", "replace").decode()
 
 
 def conversation_error(messages: object) -> str | None:
-    """What keeps a value from being a finished conversation; None where nothing does."""
+    """The reason why a value is not a complete conversation; None if it is one."""
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         return "has no list `messages`"
     if not all(isinstance(m.get("content"), str) for m in messages):
-        return "a message has no text in `content`"
+        return "a message has no string `content`"
     roles = [m.get("role") for m in messages]
     turns = roles[1:] if roles[:1] == ["system"] else roles
     if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
-        return "after a system message, if any, user and assistant must take turns, and the assistant end"
+        return "after an optional system message, user and assistant must alternate, and the assistant must be last"
     return None

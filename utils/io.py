@@ -1,4 +1,4 @@
-"""Reading and writing so that nothing is half there: atomic files, JSONL, journals, user errors."""
+"""Files: atomic writes, JSON and JSONL, locks, append-only journals, hashes."""
 
 import fcntl
 import hashlib
@@ -15,10 +15,10 @@ from utils.errors import UserError, name_disk_errors
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file so that readers see the old one or the new one, never a part.
+    """Write a file atomically: readers see the old content or the new one.
 
-    Yields a binary file under a temporary name in the same folder; on a normal end it is synced
-    and renamed to `path`, on any error it is removed and `path` stays as it was.
+    Yields a binary file with a temporary name in the same folder. At the end it is synced and renamed to `path`; on
+    an error it is removed and `path` is left unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -39,7 +39,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, made_by: str) -> Any:
-    """Read a JSON file; `made_by` is the step named to the user when it is not there."""
+    """Read a JSON file. `made_by` is the step to name in the error where the file is missing."""
     try:
         return json.loads(read_text(path, made_by))
     except json.JSONDecodeError as error:
@@ -47,26 +47,26 @@ def read_json(path: Path, made_by: str) -> Any:
 
 
 def read_text(path: Path, made_by: str) -> str:
-    """Read a UTF-8 file; `made_by` is the step named to the user when it is not there."""
+    """Read a UTF-8 file. `made_by` is the step to name in the error where the file is missing."""
     try:
         return path.read_bytes().decode()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise UserError(f"{path}: no such file; {made_by}") from error
-    except OSError as error:  # a loop of links, a folder that may not be read
+    except OSError as error:  # a loop of links, a folder without read permission
         raise UserError(f"{path}: {error.strerror}; {made_by}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason})") from error
 
 
 def read_jsonl(path: Path, made_by: str) -> list[dict]:
-    """All objects of a JSONL file. Lines end with a newline and nothing else: U+2028 and its like
-    may stand inside strings, so `str.splitlines` would tear them."""
+    """All objects of a JSONL file. Only newlines separate lines: `str.splitlines` would also split at U+2028 and
+    similar characters inside strings."""
     lines = read_text(path, made_by).split("\n")
     return [_parse_object(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def iterate_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
-    """Byte offset and object of every line of a JSONL file, one line in memory at a time."""
+    """Yield byte offset and object of every line of a JSONL file, one line in memory at a time."""
     offset = 0
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
@@ -83,16 +83,16 @@ def sha256_file(path: Path) -> str:
 def _parse_object(line: str | bytes, path: Path, number: int) -> dict:
     try:
         value = json.loads(line)
-    except ValueError as error:  # bad JSON, or bytes that are not UTF-8
-        raise UserError(f"{path}, line {number}: not valid JSON ({error}); mend or delete that line") from error
+    except ValueError as error:  # invalid JSON or invalid UTF-8
+        raise UserError(f"{path}, line {number}: not valid JSON ({error}); fix or delete that line") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path}, line {number}: not a JSON object; mend or delete that line")
+        raise UserError(f"{path}, line {number}: not a JSON object; fix or delete that line")
     return value
 
 
 @contextmanager
 def blocking_lock(path: Path, holder: str) -> Iterator[None]:
-    """Hold a lock file; where another process has it, say whom (`holder`) is waited for, and wait."""
+    """Hold a lock file. While another process holds it, print that `holder` is waited for, and wait."""
     with name_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "ab")
@@ -100,32 +100,32 @@ def blocking_lock(path: Path, holder: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"waiting for {holder} to end ({path})", file=sys.stderr)
+            print(f"waiting for {holder} to finish ({path})", file=sys.stderr)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 class Journal:
-    """An append-only JSONL file that survives kill -9: what was appended is there at the next start.
+    """An append-only JSONL file that survives kill -9: every appended record is present at the next start.
 
-    Opening it locks the file against a second process (two would pay twice), reads the records
-    into `records`, and compacts: a last line torn by a kill, and records that `keep` refuses, are
-    dropped. Appending writes one line and hands it to the operating system, and keeps no copy.
+    Opening locks the file against other processes, which would pay for the same calls again, reads the records into
+    `records`, and compacts the file: a last line cut by a kill, and records for which `keep` returns False, are
+    dropped. `summarize` returns records that replace the dropped ones in the same atomic write. Appending writes one
+    line to the operating system and keeps no copy.
 
-    `sum_up` gives records that stand for those that were dropped; they are there as soon as these are
-    not. Raises UserError for a line in the middle that is no JSON object (by file and line), and where
-    another process holds the lock.
+    Raises UserError, with file and line, for a line in the middle that is not a JSON object, and where another
+    process holds the lock.
     """
 
     def __init__(
-        self, path: Path, keep: Callable[[dict], bool] = lambda record: True, sum_up: Callable[[], list[dict]] = list
+        self, path: Path, keep: Callable[[dict], bool] = lambda record: True, summarize: Callable[[], list[dict]] = list
     ):
         self.path = path
         self._open()
         self.records: list[dict] = []
         if not self._read(keep):
             with atomic_write(path) as file:
-                for record in [*self.records, *sum_up()]:
+                for record in [*self.records, *summarize()]:
                     _write_record(file, record)
             self.close()
             self._open()
@@ -151,15 +151,15 @@ class Journal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self._file.close()
-            raise UserError(f"{self.path}: another process is writing it; wait for it") from error
+            raise UserError(f"{self.path}: another process is writing to it; wait until it ends") from error
         if not os.path.samestat(
             os.fstat(self._file.fileno()), self.path.stat()
-        ):  # another process compacted it just now
+        ):  # another process has just compacted it
             self._file.close()
             self._open()
 
     def _read(self, keep: Callable[[dict], bool]) -> bool:
-        """Read the records that are kept; whether those are all there is in the file."""
+        """Read the records to keep; returns whether the file holds nothing else."""
         count = 0
         for record in read_journal(self.path):
             count += 1
@@ -171,7 +171,7 @@ class Journal:
 
 
 def read_journal(path: Path) -> Iterator[dict]:
-    """The records of a journal, one in memory at a time, but for a last line torn by a kill."""
+    """Yield the records of a journal, one in memory at a time, without a last line cut by a kill."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if line.endswith(b"\n") and line.strip():
@@ -179,12 +179,12 @@ def read_journal(path: Path) -> Iterator[dict]:
 
 
 def append_record(path: Path, record: dict) -> None:
-    """Add a line to a journal that is not open; the caller sees to it that nobody else writes."""
+    """Append to a journal that is not open; the caller makes sure that no other process writes to it."""
     with name_disk_errors(path), open(path, "ab", buffering=0) as file:
         _write_record(file, record)
 
 
 def _write_record(file: IO[bytes], record: dict) -> None:
     line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
-    while line:  # unbuffered: what write() took is with the operating system
+    while line:  # unbuffered: bytes that write() accepted are with the operating system
         line = line[file.write(line) :]

@@ -1,8 +1,7 @@
-"""Every file name of the project, each as a function; nothing else knows where things lie.
+"""File, folder and run names; no other module builds a path.
 
-What the steps write (`data/dataset/`, `ckpts/`, `out/`) lies under the repository, or under
-`$SCP_HOME` where that is set. What ships with the code (`data/example/`, prompt files) is
-always read from the repository.
+Files that the steps write (`data/dataset/`, `ckpts/`, `out/`) are under the repository, or under `$SCP_HOME` if it is
+set. Files that ship with the code (`data/example/`, prompts) are always read from the repository.
 """
 
 import argparse
@@ -38,7 +37,7 @@ def out_dir() -> Path:
 
 
 def chat_history() -> Path:
-    """What was typed into interactive.py, for its arrow keys."""
+    """Input history of interactive.py."""
     return out_dir() / "chat_history"
 
 
@@ -69,12 +68,12 @@ def quality_file(split: str) -> Path:
 
 
 def corpus_file(task: str) -> Path:
-    """The articles of a corpus of one's own, in QuALITY's schema."""
+    """The articles of the user's own corpus, in QuALITY's schema."""
     return raw_dir() / f"{short_name(task)}.jsonl"
 
 
 def questions_file(task: str) -> Path:
-    """make_questions.py's output: the questions about such a corpus, in the same schema."""
+    """Output of make_questions.py: questions about such a corpus, in the same schema."""
     return raw_dir() / f"{short_name(task)}_questions.jsonl"
 
 
@@ -83,12 +82,12 @@ def prices_file() -> Path:
 
 
 def passages_dir(task: str, generator: str, method: str = "entigraph") -> Path:
-    """Step 1's output: one JSONL file per article."""
+    """Output of step 1: one JSONL file per article."""
     return raw_dir() / f"{task}_{method}_{short_name(generator)}"
 
 
 def passages_bin(task: str, generator: str, method: str = "entigraph") -> Path:
-    """Step 2's output; like every .bin path here, `.idx` and `.json` lie beside it."""
+    """Output of step 2; as for every .bin here, the .idx and .json are beside it."""
     return bins_dir() / f"{task}_all-{method}{short_name(generator)}.bin"
 
 
@@ -98,12 +97,12 @@ def articles_bin(task: str) -> Path:
 
 
 def replay_bin(name: str, split: str) -> Path:
-    """Step 3's output, `split` is `train` or `test`."""
+    """Output of step 3; `split` is `train` or `test`."""
     return bins_dir() / f"{name}_{split}.bin"
 
 
 def conversations_bin(name: str, split: str) -> Path:
-    """tokenize_instruct.py's output, `split` is `train` or `test`; a `.mask` lies beside it too."""
+    """Output of tokenize_instruct.py, with a .mask beside it; `split` is `train` or `test`."""
     return bins_dir() / f"{name}_{split}.bin"
 
 
@@ -112,15 +111,15 @@ def example_model() -> Path:
 
 
 def short_name(model: str) -> str:
-    """A model's name or folder as a part of a file name: `org/Name` and `a/b/Name/` give `Name`."""
+    """The part of a model name or folder that file names contain: `org/Name` and `a/b/Name/` give `Name`."""
     return Path(model).name
 
 
 def resolve_checkpoint(name: str) -> str:
-    """A checkpoint as `from_pretrained` takes it.
+    """The argument of `from_pretrained` for a checkpoint.
 
-    A folder is looked for in the home folder first (so that `ckpts/NAME` means the same from
-    anywhere), then in the current one; what is no folder is taken as a name on the hub.
+    A folder is searched for under the home folder first, so that `ckpts/NAME` means the same everywhere, then under
+    the current folder; anything else is a Hub name.
     """
     for folder in (home() / name, Path(name)):
         if folder.is_dir():
@@ -129,27 +128,27 @@ def resolve_checkpoint(name: str) -> str:
 
 
 def looks_like_hub_name(name: str) -> bool:
-    """Whether a hub would be asked for it in earnest: `NAME` or `ORGANISATION/NAME`, and no folder of ours."""
+    """Whether `name` can be a Hub name: `NAME` or `ORGANISATION/NAME`, outside ckpts/."""
     return bool(re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name)) and not name.startswith("ckpts/")
 
 
 def weights_state(model: str) -> list:
-    """Name, size and time of a checkpoint's weight files: a checkpoint that was trained again is
-    another one. Of a hub name, the name."""
+    """Name, size and modification time of a checkpoint's weight files, which change when it is trained again; for a
+    Hub name, the name."""
     folder = Path(resolve_checkpoint(model))
     files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files] or [model]
 
 
 def evaluation_file(model: str, search: str | None = None) -> Path:
-    """`search` names the settings of an open-book evaluation."""
+    """Output of evaluation.py; `search` is the name of an open-book evaluation's settings."""
     if search:
         return out_dir() / "rag" / f"qualityqa-{short_name(model)}-{search}.json"
     return out_dir() / f"qualityqa-{short_name(model)}.json"
 
 
 def cache_dir() -> Path:
-    """What a search has embedded and reranked, by content."""
+    """Cached embeddings and reranker scores, by content."""
     return home() / "data" / "dataset" / "cache"
 
 
@@ -162,6 +161,7 @@ def reranker_scores_file(model: str) -> Path:
 
 
 def run_name(args: argparse.Namespace) -> str:
+    """The folder name of a training run, with values as typed."""
     model = short_name(args.model_name).replace("-", "")
     name = (
         f"{args.task_name}-lr{args.lr}-rr{args.rr}-epochs{args.epochs}-bs{args.bs}"

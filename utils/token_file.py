@@ -1,10 +1,10 @@
-"""Token files: the one writer and the one reader.
+"""Token files: writer and reader.
 
-`NAME.bin`   token ids, int32 little-endian, documents one after the other
+`NAME.bin`   token ids, int32 little-endian, consecutive documents
 `NAME.idx`   uint64 little-endian, the end offset (in tokens) of every document
-`NAME.mask`  of conversations, uint8: 1 where a model is to learn the token
-`NAME.json`  how it was made: tokenizer and its sha256, vocabulary size, bos/eos policy, counts,
-             seed, sources, sha256 of the .bin, of the .idx and of the .mask
+`NAME.mask`  for conversations, uint8: 1 where the token is trained on
+`NAME.json`  sidecar: tokenizer and its sha256, vocabulary size, bos/eos policy, counts, seed, sources, and the sha256
+             of the .bin, the .idx and the .mask
 """
 
 import hashlib
@@ -28,17 +28,16 @@ HASH_CHUNK_TOKENS = 1 << 20
 def write_tokens(path: Path, batches: Iterable[list[np.ndarray]], made: dict, masked: bool = False) -> dict:
     """Write documents to `path` (a .bin), its .idx and its .json; returns the sidecar.
 
-    `batches` yields lists of 1-D integer arrays, one array a document, or with `masked` of (2, tokens)
-    arrays, ids and mask, and the mask goes into a .mask. They are consumed batch by batch: memory does
-    not grow with the number of tokens. `made` goes into the sidecar as it is at the end, so whoever
-    makes the batches may count in it. An error anywhere, a full disk included, leaves the files of an
-    earlier run untouched.
+    `batches` yields lists of documents: (tokens,) integer arrays, or with `masked` (2, tokens) arrays of ids and mask,
+    whose mask goes into a .mask. Batches are consumed one at a time, so memory does not grow with the number of
+    tokens. `made` is copied into the sidecar at the end, so the producer of the batches may count in it. On an error,
+    a full disk included, the files of an earlier run are left unchanged.
     """
     tokens = documents = 0
     types = {".mask": MASK_TYPE, ".idx": OFFSET_TYPE, ".bin": ID_TYPE}
     with ExitStack() as stack:
-        # Opened in the opposite order of the renames: the sidecar, opened first, is renamed last
-        # and vouches for the others by count and hash.
+        # Renamed in the reverse order of opening: the sidecar, opened first, is renamed last, and holds counts and
+        # hashes of the others.
         sidecar_file = stack.enter_context(atomic_write(path.with_suffix(".json")))
         files = {
             suffix: stack.enter_context(atomic_write(path.with_suffix(suffix)))
@@ -64,12 +63,11 @@ def write_tokens(path: Path, batches: Iterable[list[np.ndarray]], made: dict, ma
 
 
 class TokenFile:
-    """A .bin with its .idx and .json, memory-mapped.
+    """A memory-mapped .bin with its .idx and .json.
 
-    `ids`: (tokens,) int32; `ends`: (documents,) uint64; `meta`: the sidecar; `mask`: (tokens,) uint8
-    of a file of conversations, else None.
-    Raises UserError where a file is missing, cut short, or not the one its sidecar describes;
-    `made_by` names the step that makes it.
+    `ids`: (tokens,) int32; `ends`: (documents,) uint64; `mask`: (tokens,) uint8 for conversations, else None; `meta`:
+    the sidecar. Raises UserError where a file is missing, truncated, or not the one that its sidecar describes;
+    `made_by` is the step to name in that error.
     """
 
     def __init__(self, path: Path, made_by: str):
@@ -91,7 +89,7 @@ class TokenFile:
                     f"{path.with_suffix('.mask')}: {len(self.mask)} marks for {len(self.ids)} tokens; {made_by}"
                 )
         if len(self.ends) and (self.ends[-1] != len(self.ids) or (np.diff(self.ends.astype(np.int64)) < 0).any()):
-            raise UserError(f"{path.with_suffix('.idx')}: its offsets do not fit the .bin; {made_by}")
+            raise UserError(f"{path.with_suffix('.idx')}: its offsets do not match the .bin; {made_by}")
         self.made_by = made_by
 
     def _described(self, key: str) -> int:
@@ -101,7 +99,7 @@ class TokenFile:
         return value
 
     def verify(self) -> None:
-        """Read every file once and compare its sha256 with the sidecar's."""
+        """Compare the sha256 of every file with the sidecar's."""
         for suffix, name in HASHES.items():
             path = self.path.with_suffix(suffix)
             if suffix == ".mask" and self.mask is None:
@@ -110,10 +108,10 @@ class TokenFile:
                 raise UserError(f"{path}: its sha256 is not the one in its .json; {self.made_by}")
 
     def check_vocabulary(self, tokenizer_sha256: str, vocab_size: int, model: str) -> None:
-        """Refuse a file whose ids mean something else to `model` (or nothing at all)."""
+        """Raises UserError unless the ids were made with the vocabulary of `model`, and are within it."""
         if self.meta.get("tokenizer_sha256") != tokenizer_sha256:
             raise UserError(
-                f"{self.path}: its ids are of the vocabulary of {self.meta.get('tokenizer')}, not of "
+                f"{self.path}: its ids come from the vocabulary of {self.meta.get('tokenizer')}, not of "
                 f"{model}; tokenise again with --tokenizer {model}"
             )
         if (largest := self._largest_id()) >= vocab_size:
@@ -135,7 +133,7 @@ def _map(path: Path, dtype: np.dtype, made_by: str) -> np.ndarray:
         raise UserError(f"{path}: no such file; {made_by}")
     size = path.stat().st_size
     if size % dtype.itemsize:
-        raise UserError(f"{path}: {size} bytes is no whole number of {dtype.name}; {made_by}")
+        raise UserError(f"{path}: {size} bytes is not a multiple of {dtype.name}; {made_by}")
     return np.memmap(path, dtype=dtype, mode="r") if size else np.empty(0, dtype)
 
 

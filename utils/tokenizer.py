@@ -1,7 +1,6 @@
-"""Text -> token files: fast where that is safe, by the Hugging Face tokenizer where not.
+"""Text -> token ids and token files: by gigatoken where its ids are verified, else by the Hugging Face tokenizer.
 
-A document is encoded as its tokenizer does by itself (with a beginning token where the tokenizer
-adds one) and ends with the end token.
+A document is encoded as its tokenizer does by default (with a BOS token if the tokenizer adds one), followed by EOS.
 """
 
 import hashlib
@@ -15,39 +14,37 @@ from utils import paths
 from utils.errors import UserError, first_line
 from utils.token_file import write_tokens
 
-BATCH_CHARACTERS = 1 << 22  # about a million tokens: what is in memory at a time
-# Characters that both tokenizers encode, of the first batch and of every other. The check was once of
-# whole documents, the longest among them: 5.5 of 7 s of 20 MB went into it.
+BATCH_CHARACTERS = 1 << 22  # in memory at a time: about a million tokens
+# Characters encoded by both tokenizers for verification, in the first batch and in later ones. Checking whole
+# documents took 5.5 of 7 s for 20 MB.
 CHECKED_AT_FIRST = 1 << 17
 CHECKED_LATER = 1 << 12
 
 
 def load_tokenizer(name: str, flag: str = "--tokenizer"):
-    """The tokenizer of a checkpoint folder or hub name. Raises UserError, which names the `flag`
-    that the user typed, where there is none."""
+    """The tokenizer of a checkpoint folder or Hub name. Raises UserError, which names the command-line `flag`,
+    where none is found or it has no EOS token."""
     from transformers import AutoTokenizer
 
     found = paths.resolve_checkpoint(name)
     if Path(found).is_dir() and not (Path(found) / "tokenizer_config.json").is_file():
-        raise UserError(
-            f"{found}: holds no tokenizer (tokenizer_config.json); save the tokenizer of the model's origin into it"
-        )
+        raise UserError(f"{found}: holds no tokenizer (tokenizer_config.json); save the base model's tokenizer into it")
     if not Path(found).is_dir() and not paths.looks_like_hub_name(name):
         raise UserError(f"{flag} {name}: no such folder")
     try:
         tokenizer = AutoTokenizer.from_pretrained(found)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{flag} {name}: not a folder, and not to be had from the hub "
+            f"{flag} {name}: not a folder, and could not be loaded from the Hub "
             f"({first_line(error)}); name a checkpoint folder, or log in with: hf auth login"
         ) from error
     if tokenizer.eos_token_id is None:
-        raise UserError(f"{flag} {name}: has no end token, so documents could not be told apart")
+        raise UserError(f"{flag} {name}: has no EOS token to separate documents")
     return tokenizer
 
 
 def vocabulary_sha256(tokenizer) -> str:
-    """sha256 of the vocabulary: equal exactly where the same ids mean the same tokens."""
+    """sha256 of the vocabulary: equal if and only if the same ids mean the same tokens."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     return hashlib.sha256(json.dumps(vocabulary, ensure_ascii=False).encode()).hexdigest()
 
@@ -60,15 +57,14 @@ def write_documents(
     enough: int | None = None,
     leave_rest: bool = False,
 ) -> dict:
-    """Encode the texts that `build` yields, a document each, into `path`; returns the sidecar.
+    """Encode the documents that `build` yields into `path` and print a summary; returns the sidecar.
 
-    Stops with the document that brings the file to `enough` tokens, where that is given. Raises
-    UserError, and leaves earlier files alone, where there is no text, or (with `leave_rest`) where
-    nothing would be left behind it.
+    Stops after the document that reaches `enough` tokens, if given. Raises UserError, leaving earlier files
+    unchanged, where there is no text, or, with `leave_rest`, where no document would remain.
 
-    Tries gigatoken first (about 100 times the Hugging Face tokenizer's speed), compares ids on a
-    sample of the very input, and does everything again by the Hugging Face tokenizer where one
-    differs. `build` is called again then, so it must yield the same texts.
+    gigatoken is used first (about 100 times as fast as the Hugging Face tokenizer) and its ids are compared on a
+    sample of the input; on a difference everything is encoded again by the Hugging Face tokenizer. `build` is then
+    called a second time and must yield the same texts.
     """
     about = made | {
         "tokenizer": tokenizer.name_or_path,
@@ -82,8 +78,8 @@ def write_documents(
         try:
             batches = _encoded(build(), tokenizer, fast)
             return _written(path, _until(batches, enough, leave_rest), about | {"encoder": "gigatoken"})
-        except _Differs as error:
-            print(f"gigatoken gives other ids for {error}: encoding with transformers")
+        except _DifferentIds as error:
+            print(f"gigatoken encodes {error} differently: encoding with transformers")
     batches = _encoded(build(), tokenizer, None)
     return _written(path, _until(batches, enough, leave_rest), about | {"encoder": "transformers"})
 
@@ -95,8 +91,8 @@ def _written(path: Path, batches: Iterator[list[np.ndarray]], about: dict) -> di
 
 
 def _until(batches: Iterator[list[np.ndarray]], enough: int | None, leave_rest: bool) -> Iterator[list[np.ndarray]]:
-    """Batches up to the document that brings them to `enough` tokens. An error raised in here, in
-    the middle of the writing, leaves an earlier file as it is."""
+    """Batches up to the document that reaches `enough` tokens. Errors raised here, while the file is being written,
+    leave an earlier file unchanged."""
     total = documents = 0
     for batch in batches:
         ends = total + np.cumsum([len(document) for document in batch])
@@ -109,13 +105,13 @@ def _until(batches: Iterator[list[np.ndarray]], enough: int | None, leave_rest: 
             return
         total, documents = int(ends[-1]), documents + len(batch)
     if leave_rest:
-        raise UserError("the whole text would be held out; give a smaller --test_tokens")
+        raise UserError("the whole text would be held out; use a smaller --test_tokens")
     if not documents:
         raise UserError("there is no text to tokenise")
 
 
-class _Differs(Exception):
-    """gigatoken and the Hugging Face tokenizer gave different ids."""
+class _DifferentIds(Exception):
+    """gigatoken and the Hugging Face tokenizer return different ids."""
 
 
 def _encoded(texts: Iterable[str], tokenizer, fast) -> Iterator[list[np.ndarray]]:
@@ -158,8 +154,8 @@ def _encode_fast(batch: list[str], tokenizer, fast) -> list[np.ndarray]:
 
 
 def _check(batch: list[str], documents: list[np.ndarray], tokenizer, fast, characters: int) -> None:
-    """Compare the ids of documents, long ones first, that have together no more than `characters`;
-    where every document is longer, of the beginning of the first."""
+    """Compare ids of both tokenizers on up to `characters` of whole documents, longest first; where every document is
+    longer, on the beginning of the first."""
     longest_first = sorted(range(len(batch)), key=lambda i: -len(batch[i]))
     left, sample = characters, []
     for index in longest_first:
@@ -172,20 +168,20 @@ def _check(batch: list[str], documents: list[np.ndarray], tokenizer, fast, chara
         found = _encode_fast(texts, tokenizer, fast)
     for text, ids, expected in zip(texts, found, _encode_slow(texts, tokenizer), strict=True):
         if not np.array_equal(ids, expected):
-            raise _Differs(repr(text[:60]))
+            raise _DifferentIds(repr(text[:60]))
 
 
 def _gigatoken(tokenizer):
-    """The fast twin of a tokenizer, or None where gigatoken does not know its kind."""
+    """gigatoken's version of a tokenizer, or None for kinds that it does not support."""
     import gigatoken
 
     try:
         return gigatoken.Tokenizer(tokenizer)
     except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
-        print(f"gigatoken does not take this tokenizer ({first_line(error)}): encoding with transformers")
+        print(f"gigatoken does not support this tokenizer ({first_line(error)}): encoding with transformers")
         return None
 
 
 def _leading(tokenizer) -> list[int]:
-    """What the tokenizer puts before a text by itself: Llama 3's beginning token, or nothing."""
+    """The ids that the tokenizer puts before every text: Llama 3's BOS, or none."""
     return tokenizer("", return_attention_mask=False)["input_ids"]

@@ -1,14 +1,13 @@
-"""Step 3: replay text -> token files, so that the model keeps what it could do before.
+"""Step 3: replay text -> token files. Replay keeps the model's general abilities during continued pretraining.
 
     python data/tokenize_redpj.py                            # 1B tokens of general web text, streamed
     python data/tokenize_redpj.py --dataset allenai/c4:en --name c4
     python data/tokenize_redpj.py --text notes.txt more.jsonl --test_tokens 50000 \\
         --tokenizer ckpts/SmolLM2-135M-Instruct
 
-Writes data/dataset/bins/togethercomputer_RedPajama_Data_1T_Sample_None_{train,test}.bin, or
-<name>_{train,test}.bin. Where the RedPajama sample cannot be had (it was reported gone from the hub
-in November 2025, and `datasets` refuses its loading script) FineWeb-Edu's sample-10BT takes its
-place; the .json beside the files says which one was taken.
+Writes data/dataset/bins/togethercomputer_RedPajama_Data_1T_Sample_None_{train,test}.bin, or <name>_{train,test}.bin.
+If the RedPajama sample cannot be loaded (it was reported missing from the Hub in November 2025, and `datasets` rejects
+its loading script), FineWeb-Edu's sample-10BT is used; the .json files name the source.
 """
 
 import argparse
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from utils import paths
+from utils.cli import add_seed_flag, add_tokenizer_flag, make_parser, positive_int, print_result
 from utils.errors import UserError, first_line, run
 from utils.io import iterate_jsonl
 from utils.tokenizer import load_tokenizer, write_documents
@@ -27,37 +27,26 @@ from utils.tokenizer import load_tokenizer, write_documents
 REDPAJAMA = "togethercomputer/RedPajama-Data-1T-Sample"
 FINEWEB_EDU = "HuggingFaceFW/fineweb-edu:sample-10BT"
 SHUFFLE_BUFFER = 10_000  # documents in memory while a stream is shuffled
-PIECE_CHARACTERS = 1 << 16  # a .txt file has no documents: it is cut at line ends into such pieces
+PIECE_CHARACTERS = 1 << 16  # a .txt file is cut at line ends into pieces of this size
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     source = parser.add_mutually_exclusive_group()
-    source.add_argument(
-        "--dataset",
-        metavar="NAME[:CONFIG]",
-        help=f"a dataset of the hub with a column `text` (default {REDPAJAMA}, else {FINEWEB_EDU})",
-    )
-    source.add_argument(
-        "--text",
-        type=Path,
-        nargs="+",
-        metavar="FILE",
-        help="files of one's own: .txt, .jsonl, .parquet (column `text`)",
-    )
-    add = parser.add_argument
-    add("--tokenizer", default=paths.DEFAULT_TOKENIZER, help="name or folder (default %(default)s)")
-    add("--tokens", type=int, default=10**9, help="for training (default 1B)")
-    add("--test_tokens", type=int, default=10**7, help="held out (default 10M)")
-    add("--name", default=paths.DEFAULT_REPLAY, help="of the files (default %(default)s)")
-    add("--seed", type=int, default=0, help="of the order of documents")
+    dataset_help = f"a dataset of the Hub with a column `text` (default: {REDPAJAMA}, else {FINEWEB_EDU})"
+    source.add_argument("--dataset", metavar="NAME[:CONFIG]", help=dataset_help)
+    text_help = "your own files: .txt, .jsonl or .parquet (column `text`)"
+    source.add_argument("--text", type=Path, nargs="+", metavar="FILE", help=text_help)
+    add_tokenizer_flag(parser)
+    parser.add_argument("--tokens", type=positive_int, default=10**9, help="training tokens")
+    parser.add_argument("--test_tokens", type=positive_int, default=10**7, help="held-out tokens")
+    parser.add_argument("--name", default=paths.DEFAULT_REPLAY, help="name of the token files")
+    add_seed_flag(parser, "of the order of documents")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_arguments()
-    if args.tokens < 1 or args.test_tokens < 1:
-        raise UserError("--tokens and --test_tokens: must be above 0")
     build, source = text_files(args.text) if args.text else hub_dataset(args.dataset)
     tokenizer = load_tokenizer(args.tokenizer)
     made = {"seed": args.seed, "sources": source}
@@ -67,7 +56,9 @@ def main() -> None:
 
     test_file, train_file = (paths.replay_bin(args.name, split) for split in ("test", "train"))
     test = write_documents(test_file, documents(0), tokenizer, made, args.test_tokens, leave_rest=True)
-    write_documents(train_file, documents(test["documents"]), tokenizer, made, args.tokens)
+    train = write_documents(train_file, documents(test["documents"]), tokenizer, made, args.tokens)
+    counts = {"tokens": train["tokens"], "documents": train["documents"], "test_tokens": test["tokens"]}
+    print_result({"file": str(train_file)} | counts, f"replay with: --replay {args.name}")
 
 
 def text_files(files: list[Path]) -> tuple[Callable[[], Iterable[str]], list[str]]:
@@ -75,7 +66,7 @@ def text_files(files: list[Path]) -> tuple[Callable[[], Iterable[str]], list[str
         if not file.is_file():
             raise UserError(f"--text {file}: no such file")
         if file.suffix not in (".txt", ".jsonl", ".parquet"):
-            raise UserError(f"--text {file}: its name ends neither in .txt nor .jsonl nor .parquet")
+            raise UserError(f"--text {file}: must end in .txt, .jsonl or .parquet")
     return lambda: (text for file in files for text in texts_of(file)), [str(file) for file in files]
 
 
@@ -95,8 +86,7 @@ def texts_of(file: Path) -> Iterator[str]:
 
 
 def pieces(file: Path) -> Iterator[str]:
-    """A text file in pieces of at least PIECE_CHARACTERS, each ending with a line. A byte that is
-    not UTF-8 becomes U+FFFD."""
+    """A text file in pieces of at least PIECE_CHARACTERS, cut at line ends. Invalid UTF-8 becomes U+FFFD."""
     lines, size = [], 0
     with open(file, encoding="utf-8", errors="replace", newline="\n") as stream:
         for line in stream:
@@ -110,7 +100,7 @@ def pieces(file: Path) -> Iterator[str]:
 
 
 def hub_dataset(wanted: str | None) -> tuple[Callable[[], Iterable[str]], list[str]]:
-    """A stream of the hub: the one asked for, or RedPajama's sample, or what stands in for it."""
+    """A stream from the Hub: the dataset asked for, else RedPajama's sample, else FineWeb-Edu."""
     import datasets
 
     reasons = []
@@ -119,12 +109,12 @@ def hub_dataset(wanted: str | None) -> tuple[Callable[[], Iterable[str]], list[s
         try:
             stream = datasets.load_dataset(path, config or None, split="train", streaming=True)
             break
-        except (OSError, RuntimeError, ValueError) as error:  # not there, not reached, a script
+        except (OSError, RuntimeError, ValueError) as error:  # missing, unreachable, or a loading script
             reasons.append(f"{name}: {first_line(error)}")
     else:
-        raise UserError(f"no replay text from the hub ({'; '.join(reasons)}); give your own with --text FILE")
+        raise UserError(f"no replay text from the Hub ({'; '.join(reasons)}); give your own with --text FILE")
     if reasons:
-        print(f"{reasons[0]}; taking {name} in its place", file=sys.stderr)
+        print(f"{reasons[0]}; using {name} instead", file=sys.stderr)
     return lambda: column_text(stream, name), [name]
 
 
@@ -134,13 +124,13 @@ def column_text(stream: Iterable[dict], name: str) -> Iterator[str]:
             if "text" not in row:
                 raise UserError(f"{name}: has no column `text`, only {', '.join(row)}")
             yield row["text"]
-    except OSError as error:  # the net went away in the middle
-        raise UserError(f"{name}: the stream broke off ({first_line(error)}); run it again") from error
+    except OSError as error:  # the connection was lost
+        raise UserError(f"{name}: the stream was interrupted ({first_line(error)}); run it again") from error
 
 
 def shuffled(texts: Iterable[str], seed: int) -> Iterator[str]:
-    """A stream in a seeded order, through a buffer of SHUFFLE_BUFFER documents: each place of the
-    buffer that is given out is filled with the next document of the stream."""
+    """Shuffle a stream through a buffer of SHUFFLE_BUFFER documents: a random document of the buffer is yielded and
+    replaced by the next one of the stream."""
     rng = np.random.default_rng(seed)
     texts = iter(texts)
     buffer = list(itertools.islice(texts, SHUFFLE_BUFFER))

@@ -1,6 +1,7 @@
-"""Questions answered, by a model in process or by a server: attempts by question id, each at once in a journal."""
+"""Ask every question and journal each attempt as it arrives."""
 
 import asyncio
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,117 +11,163 @@ from tqdm import tqdm
 from inference.client import Client, for_each
 from inference.completions import CallFailed
 from tasks import scoring
-from tasks.multiple_choice import PromptedQuestion
-from tasks.scoring import cot_attempt, loglik_attempt, make_attempt
+from tasks.documents import Item
+from tasks.multiple_choice import PromptedQuestion, build_prompt
+from tasks.rag import Retrieved
+from utils.cli import progress_bar, silence_transformers
 from utils.errors import UserError
 from utils.io import Journal
 
-STOP = "\n###"  # the heading that begins the next worked example
+STOP = "\n###"  # the heading of the next worked example
+DEFAULT_FEW_SHOT = 5
 
 
 @dataclass(frozen=True)
 class AttemptSettings:
-    """Who answers, and how. `give_up`: what a server still fails to answer after all tries counts as
-    an attempt without an answer."""
+    """How questions are asked: protocol, model or server, and sampling."""
 
-    protocol: str
+    task: str
     model: str
-    base_url: str | None
-    samples: int
+    protocol: str  # cot, loglik or letter
+    select: str  # cot: the attempt that counts
+    few_shot: int
+    examples: Path | None
+    n_samples: int  # attempts per question
     temperature: float
     max_tokens: int
     batch_size: int
     seed: int
+    base_url: str | None
     concurrency: int
     timeout_s: float
-    give_up: bool
+    give_up: bool  # score a question that the server fails to answer as wrong
+
+    @classmethod
+    def from_args(cls, args: Namespace, task: str) -> "AttemptSettings":
+        """From the options of evaluation.py. At temperature 0 all attempts are equal, so there is one."""
+        greedy = args.select == "greedy" or not args.temperature
+        return cls(
+            task=task,
+            model=args.model_path,
+            protocol=args.protocol,
+            select="greedy" if greedy else args.select or "first",
+            few_shot=DEFAULT_FEW_SHOT if args.few_shot is None else args.few_shot,
+            examples=args.examples,
+            n_samples=1 if greedy else args.n_samples,
+            temperature=0.0 if greedy else args.temperature,
+            max_tokens=args.max_tokens,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            base_url=args.base_url,
+            concurrency=args.concurrency,
+            timeout_s=args.timeout,
+            give_up=args.give_up,
+        )
 
 
-def collect_attempts(asked: list[PromptedQuestion], partial: Path, how: AttemptSettings) -> dict[str, list[dict]]:
-    """Attempts by question id; every batch is in the journal as soon as it is answered."""
+def prompt_questions(
+    items: list[Item], settings: AttemptSettings, retrieved: Retrieved | None
+) -> list[PromptedQuestion]:
+    prompted = []
+    for number, (document, question) in enumerate(items):
+        chunks = [(chunk.name, chunk.text) for chunk in retrieved.chunks[number]] if retrieved else []
+        options = {"examples": settings.examples, "chunks": chunks}
+        prompt = build_prompt(document, question, settings.protocol, settings.few_shot, **options)
+        prompted.append(PromptedQuestion(question.id, prompt, question.options))
+    return prompted
 
-    def is_kept(record: dict) -> bool:
-        return how.give_up or not any("error" in attempt for attempt in record["attempts"])
 
-    with Journal(partial, is_kept) as journal:
+def collect_attempts(
+    questions: list[PromptedQuestion], partial: Path, settings: AttemptSettings
+) -> dict[str, list[dict]]:
+    """Attempts by question id. Every batch is in the journal `partial` as soon as it is answered."""
+
+    def keep(record: dict) -> bool:
+        return settings.give_up or not any("error" in attempt for attempt in record["attempts"])
+
+    with Journal(partial, keep) as journal:
         attempts = {record["id"]: record["attempts"] for record in journal.records}
-        bar = tqdm(total=len(asked), initial=len(attempts), desc=how.protocol, unit="question")
+        total, done = len(questions), len(attempts)
+        with progress_bar(total=total, initial=done, desc=settings.protocol, unit="question") as bar:
 
-        def save(question: PromptedQuestion, answers: list[dict]) -> None:
-            attempts[question.id] = answers
-            journal.append({"id": question.id, "attempts": answers})
-            bar.update()
+            def save(question: PromptedQuestion, answers: list[dict]) -> None:
+                attempts[question.id] = answers
+                journal.append({"id": question.id, "attempts": answers})
+                bar.update()
 
-        with bar:
-            if how.base_url:
-                asyncio.run(_ask_server(asked, attempts, how, save))
-            else:
-                _ask_local_model(asked, attempts, how, save)
+            if settings.base_url:
+                asyncio.run(_ask_server(questions, attempts, settings, save))
+            elif done < total:
+                _ask_local_model(questions, attempts, settings, save)
     return attempts
 
 
-def _ask_local_model(asked: list[PromptedQuestion], done: dict, how: AttemptSettings, save: Callable) -> None:
-    """Batches are cut the same way every time, and one of which a question is missing is answered
-    whole: so a resumed evaluation gives what an uninterrupted one does."""
-    batches = [asked[i : i + how.batch_size] for i in range(0, len(asked), how.batch_size)]
-    if len(done) == len(asked):
-        return
-    from transformers.utils import logging
-
+def _ask_local_model(questions: list[PromptedQuestion], done: dict, settings: AttemptSettings, save: Callable) -> None:
+    """Batches are the same in every run, and a batch with a missing question is answered as a whole, so that a
+    resumed evaluation gives the same answers as an uninterrupted one."""
     from inference.local_model import LocalModel
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    model = LocalModel(how.model)
-    for number, batch in enumerate(batches):
+    silence_transformers()
+    model = LocalModel(settings.model)
+    answer = _sample_attempts if settings.protocol == "cot" else _score_options
+    size = settings.batch_size
+    for number, start in enumerate(range(0, len(questions), size)):
+        batch = questions[start : start + size]
         if all(question.id in done for question in batch):
             continue
-        answer = _by_thinking if how.protocol == "cot" else _by_likelihood
-        answers = answer(model, batch, how, number)
-        for question, attempts in zip(batch, answers, strict=True):
+        for question, attempts in zip(batch, answer(model, batch, settings, number), strict=True):
             if question.id not in done:
                 save(question, attempts)
 
 
-def _by_likelihood(model, batch: list[PromptedQuestion], how: AttemptSettings, number: int) -> list[list[dict]]:
-    texts = [list(q.options if how.protocol == "loglik" else scoring.LETTERS) for q in batch]
+def _score_options(
+    model, batch: list[PromptedQuestion], settings: AttemptSettings, batch_number: int
+) -> list[list[dict]]:
+    """The most likely option of each question, in the protocols loglik and letter."""
+    texts = [list(q.options if settings.protocol == "loglik" else scoring.LETTERS) for q in batch]
     prompts = [question.prompt for question in batch]
     sums = model.continuation_logprobs(prompts, [[f" {text}" for text in row] for row in texts])
-    return [[loglik_attempt(*of_one)] for of_one in zip(batch, texts, sums, strict=True)]
+    return [[scoring.loglik_attempt(*row)] for row in zip(batch, texts, sums, strict=True)]
 
 
-def _by_thinking(model, batch: list[PromptedQuestion], how: AttemptSettings, number: int) -> list[list[dict]]:
+def _sample_attempts(
+    model, batch: list[PromptedQuestion], settings: AttemptSettings, batch_number: int
+) -> list[list[dict]]:
     prompts = [question.prompt for question in batch]
-    seed = how.seed * 1_000_003 + number  # a generator of its own for every batch
-    texts = model.complete(prompts, how.samples, how.temperature, how.max_tokens, STOP, seed)
-    return [[cot_attempt(q, text) for text in row] for q, row in zip(batch, texts, strict=True)]
+    seed = settings.seed * 1_000_003 + batch_number
+    texts = model.complete(prompts, settings.n_samples, settings.temperature, settings.max_tokens, STOP, seed)
+    return [[scoring.cot_attempt(q, text) for text in row] for q, row in zip(batch, texts, strict=True)]
 
 
-async def _ask_server(asked: list[PromptedQuestion], done: dict, how: AttemptSettings, save: Callable) -> None:
-    """A question whose call fails does not stop the others; the same command asks it again."""
-    client, failures = Client(how.model, how.base_url, timeout_s=how.timeout_s), []
-    settings = {"temperature": how.temperature, "max_tokens": how.max_tokens, "stop": [STOP], "seed": how.seed}
+async def _ask_server(questions: list[PromptedQuestion], done: dict, settings: AttemptSettings, save: Callable) -> None:
+    """Ask the questions that are not in `done`. A failed call does not stop the others."""
+    client, failures = Client(settings.model, settings.base_url, timeout_s=settings.timeout_s), []
+    sampling = {"temperature": settings.temperature, "max_tokens": settings.max_tokens, "stop": [STOP]}
 
     async def ask(question: PromptedQuestion) -> None:
         try:
-            texts = await client.complete(question.prompt, how.samples, **settings)
-            save(question, [cot_attempt(question, text) for text in texts])
+            texts = await client.complete(question.prompt, settings.n_samples, **sampling, seed=settings.seed)
+            save(question, [scoring.cot_attempt(question, text) for text in texts])
         except CallFailed as error:
             failures.append(f"{question.id}: {error}")
-            if how.give_up:
-                save(question, [make_attempt(question, "", None) | {"error": str(error)}])
+            if settings.give_up:
+                save(question, [scoring.make_attempt(question, "", None) | {"error": str(error)}])
 
     try:
-        await for_each([q for q in asked if q.id not in done], ask, how.concurrency)
+        await for_each([q for q in questions if q.id not in done], ask, settings.concurrency)
     finally:
         await client.close()
     if client.retries:
-        tqdm.write(f"{client.retries} calls were made again, after an error, a hang, or a reply that was none")
-    if not failures:
-        return
-    which = f"{len(failures)} questions were not answered (the last, {failures[-1]})"
-    if not how.give_up:
+        tqdm.write(f"{client.retries} calls were repeated after an error, a timeout or an unusable reply")
+    if failures:
+        _report_failures(failures, settings.give_up)
+
+
+def _report_failures(failures: list[str], give_up: bool) -> None:
+    summary = f"{len(failures)} questions were not answered (the last, {failures[-1]})"
+    if not give_up:
         raise UserError(
-            f"{which}; the others are saved, and the same command asks these again, or with --give_up counts them as wrong"
+            f"{summary}; the other answers are saved, and the same command asks these questions again, or scores them "
+            "as wrong with --give_up"
         )
-    tqdm.write(f"{which}; they count as wrong")
+    tqdm.write(f"{summary}; they are scored as wrong")

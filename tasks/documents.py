@@ -1,8 +1,7 @@
-"""QuALITY: articles and their four-option questions, from the official JSONL files.
+"""Documents and their questions, from QuALITY's official JSONL files or files in the same schema.
 
-One line of such a file is one *set*: an article with the questions of one writer. An article may
-come in several sets; sets with the same title and author are merged. The example corpus and any
-corpus of one's own use the same schema.
+A line of such a file is a *set*: an article with the questions of one writer. Sets with the same title and author are
+merged. The example corpus and the user's own corpora use the same schema.
 """
 
 import hashlib
@@ -15,7 +14,7 @@ from utils.errors import UserError
 from utils.io import read_jsonl
 
 OPTIONS = 4
-VALIDATION_SHARE = 5  # the first fifth of the documents, by title, is validation
+VALIDATION_FRACTION = 5  # the first fifth of the documents, by title, is the validation split
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Question:
 
 @dataclass
 class Document:
-    uid: str  # safe as a file name, unique within the corpus
+    uid: str  # a safe file name, unique within the corpus
     title: str
     author: str
     year: str
@@ -43,31 +42,36 @@ class Document:
         return f"{given} {family}" if comma and "," not in given else self.author
 
 
+Item = tuple[Document, Question]
+
+
 def task_files(task: str) -> list[Path]:
-    """The JSONL files of a task: QuALITY's train and dev, the shipped example corpus, or the file of
-    a corpus of one's own, in the same schema."""
+    """The JSONL files of a task: QuALITY's train and dev, the shipped example, or the user's own corpus."""
     if task == "quality":
         return [paths.quality_file(split) for split in ("train", "dev")]
     if task == "example":
         return [paths.example_dir() / "articles.jsonl"]
     own = paths.corpus_file(task)
     if not own.is_file():
-        raise UserError(f"--task {task}: there is quality, example, and your own if you write {own}")
+        raise UserError(
+            f"--task {task}: not quality or example, and {own} does not exist; write it, or use --corpus DIR"
+        )
     return [own]
 
 
 def load_task(task: str) -> list[Document]:
+    """The documents of a task; for the user's own corpus with the questions of make_questions.py."""
     documents = load_documents(task_files(task), "run: bash scripts/download_data.sh")
     quiz = paths.questions_file(task)
     if task not in ("quality", "example") and quiz.is_file():
         asked = {(d.title, d.author): d.questions for d in load_documents([quiz], "")}
-        for document in documents:  # and no document that the quiz has alone
+        for document in documents:  # documents that only the quiz has are ignored
             document.questions += asked.get((document.title, document.author), [])
     return documents
 
 
 def load_documents(files: list[Path], made_by: str) -> list[Document]:
-    """All documents of the files, merged by title and author, in order of title, then author."""
+    """The documents of the files, merged by title and author, sorted by title, then author."""
     documents: dict[tuple[str, str], Document] = {}
     for file in files:
         for number, line in enumerate(read_jsonl(file, made_by), 1):
@@ -77,7 +81,7 @@ def load_documents(files: list[Path], made_by: str) -> list[Document]:
 
 def split_of(index: int, count: int) -> str:
     """`val` for the first fifth of `count` documents in order, `test` for the others."""
-    return "val" if index < count // VALIDATION_SHARE else "test"
+    return "val" if index < count // VALIDATION_FRACTION else "test"
 
 
 def _add_set(documents: dict[tuple[str, str], Document], line: dict, where: str) -> None:
@@ -96,7 +100,7 @@ def _add_set(documents: dict[tuple[str, str], Document], line: dict, where: str)
 def _question(item: dict) -> Question:
     options = tuple(option.strip() for option in item["options"])
     if len(options) != OPTIONS or not 1 <= item["gold_label"] <= OPTIONS:
-        raise UserError(f"question {item['question_unique_id']}: not four options with one right")
+        raise UserError(f"question {item['question_unique_id']}: must have four options, one of them correct")
     return Question(
         id=item["question_unique_id"],
         text=item["question"].strip(),
@@ -107,19 +111,19 @@ def _question(item: dict) -> Question:
 
 
 def _clean(text: str) -> str:
-    """Without the runs of spaces that QuALITY's HTML stripping left, paragraphs kept."""
+    """Collapse runs of white space, left by QuALITY's HTML stripping, and keep paragraphs."""
     paragraphs = re.split(r"\n\s*\n", text)
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs).strip()
 
 
 def uid_of(title: str, author: str = "") -> str:
-    """Safe as a file name, and different for documents of different titles or authors."""
+    """A safe file name that differs for documents of different title or author."""
     slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60]
     return f"{slug}-{hashlib.sha256(f'{title}|{author}'.encode()).hexdigest()[:8]}"
 
 
 def parse_indices(text: str, total: int) -> list[int]:
-    """`7`, `0-9`, `0,3,7` and mixtures, or `all`, as indices below `total`."""
+    """Indices below `total` from `7`, `0-9`, `0,3,7`, combinations of these, or `all`."""
     if text == "all":
         return list(range(total))
     indices: set[int] = set()
@@ -135,17 +139,14 @@ def parse_indices(text: str, total: int) -> list[int]:
 
 
 def article_text(document: Document) -> str:
-    """An article as the raw baseline trains on it: title, author and year, then the text."""
+    """The article as the raw baseline trains on it: title, author and year, then the text."""
     known = [f"by {document.byline}"] if document.author else []
     known += [f"({document.year})"] if document.year else []
     head = f"{document.title}\n{' '.join(known)}" if known else document.title
     return f"{head}\n\n{document.text}"
 
 
-Item = tuple[Document, Question]
-
-
 def document_reference(document: Document) -> str:
-    """`"Title" by Author (year)`, as far as they are known."""
+    """`"Title" by Author (year)`, without what is unknown."""
     author = f" by {document.byline}" if document.author else ""
     return f'"{document.title}"{author}' + (f" ({document.year})" if document.year else "")

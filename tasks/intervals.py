@@ -1,4 +1,4 @@
-"""TODO tasks.intervals."""
+"""Confidence intervals and p-values of accuracies, resampling whole documents."""
 
 import numpy as np
 
@@ -6,8 +6,8 @@ RESAMPLES = 10_000
 
 
 def accuracy_interval(right: np.ndarray, documents: list, seed: int = 0) -> list[float] | None:
-    """95% percentile bootstrap interval of the accuracy that resamples whole documents: questions
-    about one article are right or wrong together, so resampling questions would flatter."""
+    """95% percentile bootstrap interval of the accuracy, resampling whole documents: answers about one document are
+    correlated, so resampling questions would give too narrow an interval."""
     if not len(right):
         return None
     groups = _groups(documents)
@@ -21,12 +21,12 @@ def accuracy_interval(right: np.ndarray, documents: list, seed: int = 0) -> list
 def paired_difference(
     one: np.ndarray, other: np.ndarray, documents: list, seed: int = 0
 ) -> tuple[float, list[float], float]:
-    """How much more of the same questions `other` has right than `one`: the difference of accuracies,
-    its 95% interval, and the p-value of no difference.
+    """The accuracy of `other` minus that of `one` on the same questions, its 95% interval, and the p-value of no
+    difference.
 
-    one, other: (questions,) 1 or 0; documents: whose question each is. The interval is the percentile
-    bootstrap over whole documents; the p-value that of the sign-flip test over them (if there were no
-    difference, each document's would have either sign alike), two-sided, with one added to both counts.
+    one, other: (questions,) 1 or 0; documents: (questions,) the document of each question. The interval is the
+    percentile bootstrap over documents; the p-value is that of the two-sided sign-flip test over documents, with one
+    added to numerator and denominator.
     """
     groups = _groups(documents)
     totals = np.bincount(groups)
@@ -36,13 +36,13 @@ def paired_difference(
     resampled = gains[drawn].sum(1) / totals[drawn].sum(1)
     signs = rng.integers(2, size=(RESAMPLES, len(totals)), dtype=np.int8) * 2 - 1
     flipped = np.abs(signs @ gains)
-    # Sums of whole numbers in floating point: equal ones may differ in the last bit.
+    # Equal sums of integers in floating point may differ in the last bit.
     p = (1 + (flipped >= abs(gains.sum()) - 1e-9).sum()) / (1 + RESAMPLES)
     edges = [round(float(edge), 4) for edge in np.quantile(resampled, [0.025, 0.975])]
     return round(float(gains.sum() / totals.sum()), 4), edges, round(float(p), 5)
 
 
 def _groups(documents: list) -> np.ndarray:
-    """(questions,): the number of the document that each belongs to."""
+    """(questions,): the index of each question's document."""
     names = {name: number for number, name in enumerate(dict.fromkeys(documents))}
     return np.array([names[name] for name in documents])

@@ -1,4 +1,4 @@
-"""What is asked of a model: a question in the words of a protocol, behind its worked examples."""
+"""Multiple-choice prompts: a question in the format of a protocol, after worked examples and retrieved chunks."""
 
 import functools
 from collections.abc import Sequence
@@ -10,13 +10,11 @@ from tasks.prompts import fill, task_prompt
 from utils.errors import UserError
 from utils.io import read_text
 
-EXAMPLE = "### Question\n"  # with which every worked example begins
+EXAMPLE_HEADING = "### Question\n"
 
 
 @dataclass(frozen=True)
 class PromptedQuestion:
-    """A question as a model is asked it."""
-
     id: str
     prompt: str
     options: tuple[str, ...]
@@ -27,29 +25,30 @@ def build_prompt(
     question: Question,
     protocol: str,
     few_shot: int = 0,
+    *,
     examples: Path | None = None,
-    passages: Sequence[tuple[str, str]] = (),
+    chunks: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """With title, author and year of the article. The first `few_shot` of the worked examples in the
-    file (None: the shipped ones) stand before the question, and between them and it, open book, the
-    passages that were found for it: whose they are, and their text."""
-    filling = {"name": document_reference(document), "question": question.text}
-    filling |= dict(zip("abcd", question.options, strict=True))
-    own = fill(task_prompt(f"{protocol}_question").rstrip("\n"), filling)
-    if passages:
-        found = "\n\n".join(f"From {name}:\n{text}" for name, text in passages)
-        own = fill(task_prompt("passages"), {"passages": found}) + own
-    return worked_examples(examples, few_shot) + own + "\n" if protocol == "cot" else own
+    """The prompt of a question, which names the article by title, author and year.
+
+    In the `cot` protocol the first `few_shot` worked examples of the file `examples` (None: the shipped ones) come
+    first. `chunks`, (document reference, text) pairs of an open-book evaluation, come right before the question.
+    """
+    values = {"name": document_reference(document), "question": question.text}
+    values |= dict(zip("abcd", question.options, strict=True))
+    prompt = fill(task_prompt(f"{protocol}_question").rstrip("\n"), values)
+    if chunks:
+        listed = "\n\n".join(f"From {reference}:\n{text}" for reference, text in chunks)
+        prompt = fill(task_prompt("passages"), {"passages": listed}) + prompt
+    return worked_examples(examples, few_shot) + prompt + "\n" if protocol == "cot" else prompt
 
 
 @functools.cache
 def worked_examples(file: Path | None, number: int) -> str:
-    """The first so many, of the file or the shipped ones. Raises UserError where there are fewer."""
+    """The first `number` worked examples of a file, or of the shipped ones. Raises UserError where it has fewer."""
     text = task_prompt("cot_examples") if file is None else read_text(file, "name a file of worked examples")
-    head, *examples = text.split(EXAMPLE)
+    head, *examples = text.split(EXAMPLE_HEADING)
     if head.strip() or len(examples) < number:
-        where = file or "tasks/prompts/cot_examples.md"
-        raise UserError(
-            f"--few_shot {number}: {where} has {len(examples)} examples, each beginning with {EXAMPLE.strip()!r}"
-        )
-    return "".join(f"{EXAMPLE}{example}" for example in examples[:number])
+        name, heading = file or "tasks/prompts/cot_examples.md", EXAMPLE_HEADING.strip()
+        raise UserError(f"--few_shot {number}: {name} has {len(examples)} examples, each starting with {heading!r}")
+    return "".join(f"{EXAMPLE_HEADING}{example}" for example in examples[:number])

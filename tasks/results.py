@@ -1,117 +1,64 @@
-"""Two evaluations of the same questions, set against each other question by question."""
+"""Output files of evaluation.py: protocol, reuse of earlier answers, content, paired comparison."""
 
-import argparse
-import dataclasses
-import hashlib
-import json
 import zlib
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from tasks import multiple_choice, scoring
+from tasks import scoring
+from tasks.attempts import AttemptSettings
 from tasks.contamination import measure_contamination
 from tasks.documents import Document, Item, split_of
 from tasks.intervals import paired_difference
-from tasks.rag import Retrieved, search_settings
+from tasks.multiple_choice import PromptedQuestion
+from tasks.rag import Retrieved, SearchSettings
 from utils import paths
+from utils.cli import print_result
 from utils.errors import UserError
-from utils.io import read_json
+from utils.io import json_digest, read_json
 
-# What may differ between two protocols: whose weights, where they are, and what draws the words.
+# Entries of the protocol that two compared evaluations may differ in.
 MAY_DIFFER = {"weights", "base_url", "batch_size", "seed"}
 
 
-def compare(one: Path, other: Path) -> dict:
-    """How much more `other` has right than `one`: `difference` of accuracies, its `ci95` and `p`
-    (scoring.paired), the two `accuracies`, and of `n` questions those that only one has right.
-
-    Raises UserError where protocol, questions or options are not the same.
-    """
-    results = [read_json(path, "run evaluation.py first") for path in (one, other)]
-    for path, result in zip((one, other), results, strict=True):
-        if not isinstance(result, dict) or not {"protocol", "documents"} <= set(result):
-            raise UserError(f"{path}: not an output of evaluation.py")
-    check_same_protocol(one, other, *(result["protocol"] for result in results))
-    asked = [dict(scored_questions(path, result)) for path, result in zip((one, other), results, strict=True)]
-    if asked[0].keys() != asked[1].keys():
-        only = asked[0].keys() ^ asked[1].keys()
-        raise UserError(
-            f"{one} and {other}: not the same questions; {len(only)} are in one of them alone, {min(only)[1]} for one"
-        )
-    keys = list(asked[0])
-    first, second = (np.array([found[key] for key in keys], float) for found in asked)
-    difference, edges, p = paired_difference(first, second, [document for document, _ in keys])
-    return {
-        "n": len(keys),
-        "accuracies": [round(float(right.mean()), 4) for right in (first, second)],
-        "difference": difference,
-        "ci95": edges,
-        "p": p,
-        "only_first": int((first > second).sum()),
-        "only_second": int((second > first).sum()),
-    }
-
-
-def check_same_protocol(one: Path, other: Path, first: dict, second: dict) -> None:
-    for name in sorted((first.keys() | second.keys()) - MAY_DIFFER):
-        if first.get(name) != second.get(name):
-            raise UserError(
-                f"{one} and {other}: other {name} ({first.get(name)} and {second.get(name)}), so their "
-                "difference would be the protocol's too; evaluate both in the same way"
-            )
-
-
-def scored_questions(path: Path, result: dict) -> Iterator[tuple[tuple[str, str], bool]]:
-    """((document, question), right) of every question, by the answer that counted."""
-    for document in result["documents"]:
-        for question in document["questions"]:
-            if "answer" not in question:
-                raise UserError(
-                    f"{path}: of an earlier version, which did not note which answer counted; delete it and run evaluation.py again"
-                )
-            right = question["answer"] == question["gold"]
-            yield (document["uid"], question["id"]), right
-
-
-def output_file(args: argparse.Namespace) -> Path:
-    if not args.rag:
-        return paths.evaluation_file(args.model_path)
-    way = f"t{args.temperature:g}" if args.protocol == "cot" else args.protocol
-    return paths.evaluation_file(args.model_path, f"{search_settings(args).name}-{way}")
+def output_file(settings: AttemptSettings, search: SearchSettings | None) -> Path:
+    if not search:
+        return paths.evaluation_file(settings.model)
+    variant = f"t{settings.temperature:g}" if settings.protocol == "cot" else settings.protocol
+    return paths.evaluation_file(settings.model, f"{search.name}-{variant}")
 
 
 def describe_protocol(
-    args: argparse.Namespace, items: list[Item], asked: list[multiple_choice.PromptedQuestion]
+    settings: AttemptSettings, search: SearchSettings | None, items: list[Item], prompted: list[PromptedQuestion]
 ) -> dict:
-    """What the answers depend on; answers of another description are not used again."""
-    both = zip(items, asked, strict=True)
-    whole = [(one.prompt, question.options, question.gold) for (_, question), one in both]
+    """Everything that the answers depend on; answers of another protocol are not reused."""
+    asked = [(one.prompt, question.options, question.gold) for (_, question), one in zip(items, prompted, strict=True)]
     protocol = {
-        "name": args.protocol,
-        "task": args.task,
-        "prompts": fingerprint(whole),
-        "weights": paths.weights_state(args.model_path),
+        "name": settings.protocol,
+        "task": settings.task,
+        "prompts": json_digest(asked),
+        "weights": paths.weights_state(settings.model),
     }
-    if args.protocol == "cot":
-        names = ("n_samples", "temperature", "max_tokens", "seed", "base_url")
-        protocol |= {name: getattr(args, name) for name in (*names, "select", "few_shot")}
-    if not args.base_url:
-        # What is computed at once moves the last bits of a sum.
-        protocol["batch_size"] = args.batch_size
-    if args.rag:
-        protocol["search"] = dataclasses.asdict(search_settings(args))
+    if settings.protocol == "cot":
+        names = ("n_samples", "temperature", "max_tokens", "seed", "base_url", "select", "few_shot")
+        protocol |= {name: getattr(settings, name) for name in names}
+    if not settings.base_url:
+        protocol["batch_size"] = settings.batch_size  # it changes the last bits of sums
+    if search:
+        protocol["search"] = asdict(search)
     return protocol
 
 
-def fingerprint(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()[:12]
+def partial_file(target: Path, protocol: dict) -> Path:
+    """The journal of an unfinished evaluation."""
+    return target.with_suffix(f".{json_digest(protocol)}.partial.jsonl")
 
 
 def reselect_attempts(target: Path, protocol: dict) -> dict[str, list[dict]] | None:
-    """The attempts in the file by question id, where they are this evaluation's but for --select: which
-    of them counts can be said again without asking again."""
+    """The attempts in the output file by question id, if they differ from this protocol in `select` only: another
+    selection needs no new attempts."""
     if not target.is_file():
         return None
     earlier = read_json(target, "delete it")
@@ -122,63 +69,111 @@ def reselect_attempts(target: Path, protocol: dict) -> dict[str, list[dict]] | N
 
 
 def is_finished(target: Path, protocol: dict) -> bool:
-    """Whether the file holds this evaluation. Another one of the same checkpoint is set aside, and comes
-    back when it is asked for again."""
+    """Whether the output file holds this evaluation. The output of another protocol is moved to earlier/, and moved
+    back when that protocol is asked for again."""
     earlier = read_json(target, "delete it").get("protocol") if target.is_file() else None
     if earlier == protocol:
         return True
     if earlier:
-        aside = superseded_file(target, earlier)
-        aside.parent.mkdir(exist_ok=True)
-        target.rename(aside)
-        print(f"{target} was of another protocol; it is now {aside}")
-    if superseded_file(target, protocol).is_file():
-        superseded_file(target, protocol).rename(target)
+        archive = archived_file(target, earlier)
+        archive.parent.mkdir(exist_ok=True)
+        target.rename(archive)
+        print(f"{target} has another protocol; moved to {archive}")
+    if archived_file(target, protocol).is_file():
+        archived_file(target, protocol).rename(target)
         return True
     return False
 
 
-def superseded_file(target: Path, protocol: dict) -> Path:
-    return target.parent / "earlier" / f"{target.stem}.{fingerprint(protocol)}.json"
+def archived_file(target: Path, protocol: dict) -> Path:
+    return target.parent / "earlier" / f"{target.stem}.{json_digest(protocol)}.json"
 
 
 def build_result(
-    documents: list[Document],
-    attempts: dict[str, list[dict]],
-    protocol: dict,
-    found: Retrieved | None,
-    args: argparse.Namespace,
+    documents: list[Document], attempts: dict[str, list[dict]], protocol: dict, model: str, retrieved: Retrieved | None
 ) -> dict:
-    """The whole output file."""
-    judged, shown, number = [], [], 0
+    """The content of the output file."""
+    scored, entries, chunks = [], [], iter(retrieved.chunks if retrieved else ())
     for index, document in enumerate(documents):
-        split = split_of(index, len(documents))
-        questions = []
+        split, questions = split_of(index, len(documents)), []
         for question in document.questions:
-            read = [attempt["answer_index"] for attempt in attempts[question.id]]
-            drawn = [protocol.get("seed", 0), zlib.crc32(question.id.encode())]
-            answer = scoring.select(read, protocol.get("select", "first"), drawn)
-            of_question = {"gold": question.gold, "hard": question.hard, "answer": answer}
-            judged.append({"id": question.id, "document": document.uid, "split": split} | of_question)
+            answer = select_answer(question.id, attempts[question.id], protocol)
+            score = {"gold": question.gold, "hard": question.hard, "answer": answer}
+            scored.append({"id": question.id, "document": document.uid, "split": split} | score)
             entry = {"id": question.id, "question": question.text, "options": list(question.options)}
-            if found:  # in the order in which they stood before the question
-                entry["passages"] = [[p.source, p.number] for p in found.passages[number]]
-            questions.append(entry | of_question | {"attempts": attempts[question.id]})
-            number += 1
+            if retrieved:  # in prompt order
+                entry["passages"] = [[chunk.source, chunk.number] for chunk in next(chunks)]
+            questions.append(entry | score | {"attempts": attempts[question.id]})
         head = {name: getattr(document, name) for name in ("uid", "title", "author", "year")}
-        shown.append(head | {"split": split, "questions": questions})
-    result = {"protocol": protocol, "model": args.model_path, "metrics": scoring.metrics(judged)}
-    if found:
-        result["retrieval"] = {"passages": found.total} | found.stages
-    return result | {"leakage": measure_contamination(documents, judged, args), "documents": shown}
+        entries.append(head | {"split": split, "questions": questions})
+    result = {"protocol": protocol, "model": model, "metrics": scoring.metrics(scored)}
+    if retrieved:
+        result["retrieval"] = {"passages": retrieved.total} | retrieved.stages
+    return result | {"leakage": measure_contamination(documents, scored, model), "documents": entries}
+
+
+def select_answer(question_id: str, attempts: list[dict], protocol: dict) -> int | None:
+    answers = [attempt["answer_index"] for attempt in attempts]
+    seed = [protocol.get("seed", 0), zlib.crc32(question_id.encode())]
+    return scoring.select(answers, protocol.get("select", "first"), seed)
+
+
+def compare(one: Path, other: Path) -> dict:
+    """The paired difference of two evaluations: `difference` of accuracies (other minus one), its `ci95` and `p`
+    (intervals.paired_difference), both `accuracies`, and of `n` questions those that only one answers correctly.
+
+    Raises UserError where protocols, questions or options differ.
+    """
+    results = [read_json(path, "run evaluation.py first") for path in (one, other)]
+    for path, result in zip((one, other), results, strict=True):
+        if not isinstance(result, dict) or not {"protocol", "documents"} <= set(result):
+            raise UserError(f"{path}: not an output of evaluation.py")
+    check_same_protocol(one, other, *(result["protocol"] for result in results))
+    scored = [dict(scored_questions(path, result)) for path, result in zip((one, other), results, strict=True)]
+    if unmatched := scored[0].keys() ^ scored[1].keys():
+        raise UserError(
+            f"{one} and {other}: not the same questions; {len(unmatched)} are in one of them only, for example "
+            f"{min(unmatched)[1]}"
+        )
+    keys = list(scored[0])
+    first, second = (np.array([correct[key] for key in keys], float) for correct in scored)
+    difference, interval, p = paired_difference(first, second, [document for document, _ in keys])
+    return {
+        "n": len(keys),
+        "accuracies": [round(float(correct.mean()), 4) for correct in (first, second)],
+        "difference": difference,
+        "ci95": interval,
+        "p": p,
+        "only_first": int((first > second).sum()),
+        "only_second": int((second > first).sum()),
+    }
+
+
+def check_same_protocol(one: Path, other: Path, first: dict, second: dict) -> None:
+    for name in sorted((first.keys() | second.keys()) - MAY_DIFFER):
+        if first.get(name) != second.get(name):
+            raise UserError(
+                f"{one} and {other}: other {name} ({first.get(name)} and {second.get(name)}), so the difference "
+                "would be partly the protocol's; evaluate both in the same way"
+            )
+
+
+def scored_questions(path: Path, result: dict) -> Iterator[tuple[tuple[str, str], bool]]:
+    """Yield ((document, question), correct) for every question."""
+    for document in result["documents"]:
+        for question in document["questions"]:
+            if "answer" not in question:
+                raise UserError(
+                    f"{path}: written by an earlier version, without the answers that count; delete it and run "
+                    "evaluation.py again"
+                )
+            yield (document["uid"], question["id"]), question["answer"] == question["gold"]
 
 
 def print_comparison(files: list[Path]) -> None:
-    found = compare(*files)
-    low, high = found["ci95"]
-    first, second = found["accuracies"]
-    print(f"{files[0]}: {first:.1%}\n{files[1]}: {second:.1%}, of the same {found['n']:,} questions")
-    print(
-        f"difference {found['difference']:+.1%} (95%: {low:+.1%} to {high:+.1%}, resampling articles), p = {found['p']:.4f}"
-    )
-    print(json.dumps(found))
+    result = compare(*files)
+    low, high = result["ci95"]
+    first, second = result["accuracies"]
+    print(f"{files[0]}: {first:.1%}\n{files[1]}: {second:.1%}, of the same {result['n']:,} questions")
+    interval = f"95%: {low:+.1%} to {high:+.1%}, resampling articles"
+    print_result(result, f"difference {result['difference']:+.1%} ({interval}), p = {result['p']:.4f}")

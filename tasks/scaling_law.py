@@ -1,7 +1,7 @@
-"""How accuracy grows with synthetic tokens: two curves, their intervals, and what more would cost.
+"""Scaling law of accuracy with synthetic tokens: two curves, their intervals, and the tokens for more points.
 
 log-linear: y = a + b log10(x). Mixture of exponentials: y = a - sum of c_i r_i**x, c_i >= 0, 0 < r_i < 1,
-the form that the paper derives (its section 6) and fits to QuALITY:
+the form that the paper derives (section 6) and fits to QuALITY:
 64.55 - 13.84 * 0.9989**x - 8.47 * 0.8961**x - 3.93 * 0.0546**x. x: millions of tokens; y: percent.
 """
 
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import brentq, least_squares, nnls
 
-STARTS = 24  # of the search for the rates; from one alone it may end beside the best fit
-MOST_TOKENS = 1e6  # millions: beyond, a curve says nothing
+STARTS = 24  # of the search for the rates, which has local minima
+MAX_MTOKENS = 1e6  # millions of tokens: no extrapolation beyond
 
 
 @dataclass(frozen=True)
 class LogLinear:
     a: float
-    b: float  # points for ten times the tokens
+    b: float  # points per tenfold tokens
 
     def __call__(self, x: np.ndarray | float) -> np.ndarray | float:
         return self.a + self.b * np.log10(x)
@@ -25,7 +25,7 @@ class LogLinear:
 
 @dataclass(frozen=True)
 class Mixture:
-    """`a` is what it comes to with tokens without end; `c` and `r` by falling r."""
+    """`a` is the asymptote; `c` and `r` are sorted by decreasing r."""
 
     a: float
     c: tuple[float, ...]
@@ -36,7 +36,7 @@ class Mixture:
 
 
 def fit_log_linear(x: np.ndarray, y: np.ndarray, errors: np.ndarray | None = None) -> LogLinear:
-    """Least squares, weighted by 1 / errors. x above 0."""
+    """Least squares, weighted by 1 / errors; x must be positive."""
     b, a = np.polyfit(np.log10(x), y, 1, w=None if errors is None else 1 / errors)
     return LogLinear(float(a), float(b))
 
@@ -44,13 +44,13 @@ def fit_log_linear(x: np.ndarray, y: np.ndarray, errors: np.ndarray | None = Non
 def fit_mixture(
     x: np.ndarray, y: np.ndarray, terms: int = 3, errors: np.ndarray | None = None, seed: int = 0
 ) -> Mixture:
-    """Least squares over the rates; for given rates `a` and `c` are a linear problem that has one
-    answer (variable projection; Golub and Pereyra 1973), solved with c >= 0.
+    """Least squares over the rates; for given rates `a` and `c` >= 0 are the solution of a linear problem (variable
+    projection; Golub and Pereyra 1973).
 
-    ValueError for fewer points than the curve has numbers, 2 * terms + 1.
+    Raises ValueError for fewer points than the curve has parameters, 2 * terms + 1.
     """
     if len(x) < 2 * terms + 1:
-        raise ValueError(f"{terms} exponentials have {2 * terms + 1} numbers, and there are {len(x)} points")
+        raise ValueError(f"{terms} exponentials have {2 * terms + 1} parameters, and there are {len(x)} points")
     weights = np.ones(len(x)) if errors is None else 1 / errors
 
     def linear(log_rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -75,20 +75,20 @@ def fit_mixture(
 
 
 def more_tokens(curve: LogLinear | Mixture, now: float, points: float = 5) -> float | None:
-    """Millions of tokens beyond `now` at which the curve is `points` higher; None where it never is."""
+    """Millions of tokens beyond `now` after which the curve is `points` higher; None where it never is."""
     target = curve(now) + points
-    if curve(MOST_TOKENS) < target:
+    if curve(MAX_MTOKENS) < target:
         return None
-    return float(brentq(lambda x: curve(x) - target, now, MOST_TOKENS)) - now
+    return float(brentq(lambda x: curve(x) - target, now, MAX_MTOKENS)) - now
 
 
 def resampled(x: np.ndarray, y: np.ndarray, errors: np.ndarray, fit, number: int = 200, seed: int = 0) -> list:
-    """`fit(x, y, errors)` again for accuracies drawn from their standard errors (parametric bootstrap):
-    the spread of anything that is reckoned from these curves is its interval."""
+    """Parametric bootstrap: `fit(x, y, errors)` on accuracies drawn with their standard errors. The spread of any
+    quantity computed from these curves is its interval."""
     rng = np.random.default_rng(seed)
     return [fit(x, rng.normal(y, errors), errors) for _ in range(number)]
 
 
 def interval(values: list[float]) -> list[float]:
-    """The middle 95%."""
+    """The central 95%."""
     return [float(edge) for edge in np.quantile(values, [0.025, 0.975])]

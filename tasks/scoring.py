@@ -1,4 +1,4 @@
-"""How answers are judged: pure functions, no files, no model."""
+"""Scoring rules: parse an answer, select the attempt that counts, compute metrics. Pure functions."""
 
 import re
 
@@ -8,44 +8,42 @@ from tasks.intervals import accuracy_interval
 from tasks.multiple_choice import PromptedQuestion
 
 LETTERS = "ABCD"
-# `Answer: B`, `answer is (C).`, `**Answer:** D`, `answer would be option B`, `Answer: \\boxed{C}`, `answer: b.`;
-# a letter that a word goes on with is none, nor is the article in `the answer is a matter of taste`, nor
-# one of two letters. tests/test_scoring.py has every case that was decided.
+# Matches `Answer: B`, `answer is (C).`, `**Answer:** D`, `answer would be option B`, `Answer: \\boxed{C}` and
+# `answer: b.`; not a letter that starts a word, the article in `the answer is a matter of taste`, or one of two
+# letters. tests/tasks/test_scoring.py lists every decided case.
 ANSWER = re.compile(
     r"(?i:answer(?:\s+(?:is|(?:would|must|should|has\s+to)\s+be))?)"
     r"\W{0,6}(?i:(?:option|choice|boxed)\W{1,3})?"
     r"\b([A-D]\b|[a-d](?=[.)*\]}]|\s*(?:\n|\Z)))"
     r"(?!\s*(?:and|or|/|&|,)\s*[A-D]\b)"
 )
-SELECTS = ("first", "random", "majority")
+SELECTION_RULES = ("first", "random", "majority")
 
 
 def parse_answer(text: str) -> int | None:
-    """The option, 0 to 3, that a reply ends with: the last `Answer: X` in it, None without one."""
+    """The option, 0 to 3, of the last `Answer: X` in a reply; None without one."""
     found = ANSWER.findall(text)
     return LETTERS.index(found[-1].upper()) if found else None
 
 
-def select(answers: list[int | None], how: str, seed: list[int]) -> int | None:
-    """The answer that counts among attempts, of those that could be read: the `first`, one at `random`
-    (the paper's, of 64), or that of the `majority` (of equally many, the one that came first). None
-    where none could be read."""
-    read = [answer for answer in answers if answer is not None]
-    if not read:
+def select(answers: list[int | None], rule: str, seed: list[int]) -> int | None:
+    """The answer that counts among the attempts that could be parsed: the `first`, a `random` one (the paper's rule,
+    of 64), or the `majority`'s (ties go to the earliest). None where no attempt could be parsed."""
+    parsed = [answer for answer in answers if answer is not None]
+    if not parsed:
         return None
-    if how == "random":
-        return read[int(np.random.default_rng(seed).integers(len(read)))]
-    if how == "majority":
-        return max(dict.fromkeys(read), key=read.count)
-    return read[0]
+    if rule == "random":
+        return parsed[int(np.random.default_rng(seed).integers(len(parsed)))]
+    if rule == "majority":
+        return max(dict.fromkeys(parsed), key=parsed.count)
+    return parsed[0]
 
 
 def metrics(questions: list[dict], seed: int = 0) -> dict:
-    """Accuracy over all questions, an unanswered one counting as wrong, with a 95% interval.
+    """Accuracy over all questions, with a 95% interval; unanswered questions are wrong.
 
-    Each question: `document` (any hashable), `gold` and `answer` (0 to 3, or None where no attempt
-    could be read), `hard` (bool), `split` (`val` or `test`). All results are fractions; a group
-    without questions has None.
+    Each question has `document` (any hashable), `gold` and `answer` (0 to 3, or None where no attempt could be
+    parsed), `hard` (bool) and `split` (`val` or `test`). All results are fractions, None for an empty group.
     """
     right = np.array([question["answer"] == question["gold"] for question in questions], float)
     attempted = np.array([question["answer"] is not None for question in questions], bool)
@@ -69,8 +67,8 @@ def _mean(values: np.ndarray) -> float | None:
 
 
 def loglik_attempt(question: PromptedQuestion, texts: list[str], sums: list[float]) -> dict:
-    """The text of the highest log-likelihood per byte of it (as lm-evaluation-harness' acc_norm), so that
-    a long option is not punished for its length; letters are all of one."""
+    """The option with the highest log-likelihood per byte of its text (acc_norm of lm-evaluation-harness), so that
+    long options are not penalised."""
     scores = [total / len(text.encode()) for total, text in zip(sums, texts, strict=True)]
     rounded = [round(score, 6) for score in scores]
     return make_attempt(question, "", scores.index(max(scores))) | {"scores": rounded}

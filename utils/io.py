@@ -75,6 +75,11 @@ def iterate_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
             offset += len(line)
 
 
+def json_digest(value: object, length: int = 12) -> str:
+    """The first hex digits of the sha256 of a value as JSON."""
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()[:length]
+
+
 def sha256_file(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

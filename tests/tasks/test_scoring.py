@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tasks.intervals import accuracy_interval, paired_difference
-from tasks.scoring import SELECTS, metrics, parse_answer, select
+from tasks.scoring import SELECTION_RULES, metrics, parse_answer, select
 
 QUOTING = """A. Her wedding ring
 B. Her hair
@@ -92,7 +92,7 @@ def test_selecting_among_attempts():
     assert drawn == [select(attempts, "random", [0, n]) for n in range(400)]
     assert 160 < drawn.count(1) < 240  # half of those that can be read
     assert None not in drawn
-    for how in SELECTS:
+    for how in SELECTION_RULES:
         assert select([None, None], how, [0]) is None
         assert select([], how, [0]) is None
 

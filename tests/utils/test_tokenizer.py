@@ -158,7 +158,9 @@ def test_step_3_takes_files_of_every_kind(home, tiny_model, tmp_path):
     assert "no such file" in refused(
         "data/tokenize_redpj.py", "--text", tmp_path / "none.txt", "--tokenizer", tiny_model
     )
-    assert "ends neither" in refused("data/tokenize_redpj.py", "--text", ROOT / "LICENSE", "--tokenizer", tiny_model)
+    assert "must end in .txt" in refused(
+        "data/tokenize_redpj.py", "--text", ROOT / "LICENSE", "--tokenizer", tiny_model
+    )
 
 
 def test_step_3_says_when_the_hub_has_nothing(home, tiny_model):
@@ -184,7 +186,7 @@ def test_fineweb_stands_in_for_redpajama(monkeypatch, capsys):
     assert list(build()) == ["a", "b"]
     assert source == ["HuggingFaceFW/fineweb-edu:sample-10BT"]
     assert asked == [("togethercomputer/RedPajama-Data-1T-Sample", None), ("HuggingFaceFW/fineweb-edu", "sample-10BT")]
-    assert "taking HuggingFaceFW/fineweb-edu:sample-10BT in its place" in capsys.readouterr().err
+    assert "using HuggingFaceFW/fineweb-edu:sample-10BT instead" in capsys.readouterr().err
 
 
 def test_shuffling_a_stream(monkeypatch):

@@ -311,8 +311,8 @@ def test_letters(home, tiny_model, model):
 def test_worked_examples_by_number_and_by_file(home, tmp_path):
     document = load_task("example")[0]
 
-    def prompt(*options):
-        return multiple_choice.build_prompt(document, document.questions[0], "cot", *options)
+    def prompt(few_shot, examples=None):
+        return multiple_choice.build_prompt(document, document.questions[0], "cot", few_shot, examples=examples)
 
     assert prompt(0).count("### Question") == 1
     assert prompt(5).count("### Question") == 6

@@ -102,8 +102,8 @@ def test_a_conversation(page, tmp_path):
         opens(page, site)
         types(page, "hello there", "turn 1: hello there")
         types(page, "and then?", "turn 2: and then?")
-        said = [m["content"] for m in site.model.bodies[-1]["messages"]]
-        assert said == ["hello there", "turn 1: hello there ", "and then?"]
+        contents = [m["content"] for m in site.model.bodies[-1]["messages"]]
+        assert contents == ["hello there", "turn 1: hello there ", "and then?"]
         page.screenshot(path=tmp_path / "page.png")
         assert (tmp_path / "page.png").stat().st_size > 5000
         page.reload()

@@ -1,6 +1,7 @@
-"""A conversation that goes on: what was said, what still fits into a model's context, and its file.
+"""Conversation state, sampling settings, the engine interface, and replies that fit into the context window.
 
-It knows messages, {"role": "system" | "user" | "assistant", "content": text}, nothing of models.
+Messages are dictionaries {"role": "system" | "user" | "assistant", "content": text}. Models are known by the
+`Engine` interface alone.
 """
 
 import contextlib
@@ -8,30 +9,71 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from utils.chat_template import conversation_error, replace_surrogates
+from utils.cli import number_type
 from utils.errors import UserError
 from utils.io import atomic_write, read_jsonl
 
+UNKNOWN_CONTEXT = 1 << 30  # tokens
+
+parse_temperature = number_type(float, "a number from 0 to 5", lambda t: 0 <= t <= 5)  # argument type
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Sampling settings of a reply; temperature 0 is greedy."""
+
+    temperature: float = 0.7
+    top_p: float = 0.95
+    max_tokens: int = 512
+    seed: int = 0
+
+
+@dataclass
+class ReplyStatus:
+    """Metadata of one reply, filled in while it streams. Visitors of the web page have one each."""
+
+    finish_reason: str = ""  # "stop", or "length" at max_tokens
+    tokens: int = 0
+
+
+class Engine(Protocol):
+    """A model that replies to messages; see LocalEngine and ApiEngine."""
+
+    name: str
+    context: int  # tokens of prompt and reply
+    is_base_model: bool  # continues the last message's text, without a chat template
+    concurrency: int  # replies generated at the same time
+
+    def count_tokens(self, messages: list[dict]) -> int: ...
+
+    def stream(self, messages: list[dict], sampling: Sampling, status: ReplyStatus) -> Iterator[str]:
+        """Yield the reply in pieces and update `status`. Raises ContextExceeded or another UserError."""
+
+
+class ContextExceeded(UserError):
+    """A prompt longer than the context window."""
+
 
 class Conversation:
-    """A system message, where there is one, and what user and assistant said in turns."""
+    """An optional system message and the turns so far, each a user message and its reply."""
 
     def __init__(self, system: str = ""):
-        self.system, self.turns = system, []
+        self.system, self.turns = system, []  # turns: user and assistant messages
 
     def messages(self) -> list[dict]:
-        """All of it, as models take it."""
-        return ([_said("system", self.system)] if self.system else []) + self.turns
+        return ([make_message("system", self.system)] if self.system else []) + self.turns
 
-    def ask(self, question: str) -> None:
-        self.turns.append(_said("user", question))
+    def add_user(self, text: str) -> None:
+        self.turns.append(make_message("user", text))
 
-    def answer(self, text: str) -> None:
-        self.turns.append(_said("assistant", text))
+    def add_assistant(self, text: str) -> None:
+        self.turns.append(make_message("assistant", text))
 
-    def take_back(self) -> str | None:
-        """Forget the last question and its answer, if it has one; returns the question."""
+    def pop_turn(self) -> str | None:
+        """Remove the last user message and its reply, if any; returns the message's text."""
         while self.turns:
             message = self.turns.pop()
             if message["role"] == "user":
@@ -42,100 +84,76 @@ class Conversation:
         self.turns = []
 
     def save(self, path: Path) -> None:
-        """One line of JSONL, as data/tokenize_instruct.py takes it. Raises UserError where the file is
-        there already."""
+        """Write one line of JSONL, as read by data/tokenize_instruct.py. Raises UserError if the file exists."""
         if path.exists():
-            raise UserError(f"{path}: is there already; name another file")
+            raise UserError(f"{path}: exists already; name another file")
         with atomic_write(path.absolute()) as file:
             file.write(json.dumps({"messages": self.messages()}, ensure_ascii=False).encode() + b"\n")
 
     def load(self, path: Path) -> None:
-        """Go on from the first conversation of a JSONL file; UserError where there is none."""
+        """Continue the first conversation of a JSONL file. Raises UserError if it has none."""
         records = read_jsonl(path, "name a file that /save wrote")
         messages = records[0].get("messages") if records else None
         if problem := conversation_error(messages):
             raise UserError(f"{path}: {problem}")
         first = messages[0] if messages[0]["role"] == "system" else None
         self.system = replace_surrogates(first["content"]) if first else ""
-        self.turns = [_said(m["role"], m["content"]) for m in messages[bool(first) :]]
-
-
-def _said(role: str, content: str) -> dict:
-    return {"role": role, "content": replace_surrogates(content)}
-
-
-def drop_oldest_turns(
-    messages: list[dict], room: int, count: Callable[[list[dict]], int]
-) -> tuple[list[dict], int] | None:
-    """The messages without as many of the oldest turns (question and answer) as it takes to make them
-    at most `room` tokens, and how many these are; None where the last question alone is longer.
-
-    `count` gives the tokens of messages. The system message and the last question stay.
-    """
-    system = [m for m in messages[:1] if m["role"] == "system"]
-    turns = messages[len(system) :]
-    for dropped in range(0, len(turns), 2):
-        kept = system + turns[dropped:]
-        if count(kept) <= room:
-            return kept, dropped // 2
-    return None
-
-
-UNKNOWN = 1 << 30  # tokens of a context of which nobody said how long it is
-
-
-@dataclass
-class Sampling:
-    """How words are drawn; temperature 0 takes the likeliest."""
-
-    temperature: float = 0.7
-    top_p: float = 0.95
-    max_tokens: int = 512
-    seed: int = 0
-
-
-@dataclass
-class ReplyStatus:
-    """What is known of an answer besides its words. One record an answer: a page has several visitors."""
-
-    ending: str = ""  # stop, or length where it was cut
-    tokens: int = 0
-
-
-class ContextExceeded(UserError):
-    """More than the model's context holds."""
-
-
-def prompt_budget(context: int | None, sampling: Sampling) -> int:
-    """Tokens that a question may have: the rest, up to a quarter, is the answer's."""
-    context = context or UNKNOWN
-    return context - min(sampling.max_tokens, context // 4)
+        self.turns = [make_message(m["role"], m["content"]) for m in messages[bool(first) :]]
 
 
 def stream_reply(
-    speaker, messages: list[dict], sampling: Sampling, answer: ReplyStatus, notice: Callable[[str], None]
+    engine: Engine, messages: list[dict], sampling: Sampling, status: ReplyStatus, notice: Callable[[str], None]
 ) -> Iterator[str]:
-    """The answer to the last message, in pieces. What does not fit into the context is left out by
-    whole turns, the oldest first, and `notice` is told. Raises TooLong where the last message (and the
-    system message) alone do not fit, UserError where the server fails."""
-    refused, room = None, speaker.room(sampling)
-    while fitting := drop_oldest_turns(messages, room, speaker.count):
+    """Yield the reply to the last message in pieces.
+
+    Turns that exceed the context window are dropped, oldest first, and `notice` receives a sentence about it.
+    Raises ContextExceeded if the last message and the system message alone are too long, UserError if the
+    server fails.
+    """
+    refusal, budget = None, prompt_budget(engine.context, sampling)
+    while fitting := drop_oldest_turns(messages, budget, engine.count_tokens):
         kept, dropped = fitting
-        with contextlib.closing(speaker.stream(kept, sampling, answer)) as pieces:
+        with contextlib.closing(engine.stream(kept, sampling, status)) as pieces:
             try:
                 first = next(pieces, "")
-            except ContextExceeded as error:  # a server knows better than our guess of tokens
-                refused, room = error, speaker.count(kept) - 1
+            except ContextExceeded as error:  # the server counts tokens, an ApiEngine estimates them
+                refusal, budget = error, engine.count_tokens(kept) - 1
                 continue
             if dropped:
                 earlier = sum(message["role"] == "user" for message in messages) - 1
-                notice(f"the model's context is full: the oldest {dropped} of {earlier} turns are left out")
+                notice(f"context window full: the oldest {dropped} of {earlier} turns were dropped")
             yield first
             yield from pieces
             return
-    alone = [message for message in messages[:1] if message["role"] == "system"] + messages[-1:]
-    what = "the message has" if len(alone) == 1 else "system message and message together have"
-    raise refused or ContextExceeded(
-        f"too long for the model: {what} {speaker.count(alone):,} tokens, and its context has room for "
-        f"{room:,}; send a shorter message"
+    kept = [message for message in messages[:1] if message["role"] == "system"] + messages[-1:]
+    subject = "the message has" if len(kept) == 1 else "system message and message have"
+    raise refusal or ContextExceeded(
+        f"message too long: {subject} {engine.count_tokens(kept):,} tokens, the context window has room for "
+        f"{budget:,}; send a shorter message"
     )
+
+
+def drop_oldest_turns(
+    messages: list[dict], budget: int, count_tokens: Callable[[list[dict]], int]
+) -> tuple[list[dict], int] | None:
+    """Drop the oldest turns until the messages have at most `budget` tokens.
+
+    Returns the messages kept, always with the system message and the last message, and the number of turns
+    dropped; None if these two alone are longer.
+    """
+    system = [message for message in messages[:1] if message["role"] == "system"]
+    turns = messages[len(system) :]
+    for start in range(0, len(turns), 2):
+        kept = system + turns[start:]
+        if count_tokens(kept) <= budget:
+            return kept, start // 2
+    return None
+
+
+def prompt_budget(context: int, sampling: Sampling) -> int:
+    """Tokens available to the prompt; the reply gets the rest, at most a quarter of the context."""
+    return context - min(sampling.max_tokens, context // 4)
+
+
+def make_message(role: str, text: str) -> dict:
+    return {"role": role, "content": replace_surrogates(text)}

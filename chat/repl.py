@@ -1,5 +1,6 @@
-"""The conversation in a terminal, and the same out of a pipe."""
+"""Chat in the terminal, or with messages from a pipe."""
 
+import argparse
 import contextlib
 import re
 import sys
@@ -8,36 +9,37 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from chat.conversation import Conversation, ReplyStatus, Sampling, stream_reply
+from chat.conversation import Conversation, Engine, ReplyStatus, Sampling, parse_temperature, stream_reply
 from utils import paths
 from utils.errors import UserError, first_line
 
 HELP = """\
-Enter sends, Alt-Enter (or a \\ at the end of a line) begins a new line, arrows bring earlier messages back.
-Ctrl-C stops an answer, Ctrl-D leaves.
-  /reset              begin a new conversation
-  /system [TEXT]      show or set the system message; /system - takes it away
-  /retry              take the last answer back and ask again
-  /save FILE          as a line of JSONL, which data/tokenize_instruct.py takes
-  /load FILE          go on from such a file
-  /temperature [T]    show or set it; 0 takes the likeliest words
-  /speed              tokens/s after every answer, or no longer
+Enter sends; Alt-Enter, or a \\ at the end of a line, starts a new line; the arrow keys recall earlier messages.
+Ctrl-C stops a reply, Ctrl-D quits.
+  /reset              start a new conversation
+  /system [TEXT]      show or set the system message; /system - removes it
+  /retry              remove the last reply and ask again
+  /save FILE          save as one line of JSONL, for data/tokenize_instruct.py
+  /load FILE          continue a saved conversation
+  /temperature [T]    show or set the sampling temperature; 0 is greedy
+  /speed              turn tokens/s after every reply on or off
   /help  /quit"""
-# All but tab and newline: a model's words move no cursor.
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 
 
 class Repl:
-    """Reads messages and commands, writes answers to stdout and everything else to stderr."""
+    """Reads messages and commands; replies go to stdout, everything else to stderr."""
 
-    def __init__(self, speaker, sampling: Sampling, system: str):
-        self.speaker, self.sampling, self.conversation = speaker, sampling, Conversation(system)
-        self.first_seed, self.asked, self.timed, self.failed = sampling.seed, 0, False, None
-        self.typed = sys.stdin.isatty()  # by a person
+    def __init__(self, engine: Engine, sampling: Sampling, system: str):
+        self.engine, self.sampling, self.conversation = engine, sampling, Conversation(system)
+        self.interactive = sys.stdin.isatty()
+        self.replies = 0  # added to the seed
+        self.show_speed = False
+        self.unanswered: str | None = None  # the message that /retry sends after an error
 
     def run(self) -> None:
-        """Until the input ends or /quit. Out of a pipe the first error ends it."""
-        for text in lines_of_terminal() if self.typed else lines_of_pipe():
+        """Run until /quit or the end of the input; input from a pipe stops at the first error."""
+        for text in read_terminal() if self.interactive else read_pipe():
             if text == "/quit":
                 break
             try:
@@ -46,9 +48,9 @@ class Repl:
                 elif text:
                     self.ask(text)
             except UserError as error:
-                if not self.typed:
+                if not self.interactive:
                     raise
-                print_notice(f"error: {error}" + ("; /retry asks again" if self.failed else ""))
+                print_notice(f"error: {error}" + ("; /retry asks again" if self.unanswered else ""))
 
     def command(self, name: str, argument: str) -> None:
         commands = {
@@ -65,136 +67,117 @@ class Repl:
             raise UserError(f"there is no /{name}; /help lists the commands")
         commands[name](argument.strip())
 
-    def ask(self, text: str) -> None:
-        """One turn. Of an answer that Ctrl-C stops what there is is kept; where the server fails, the
-        question is taken back, and /retry asks it again."""
-        if self.speaker.completes:
+    def ask(self, message: str) -> None:
+        """Run one turn. Without a reply the message is removed from the conversation, and /retry sends it again."""
+        if self.engine.is_base_model:
             self.conversation.reset()
-        self.conversation.ask(text)
-        self.failed, said, answer, begun = text, "", ReplyStatus(), time.monotonic()
-        self.asked += 1
-        sampling = replace(self.sampling, seed=self.first_seed + self.asked)
-        pieces = stream_reply(self.speaker, self.conversation.messages(), sampling, answer, print_notice)
+        self.conversation.add_user(message)
+        self.unanswered, status, start = message, ReplyStatus(), time.monotonic()
+        reply = self.print_reply(status)
+        if not reply:
+            self.conversation.pop_turn()
+            print_notice("[no reply; /retry asks again]")
+            return
+        self.unanswered = None
+        self.conversation.add_assistant(reply)
+        if self.show_speed:
+            speed = status.tokens / (time.monotonic() - start)
+            print_notice(f"[{status.tokens} tokens, {speed:.1f} tokens/s]")
+
+    def print_reply(self, status: ReplyStatus) -> str:
+        """Print the reply as it arrives and return it; Ctrl-C ends it early."""
+        self.replies += 1
+        sampling = replace(self.sampling, seed=self.sampling.seed + self.replies)
+        reply, messages = "", self.conversation.messages()
         try:
-            for piece in pieces:
-                said += piece
-                print(CONTROL.sub("", piece), end="", flush=True)
+            with contextlib.closing(stream_reply(self.engine, messages, sampling, status, print_notice)) as pieces:
+                for piece in pieces:
+                    reply += piece
+                    print(CONTROL_CHARACTERS.sub("", piece), end="", flush=True)
         except KeyboardInterrupt:
-            if not self.typed:
+            if not self.interactive:
                 raise
             print_notice("\n[stopped]")
         except UserError:
             print(flush=True)
-            self.conversation.take_back()
+            self.conversation.pop_turn()
             raise
         else:
             print(flush=True)
-            if answer.ending == "length":
-                print_notice("[cut: --max_tokens, or the model's context, is reached]")
-        finally:
-            pieces.close()
-        if not said:  # stopped before the first word, or nothing was answered
-            self.conversation.take_back()
-            print_notice("[no answer; /retry asks again]")
-            return
-        self.failed = None
-        self.conversation.answer(said)
-        if self.timed:
-            seconds = time.monotonic() - begun
-            print_notice(f"[{answer.tokens} tokens, {answer.tokens / seconds:.1f} a second]")
+            if status.finish_reason == "length":
+                print_notice("[reply cut off at --max_tokens or the end of the context window]")
+        return reply
 
     def retry(self, _: str) -> None:
-        before = list(self.conversation.turns)
-        question = self.failed or self.conversation.take_back()
-        if question is None:
-            raise UserError("nothing was asked yet")
+        turns = list(self.conversation.turns)
+        message = self.unanswered or self.conversation.pop_turn()
+        if message is None:
+            raise UserError("no message to send again")
         try:
-            self.ask(question)
+            self.ask(message)
         finally:
-            if self.failed:  # the answer that there was is kept
-                self.conversation.turns = before
+            if self.unanswered:  # the earlier reply is kept
+                self.conversation.turns = turns
 
     def reset(self, _: str) -> None:
         self.conversation.reset()
-        self.failed = None
-        print_notice("a new conversation")
+        self.unanswered = None
+        print_notice("new conversation")
 
     def system(self, text: str) -> None:
-        if text and self.speaker.completes:
-            raise UserError("/system: a model that continues text takes none")
+        if text and self.engine.is_base_model:
+            raise UserError("/system: a base model takes no system message")
         if text:
             self.conversation.system = "" if text == "-" else text
         print_notice(f"system message: {self.conversation.system or 'none'}")
 
     def save(self, name: str) -> None:
         if not self.conversation.turns:
-            raise UserError("nothing was said yet")
-        path = file_named(name, "/save")
-        with mistyped(name):
+            raise UserError("/save: the conversation is empty")
+        with named_file("/save", name) as path:
             self.conversation.save(path)
         print_notice(f"saved: {path}")
 
     def load(self, name: str) -> None:
-        path = file_named(name, "/load")
-        with mistyped(name):
+        with named_file("/load", name) as path:
             self.conversation.load(path)
-        self.failed = None
-        print_notice(f"going on from {path}, {len(self.conversation.turns) // 2} turns")
+        self.unanswered = None
+        print_notice(f"loaded: {path}, {len(self.conversation.turns) // 2} turns")
 
     def temperature(self, text: str) -> None:
         if text:
-            self.sampling.temperature = temperature_of(text, "/temperature")
+            try:
+                self.sampling = replace(self.sampling, temperature=parse_temperature(text))
+            except argparse.ArgumentTypeError as error:
+                raise UserError(f"/temperature {error}") from error
         print_notice(f"temperature: {self.sampling.temperature}")
 
     def speed(self, _: str) -> None:
-        self.timed = not self.timed
-        print_notice(f"tokens/s after every answer: {'on' if self.timed else 'off'}")
+        self.show_speed = not self.show_speed
+        print_notice(f"tokens/s after every reply: {'on' if self.show_speed else 'off'}")
 
     def help(self, _: str) -> None:
         print_notice(HELP)
 
 
 def print_notice(text: str) -> None:
-    """Something that is not the model's."""
-    print(CONTROL.sub("", text), file=sys.stderr, flush=True)
-
-
-def file_named(name: str, command: str) -> Path:
-    if not name:
-        raise UserError(f"{command}: name a file")
-    try:
-        return Path(name).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{command} {name}: {first_line(error)}") from error
+    """Print text that is not the model's to stderr."""
+    print(CONTROL_CHARACTERS.sub("", text), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
-def mistyped(name: str) -> Iterator[None]:
-    """What the system says of a file name that cannot be is the user's to mend."""
+def named_file(command: str, name: str) -> Iterator[Path]:
+    """The path that the user named. Errors of the file system become UserErrors: too long a name, no such user, ..."""
+    if not name:
+        raise UserError(f"{command}: name a file")
     try:
-        yield
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name[:100]}: {first_line(error)}") from error
+        yield Path(name).expanduser()
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: ~user without a home
+        raise UserError(f"{command} {name[:100]}: {first_line(error)}") from error
 
 
-def temperature_of(text: str, where: str) -> float:
-    """Raises UserError, which says `where` it was typed, for what is no number from 0 to 5."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 5:
-        raise UserError(f"{where} {text}: a number from 0 to 5")
-    return value
-
-
-def clean(text: str) -> str:
-    """What was typed, with U+FFFD for bytes that are not UTF-8, which Python hands on as surrogates."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def lines_of_pipe() -> Iterator[str]:
-    """A message a line; a backslash at its end takes the next one in."""
+def read_pipe() -> Iterator[str]:
+    """One message per line; a backslash at the end of a line joins the next one to it."""
     message = ""
     for line in sys.stdin.buffer:
         message += line.decode("utf-8", "replace").rstrip("\r\n")
@@ -206,8 +189,19 @@ def lines_of_pipe() -> Iterator[str]:
     yield message.strip()
 
 
-def lines_of_terminal() -> Iterator[str]:
-    """What a person types, with history and lines of its own; ends with Ctrl-D."""
+def read_terminal() -> Iterator[str]:
+    """Messages typed by the user, with a history and multi-line editing, until Ctrl-D."""
+    session = make_prompt_session()
+    while True:
+        try:
+            yield replace_invalid_utf8(session.prompt()).strip()
+        except KeyboardInterrupt:  # clears the line
+            print_notice("/quit or Ctrl-D quits")
+        except EOFError:
+            return
+
+
+def make_prompt_session():
     from prompt_toolkit import PromptSession
     from prompt_toolkit.filters import is_searching
     from prompt_toolkit.history import FileHistory
@@ -215,7 +209,7 @@ def lines_of_terminal() -> Iterator[str]:
 
     class History(FileHistory):
         def store_string(self, string: str) -> None:
-            super().store_string(clean(string))
+            super().store_string(replace_invalid_utf8(string))
 
     keys = KeyBindings()
 
@@ -229,17 +223,14 @@ def lines_of_terminal() -> Iterator[str]:
             buffer.validate_and_handle()
 
     @keys.add("escape", "enter")
-    def new_line(event) -> None:
+    def insert_line_break(event) -> None:
         event.current_buffer.insert_text("\n")
 
     paths.chat_history().parent.mkdir(parents=True, exist_ok=True)
-    session = PromptSession(
-        "> ", history=History(str(paths.chat_history())), multiline=True, key_bindings=keys, prompt_continuation="  "
-    )
-    while True:
-        try:
-            yield clean(session.prompt()).strip()
-        except KeyboardInterrupt:  # of what is being typed
-            print_notice("/quit or Ctrl-D leaves")
-        except EOFError:
-            return
+    history = History(str(paths.chat_history()))
+    return PromptSession("> ", history=history, multiline=True, key_bindings=keys, prompt_continuation="  ")
+
+
+def replace_invalid_utf8(text: str) -> str:
+    """U+FFFD for the surrogates by which Python represents typed bytes that are not UTF-8."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""The conversation as a page, by Gradio's ChatInterface."""
+"""Chat on a web page, with Gradio's ChatInterface."""
 
 import contextlib
 import functools
@@ -9,32 +9,44 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from chat.conversation import Conversation, ReplyStatus, Sampling, stream_reply
+from chat.conversation import Conversation, Engine, ReplyStatus, Sampling, make_message, stream_reply
 from utils.errors import UserError
 
 NOTICE = "Notice"  # the title of a message that is not the model's
 
 
-def serve(speaker, sampling: Sampling, system: str, titles: list[str], host: str, port: int, share: bool) -> None:
-    """Serve the page until Ctrl-C. Raises UserError where Gradio is missing or the port is taken."""
-    check_port(host, port)
-    page = make_page(speaker, sampling, system, titles)
-    page.queue(default_concurrency_limit=speaker.at_once)
+@dataclass(frozen=True)
+class WebSettings:
+    """Settings of the page."""
+
+    sampling: Sampling
+    system: str  # system message
+    titles: list[str]  # articles offered as example messages
+    host: str
+    port: int
+
+
+def serve(engine: Engine, settings: WebSettings) -> None:
+    """Serve the page until Ctrl-C. Raises UserError if Gradio is missing or the port is taken."""
+    check_port(settings.host, settings.port)
+    page = make_page(engine, settings)
+    page.queue(default_concurrency_limit=engine.concurrency)
     page.launch(
-        server_name=host,
-        server_port=port,
-        share=share,
-        quiet=not share,  # which tells the public address
+        server_name=settings.host,
+        server_port=settings.port,
+        share=False,
+        quiet=True,
         ssr_mode=False,
         footer_links=[],
-        theme=theme(),
+        # System fonts: the default theme requests fonts from Google.
+        theme=import_gradio().themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
         prevent_thread_lock=True,
     )
     try:
-        print(f"http://{host}:{port}/  (Ctrl-C ends it)", file=sys.stderr, flush=True)
+        print(f"http://{settings.host}:{settings.port}/  (Ctrl-C stops the server)", file=sys.stderr, flush=True)
         threading.Event().wait()
     except KeyboardInterrupt:
         page.close()
@@ -46,33 +58,28 @@ def check_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except (OSError, OverflowError) as error:
-            raise UserError(f"--host {host} --port {port}: cannot listen there ({error})") from error
+            raise UserError(f"--host {host} --port {port}: cannot listen there ({error}); name another port") from error
 
 
-def gradio():
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it would call home
+def import_gradio():
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         import gradio
     except ImportError as error:
-        raise UserError('--web: run: pip install -e ".[web]"') from error
+        raise UserError('--web: Gradio is not installed; run: pip install -e ".[web]"') from error
     return gradio
 
 
-def theme():
-    """Gradio's own with the system's fonts: a page on loopback should not ask Google for any."""
-    return gradio().themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
-
-
-def make_page(speaker, sampling: Sampling, system: str, titles: list[str]):
-    """The page. What is said in it is kept by the visitor's browser, and not here."""
-    kind = "Continues the text that it is given:" if speaker.completes else "With"
-    return gradio().ChatInterface(
-        fn=answerer(speaker, sampling, system),
+def make_page(engine: Engine, settings: WebSettings):
+    """The Gradio page. Conversations are stored in the visitor's browser only."""
+    mode = " (base model: continues your text)" if engine.is_base_model else ""
+    return import_gradio().ChatInterface(
+        fn=make_reply_function(engine, settings),
         chatbot=verbatim_chatbot()(render_markdown=False, height="70vh", show_label=False, buttons=[]),
-        title="A conversation",
-        description=html.escape(f"{kind} {Path(speaker.name).name}"),
-        examples=[f'Tell me about the article "{title}".' for title in titles] or None,
-        example_labels=titles or None,
+        title="Chat",
+        description=html.escape(f"{Path(engine.name).name}{mode}"),
+        examples=[f'Tell me about the article "{title}".' for title in settings.titles] or None,
+        example_labels=settings.titles or None,
         save_history=True,
         flagging_mode="never",
         api_visibility="private",
@@ -81,21 +88,22 @@ def make_page(speaker, sampling: Sampling, system: str, titles: list[str]):
 
 @functools.cache
 def verbatim_chatbot():
-    """Gradio's Chatbot, showing every character as it was written. It makes HTML of messages, without
-    Markdown too: scripts are taken out, but `<b>` would vanish and a picture be fetched from anywhere. So
-    the browser is sent escaped text. Copy buttons would copy that: there are none.
+    """Gradio's Chatbot class, patched to show every character as written.
 
-    The class itself is changed: of a subclass Gradio would look for a front end of ours, and an object it
-    makes anew when an earlier conversation is opened."""
-    chatbot = gradio().Chatbot
-    show, read = chatbot.postprocess, chatbot.preprocess
-    chatbot.postprocess = lambda self, value: with_texts(show(self, value), html.escape)
-    chatbot.preprocess = lambda self, payload: read(self, with_texts(payload, html.unescape))
+    Gradio renders messages as HTML even without Markdown: scripts are removed, but `<b>` would vanish and images
+    would be fetched. Therefore the browser receives escaped text; there are no copy buttons because they would
+    copy it. The class is patched rather than subclassed because Gradio looks for a subclass's own front end, and
+    creates a new object whenever an earlier conversation is opened.
+    """
+    chatbot = import_gradio().Chatbot
+    postprocess, preprocess = chatbot.postprocess, chatbot.preprocess
+    chatbot.postprocess = lambda self, value: map_texts(postprocess(self, value), html.escape)
+    chatbot.preprocess = lambda self, payload: preprocess(self, map_texts(payload, html.unescape))
     return chatbot
 
 
-def with_texts(data, change: Callable[[str], str]):
-    """The Chatbot's messages, as they go over the wire, with every text changed."""
+def map_texts(data, change: Callable[[str], str]):
+    """Apply `change` to every text of Gradio's ChatbotData, in place."""
     for message in data.root if data else []:
         for part in message.content:
             if part.type == "text":
@@ -103,57 +111,53 @@ def with_texts(data, change: Callable[[str], str]):
     return data
 
 
-def answerer(speaker, sampling: Sampling, system: str):
-    """Gradio's function: a message and what was said before it -> the answer, growing."""
-    asked = itertools.count(1)
+def make_reply_function(engine: Engine, settings: WebSettings):
+    """Gradio's callback: a message and the history -> the messages that answer it, growing."""
+    counter = itertools.count(1)  # added to the seed
 
-    def answer(message: str, history: list[dict]) -> Iterator[list[dict]]:
-        talk = said_so_far([] if speaker.completes else history, system)
-        talk.ask(message)
-        drawn, known = replace(sampling, seed=sampling.seed + next(asked)), ReplyStatus()
-        notices: list[dict] = []
-        text = ""
+    def reply(message: str, history: list[dict]) -> Iterator[list[dict]]:
+        conversation = to_conversation([] if engine.is_base_model else history, settings.system)
+        conversation.add_user(message)
+        sampling = replace(settings.sampling, seed=settings.sampling.seed + next(counter))
+        status, notices, text = ReplyStatus(), [], ""
 
-        def tell(what: str) -> None:
-            notices.append(spoken(what) | {"metadata": {"title": NOTICE}})
+        def notice(sentence: str) -> None:
+            notices.append(make_message("assistant", sentence) | {"metadata": {"title": NOTICE}})
 
+        pieces = stream_reply(engine, conversation.messages(), sampling, status, notice)
         try:
-            with contextlib.closing(stream_reply(speaker, talk.messages(), drawn, known, tell)) as pieces:
+            with contextlib.closing(pieces):
                 for piece in pieces:
                     text += piece
-                    yield [*notices, spoken(text)]
+                    yield [*notices, make_message("assistant", text)]
             if not text:
-                tell("the model answered nothing")
-            if known.ending == "length":
-                tell("the answer is cut: its longest length is reached")
-        except UserError as error:  # what there is of the answer is no part of the conversation
-            tell(f"{text} … {error}" if text else str(error))
+                notice("the reply is empty")
+            if status.finish_reason == "length":
+                notice("reply cut off at the longest length")
+        except UserError as error:  # an incomplete reply becomes part of the notice, not of the history
+            notice(f"{text} … {error}" if text else str(error))
             text = ""
-        yield [*notices, *([spoken(text)] if text else [])]
+        yield [*notices, *([make_message("assistant", text)] if text else [])]
 
-    return answer
+    return reply
 
 
-def said_so_far(history: list[dict], system: str) -> Conversation:
-    """Gradio's history without notices, and without the questions that only a notice answered."""
-    talk = Conversation(system)
-    question = None
+def to_conversation(history: list[dict], system: str) -> Conversation:
+    """Gradio's history without notices, and without messages that only received a notice."""
+    conversation = Conversation(system)
+    unanswered = None
     for message in history:
         if message["role"] == "user":
-            question = text_of(message)
-        elif question is not None and (message.get("metadata") or {}).get("title") != NOTICE:
-            talk.ask(question)
-            talk.answer(text_of(message))
-            question = None
-    return talk
+            unanswered = text_of(message)
+        elif unanswered is not None and (message.get("metadata") or {}).get("title") != NOTICE:
+            conversation.add_user(unanswered)
+            conversation.add_assistant(text_of(message))
+            unanswered = None
+    return conversation
 
 
 def text_of(message: dict) -> str:
-    """Gradio keeps a message as its text, or as a list of parts."""
+    """The text of a Gradio message, whose content is a string or a list of parts."""
     content = message["content"]
     parts = content if isinstance(content, list) else [content]
     return "".join(part if isinstance(part, str) else part.get("text", "") for part in parts)
-
-
-def spoken(text: str) -> dict:
-    return {"role": "assistant", "content": text}

@@ -1,37 +1,34 @@
 #!/usr/bin/env bash
-# An OpenAI-compatible server for a checkpoint: vLLM where it is installed and there is a GPU, else
-# `transformers serve`. Once it answers, it prints the line that points interactive.py and evaluation.py at it;
-# Ctrl-C ends it.
+# Serve a checkpoint with an OpenAI-compatible API: vLLM if it is installed and there is a GPU, else
+# `transformers serve`. Prints the command line for interactive.py and evaluation.py as soon as the server is ready;
+# Ctrl-C stops it.
 #
 #   scripts/serve.sh ckpts/instruct-...
-#   PORT=8001 HOST=0.0.0.0 scripts/serve.sh CKPT     # by default port 8000 of 127.0.0.1 alone
+#   PORT=8001 HOST=0.0.0.0 scripts/serve.sh CKPT     # default: port 8000 of 127.0.0.1
 #
-# What stands behind CKPT goes to the server.
+# Further arguments are passed to the server.
 set -euo pipefail
+case "${1:-}" in -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit ;; esac
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 [ $# -gt 0 ] || { echo "error: name a checkpoint: scripts/serve.sh CKPT" >&2; exit 2; }
 bash "$root/scripts/setup.sh"
 bin="$root/.venv/bin" host="${HOST:-127.0.0.1}" port="${PORT:-8000}"
-address="${host/0.0.0.0/127.0.0.1}" # to call it at
+address="${host/0.0.0.0/127.0.0.1}" # for clients
 checkpoint="$1"
 shift
-found=""
-for folder in "${SCP_HOME:-$root}/$checkpoint" "$checkpoint"; do # in the order of utils/paths.py
-    if [ -d "$folder" ]; then
-        found="$(cd "$folder" && pwd)"
-        break
-    fi
+for folder in "${SCP_HOME:-$root}/$checkpoint" "$checkpoint"; do # as in utils/paths.py, resolve_checkpoint
+    [ -d "$folder" ] || continue
+    checkpoint="$(cd "$folder" && pwd)"
+    [ -f "$checkpoint/config.json" ] || { echo "error: $checkpoint: holds no model (config.json)" >&2; exit 2; }
+    break
 done
-if [ -n "$found" ]; then
-    [ -f "$found/config.json" ] || { echo "error: $found: holds no model (config.json)" >&2; exit 2; }
-    checkpoint="$found"
-elif [[ "$checkpoint" != [!./]*/[!/]* || "$checkpoint" == */*/* || "$checkpoint" == ckpts/* ]]; then
-    echo "error: $checkpoint: no such folder, and no name on the hub (ORGANISATION/NAME)" >&2
+if [[ ! -d "$checkpoint" && ( "$checkpoint" != [!./]*/[!/]* || "$checkpoint" == */*/* || "$checkpoint" == ckpts/* ) ]]; then
+    echo "error: $checkpoint: no such folder, and not a hub name (ORGANIZATION/NAME)" >&2
     exit 2
 fi
 if "$bin/python" -c 'import socket, sys; sys.exit(socket.socket().connect_ex((sys.argv[1], int(sys.argv[2]))) != 0)' \
     "$address" "$port"; then
-    echo "error: port $port of $host is taken; PORT=... names another" >&2
+    echo "error: port $port of $host is taken; choose another with PORT=..." >&2
     exit 2
 fi
 if nvidia-smi >/dev/null 2>&1 && "$bin/python" -c 'import vllm' 2>/dev/null; then
@@ -39,7 +36,7 @@ if nvidia-smi >/dev/null 2>&1 && "$bin/python" -c 'import vllm' 2>/dev/null; the
 elif "$bin/python" -c 'import fastapi, uvicorn' 2>/dev/null; then
     "$bin/transformers" serve "$checkpoint" --host "$host" --port "$port" "$@" >&2 &
 else
-    echo "error: no server here; run: $bin/pip install -e '$root[serve]', or on a GPU: $bin/pip install vllm" >&2
+    echo "error: no server installed; run: $bin/pip install -e '$root[serve]', or on a GPU: $bin/pip install vllm" >&2
     exit 2
 fi
 server=$!

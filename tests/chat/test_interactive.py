@@ -1,4 +1,4 @@
-"""interactive.py as a person and as a pipe use it."""
+"""interactive.py in a terminal and with a pipe."""
 
 import json
 import os
@@ -21,7 +21,7 @@ CTRL_C, CTRL_D, ALT_ENTER, UP = "\x03", "\x04", "\x1b\r", "\x1b[A"
 
 @pytest.fixture(scope="module")
 def chat_model(tiny_llama, tmp_path_factory):
-    """The tiny Llama with its template beside it."""
+    """The tiny Llama with a chat template."""
     import shutil
 
     folder = tmp_path_factory.mktemp("chat") / "tiny-chat"
@@ -60,7 +60,7 @@ class Terminal:
             env=os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
         )
         self.process.delaybeforesend = 0.05
-        self.sees("Ctrl-D leaves")
+        self.sees("Ctrl-D quits")
         self.sees(">")
 
     def types(self, text: str, end: str = "\r") -> None:
@@ -95,7 +95,7 @@ def test_a_conversation_remembers(terminal, streaming):
         "and then?",
     ]
     terminal.types("/reset")
-    terminal.sees("a new conversation")
+    terminal.sees("new conversation")
     terminal.types("again")
     terminal.sees("turn 1: again")
     assert terminal.leaves() == 0
@@ -113,12 +113,12 @@ def test_commands(terminal, streaming, home):
     terminal.types("/temperature warm")
     terminal.sees("error: /temperature warm")
     terminal.types("/retry")
-    terminal.sees("error: nothing was asked yet")
+    terminal.sees("error: no message to send again")
     terminal.types("/speed")
     terminal.sees("on")
     terminal.types("hello")
     terminal.sees("turn 1: hello")
-    terminal.sees(r"\[\d+ tokens, [\d.]+ a second\]")
+    terminal.sees(r"\[\d+ tokens, [\d.]+ tokens/s\]")
     body = streaming.bodies[-1]
     assert body["temperature"] == 0.25
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
@@ -129,9 +129,9 @@ def test_commands(terminal, streaming, home):
     terminal.types(f"/save {home}/talk.jsonl")
     terminal.sees("saved: ")
     terminal.types(f"/save {home}/talk.jsonl")
-    terminal.sees("error: .*there already")
+    terminal.sees("error: .*exists already")
     terminal.types("/reset")
-    terminal.sees("a new conversation")
+    terminal.sees("new conversation")
     terminal.types("/system -")
     terminal.sees("system message: none")
     terminal.types(f"/load {home}/talk.jsonl")
@@ -145,11 +145,11 @@ def test_commands(terminal, streaming, home):
     terminal.process.expect(pexpect.EOF)
 
 
-def test_a_saved_conversation_can_be_learnt(home, tiny_llama):
-    talk = Conversation("Be brief.")
-    talk.ask("a")
-    talk.answer("b")
-    talk.save(home / "talk.jsonl")
+def test_a_saved_conversation_can_be_tokenized(home, tiny_llama):
+    conversation = Conversation("Be brief.")
+    conversation.add_user("a")
+    conversation.add_assistant("b")
+    conversation.save(home / "talk.jsonl")
     out = succeed(
         "data/tokenize_instruct.py",
         "--jsonl",
@@ -162,7 +162,7 @@ def test_a_saved_conversation_can_be_learnt(home, tiny_llama):
     assert "1 conversations" in out
 
 
-def test_ctrl_c_stops_the_answer_and_not_the_program(terminal, streaming):
+def test_ctrl_c_stops_the_reply_and_not_the_program(terminal, streaming):
     terminal.types("slow please")
     terminal.sees("word5 ")
     terminal.types("", CTRL_C)
@@ -173,13 +173,13 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(terminal, streaming):
     assert kept.startswith("word0 word1 ")
     assert "word100 " not in kept
     terminal.types("half a mess", CTRL_C)
-    terminal.sees("Ctrl-D leaves")
+    terminal.sees("Ctrl-D quits")
     terminal.types("whole")
     terminal.sees("turn 3: whole")
     assert terminal.leaves() == 0
 
 
-def test_arrow_keys_bring_back_what_was_typed(terminal, home, streaming):
+def test_arrow_keys_recall_earlier_messages(terminal, home, streaming):
     for text in ("first", "second"):
         terminal.types(text)
         terminal.sees(f"turn .: {text}")
@@ -224,20 +224,20 @@ def test_bytes_that_are_not_utf8(terminal, streaming):
     terminal.sees("turn 2: fine")
 
 
-@pytest.mark.parametrize("how", ["die", "unended", "refuse"])
-def test_a_server_that_fails_in_the_middle(terminal, streaming, how):
+@pytest.mark.parametrize("failure", ["die", "unended", "refuse"])
+def test_a_server_that_fails_during_a_reply(terminal, streaming, failure):
     terminal.types("hello")
     terminal.sees("turn 1: hello")
-    terminal.types(f"{how} now")
+    terminal.types(f"{failure} now")
     line = terminal.sees("error: [^\r]*")
-    assert ("stopped in the middle" in line) == (how == "die")
+    assert ("connection was lost" in line) == (failure == "die")
     terminal.types("still here")
     terminal.sees("turn 2: still here")
     contents = [m["content"] for m in streaming.bodies[-1]["messages"]]
     assert contents == ["hello", "turn 1: hello ", "still here"]
 
 
-def test_a_failed_retry_keeps_the_answer(terminal, streaming):
+def test_a_failed_retry_keeps_the_earlier_reply(terminal, streaming):
     terminal.types("hello")
     terminal.sees("turn 1: hello")
     streaming.broken = True
@@ -248,7 +248,7 @@ def test_a_failed_retry_keeps_the_answer(terminal, streaming):
     terminal.sees("turn 2: more")
 
 
-def test_names_of_files_that_cannot_be(terminal):
+def test_invalid_file_names(terminal):
     terminal.types("hello")
     terminal.sees("turn 1: hello")
     for command in ("save", "load"):
@@ -271,13 +271,13 @@ def test_searching_the_history(terminal, streaming):
 
 
 def test_odd_pieces(terminal, streaming):
-    """Halves of surrogate pairs, escapes in an error, and no words at all."""
+    """Surrogate pairs split over two pieces, escape sequences in an error, and an empty reply."""
     streaming.pieces = ["a \ud83d", "\ude00 b"]
     terminal.types("emoji")
     terminal.sees(r"a \? ?\? b|a \?\? b")
     streaming.pieces = []
     terminal.types("nothing")
-    terminal.sees("no answer")
+    terminal.sees("no reply")
     streaming.pieces = None
     terminal.types("refuse")
     line = terminal.sees("error: [^\r]*")
@@ -286,7 +286,7 @@ def test_odd_pieces(terminal, streaming):
     terminal.sees("turn 2: fine")
 
 
-def test_retry_asks_what_failed(terminal, streaming):
+def test_retry_repeats_the_failed_message(terminal, streaming):
     terminal.types("die right here")
     terminal.sees("error: ")
     terminal.types("/retry")
@@ -294,13 +294,13 @@ def test_retry_asks_what_failed(terminal, streaming):
     assert [m["content"] for m in streaming.bodies[-1]["messages"]] == ["die right here"]
 
 
-def test_the_model_s_words_move_no_cursor(terminal):
+def test_control_characters_of_a_reply_are_removed(terminal):
     terminal.types("\x1b[200~a\x1b[31mred\x1b[201~")  # the server says it again
     terminal.sees("turn 1: a")
     assert b"\x1b[31mred" not in terminal.process.before + terminal.process.after
 
 
-def test_the_context_is_cut_by_whole_turns(home):
+def test_whole_turns_are_dropped_from_a_full_context(home):
     with StreamingServer(max_model_len=200) as server:
         done = piped("\n".join(f"message {n} " + "x" * 150 for n in range(4)), "--base_url", server.url)
     assert done.returncode == 0
@@ -311,19 +311,18 @@ def test_the_context_is_cut_by_whole_turns(home):
     assert len(contents) % 2 == 1
 
 
-def test_a_server_that_knows_its_context_better(home):
-    """It refuses what is too long: older turns are left out until it takes the rest, and a message that
-    is too long by itself is said to be."""
+def test_a_server_with_a_shorter_context_than_estimated(home):
+    """Older turns are dropped until the server accepts the prompt; a message that is too long by itself is an error."""
     with StreamingServer(most_bytes=400) as server:
         done = piped("\n".join(f"message {n} " + "x" * 100 for n in range(4)), "--base_url", server.url)
         assert done.returncode == 0, done.stderr
-        assert b"turns are left out" in done.stderr
+        assert b"turns were dropped" in done.stderr
         done = piped("x" * 1000, "--base_url", server.url)
         assert done.returncode == 2
         assert b"send a shorter message" in done.stderr
 
 
-def test_max_tokens_are_cut_to_a_server_s_context(home):
+def test_max_tokens_are_limited_to_a_server_s_context(home):
     with StreamingServer(max_model_len=200) as server:
         done = piped("hi\nthere", "--base_url", server.url, "--max_tokens", 4000)
     assert done.returncode == 0, done.stderr
@@ -331,7 +330,7 @@ def test_max_tokens_are_cut_to_a_server_s_context(home):
 
 
 @pytest.mark.parametrize("listed", [[], "<html>", {"object": "list"}, {"data": [{"name": "x"}]}, {"data": 1}])
-def test_what_is_no_openai_server(home, listed):
+def test_not_an_openai_server(home, listed):
     with StreamingServer() as server:
         server.listed = listed
         assert "no OpenAI-compatible server" in refused("interactive.py", "--base_url", server.url)
@@ -368,13 +367,13 @@ def test_bad_input(home, streaming, tiny_model):
     assert "--model" in says("--base_url", streaming.url, "--model_path", "x", "--model", "y")
     assert "--system" in says("--base_url", streaming.url, "--complete", "--system", "x")
     for address in ("nonsense", "ftp://x", "http://[::1", "http://"):
-        assert f"--base_url {address}: not the address" in says("--base_url", address)
+        assert f"--base_url {address}: not an http address" in says("--base_url", address)
     assert "--base_url" in says("--model", "x")
-    assert "--web" in says("--share")
+    assert "--web" in says("--articles")
     assert "nowhere" in says("--model_path", "nowhere")
     assert "http://127.0.0.1:1/v1" in says("--base_url", "http://127.0.0.1:1/v1")
     with StreamingServer(models=("a", "b")) as two:
-        assert "which of a, b" in says("--base_url", two.url)
+        assert "the server lists a, b; name one" in says("--base_url", two.url)
 
 
 def test_the_key_is_not_shown(home, streaming):
@@ -384,20 +383,20 @@ def test_the_key_is_not_shown(home, streaming):
     assert b"***" in done.stderr
 
 
-def test_a_local_model_chats_and_a_base_completes(home, chat_model, tiny_model):
+def test_a_local_model_chats_and_a_base_model_completes(home, chat_model, tiny_model):
     def ask(model, *options):
         return piped("Who kept the light?\nAnd then?", "--model_path", model, "--max_tokens", 12, *options)
 
     done = ask(chat_model)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == ask(chat_model).stdout  # same seed, same words
+    assert done.stdout == ask(chat_model).stdout  # same seed, same reply
     assert done.stdout != ask(chat_model, "--seed", 1).stdout
     done = ask(tiny_model)
     assert done.returncode == 0, done.stderr
     assert b"continues the text" in done.stderr
 
 
-def test_the_newest_tuned_checkpoint_is_taken(home, chat_model):
+def test_the_newest_tuned_checkpoint_is_the_default(home, chat_model):
     import shutil
 
     for number, (name, finished) in enumerate([("instruct-a", True), ("instruct-b", True), ("instruct-c", False)]):
@@ -407,23 +406,23 @@ def test_the_newest_tuned_checkpoint_is_taken(home, chat_model):
         os.utime(record, (number, number))
     done = piped("hello", "--max_tokens", 3)
     assert done.returncode == 0, done.stderr
-    assert b"taking " in done.stderr
+    assert b"using " in done.stderr
     assert b"instruct-b" in done.stderr
 
 
-def test_ctrl_c_in_a_local_answer(home, chat_model):
+def test_ctrl_c_in_a_local_reply(home, chat_model):
     terminal = Terminal("--model_path", chat_model, "--max_tokens", 4000, "--temperature", "0")
     terminal.types("Who kept the light?")
     time.sleep(1)  # 3,000 tokens take longer
     terminal.types("", CTRL_C)
     terminal.sees(r"\[stopped\]")
     terminal.types("/speed")
-    terminal.sees("answer: on")
+    terminal.sees("reply: on")
     assert terminal.leaves() == 0
 
 
 def test_the_cache_changes_nothing(chat_model):
-    """Logits over a conversation with the cache, cropped and stopped on the way, are those without it."""
+    """Logits with the cache, cropped and interrupted in between, equal those without it."""
     import torch
 
     from chat.conversation import ReplyStatus, Sampling
@@ -436,14 +435,14 @@ def test_the_cache_changes_nothing(chat_model):
     pieces.close()  # stopped
     second = [*first, {"role": "assistant", "content": "Odile."}, {"role": "user", "content": "And?"}]
     for messages in (first, second, first, second[:1], second):
-        ids = model.ids(messages)
+        ids = model.encode(messages)
         with torch.inference_mode():
             plain = model._model(input_ids=torch.tensor([ids])).logits[0, -1]
         assert torch.allclose(model._next_logits(ids), plain, atol=1e-5)
-        assert len(model._ids) == len(ids)
+        assert len(model._cached_ids) == len(ids)
 
 
-def test_words_are_those_of_generate(chat_model):
+def test_greedy_replies_equal_those_of_generate(chat_model):
     import torch
 
     from chat.conversation import ReplyStatus, Sampling
@@ -452,37 +451,37 @@ def test_words_are_those_of_generate(chat_model):
     model = LocalEngine(str(chat_model))
     messages = [{"role": "user", "content": "Who kept the light at Skarrow Head?"}]
     text = "".join(model.stream(messages, Sampling(temperature=0, max_tokens=40), ReplyStatus()))
-    ids = torch.tensor([model.ids(messages)])
-    out = model._model.generate(ids, max_new_tokens=40, do_sample=False, eos_token_id=sorted(model._ends()))
+    ids = torch.tensor([model.encode(messages)])
+    out = model._model.generate(ids, max_new_tokens=40, do_sample=False, eos_token_id=sorted(model._stop_ids()))
     assert text == model.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
 
 
-def test_top_p_draws_from_the_likeliest():
+def test_top_p_is_nucleus_sampling():
     import torch
 
     from chat.conversation import Sampling
-    from chat.local_engine import _draw
+    from chat.local_engine import sample_token
 
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
-    draws = torch.Generator().manual_seed(0)
-    found = [_draw(logits, Sampling(temperature=1, top_p=0.75), draws) for _ in range(2000)]
-    assert set(found) == {0, 1}
-    assert abs(found.count(0) / 2000 - 0.625) < 0.04
-    found = [_draw(logits, Sampling(temperature=1, top_p=1), draws) for _ in range(4000)]
-    assert abs(found.count(3) / 4000 - 0.05) < 0.015
-    assert _draw(logits, Sampling(temperature=0), draws) == 0
+    generator = torch.Generator().manual_seed(0)
+    tokens = [sample_token(logits, Sampling(temperature=1, top_p=0.75), generator) for _ in range(2000)]
+    assert set(tokens) == {0, 1}
+    assert abs(tokens.count(0) / 2000 - 0.625) < 0.04
+    tokens = [sample_token(logits, Sampling(temperature=1, top_p=1), generator) for _ in range(4000)]
+    assert abs(tokens.count(3) / 4000 - 0.05) < 0.015
+    assert sample_token(logits, Sampling(temperature=0), generator) == 0
 
 
-def test_fitting_drops_whole_turns():
+def test_drop_oldest_turns():
     def count(messages):
         return sum(len(m["content"]) for m in messages)
 
-    talk = Conversation("sys")
+    conversation = Conversation("sys")
     for n in range(3):
-        talk.ask(f"q{n}" * 5)
-        talk.answer(f"a{n}" * 5)
-    talk.ask("last")
-    messages = talk.messages()
+        conversation.add_user(f"q{n}" * 5)
+        conversation.add_assistant(f"a{n}" * 5)
+    conversation.add_user("last")
+    messages = conversation.messages()
     assert drop_oldest_turns(messages, 1000, count) == (messages, 0)
     kept, dropped = drop_oldest_turns(messages, 3 + 4 + 45, count)
     assert dropped == 1
@@ -492,9 +491,9 @@ def test_fitting_drops_whole_turns():
 
 
 @pytest.mark.parametrize("content", ["", "[]\n", '{"messages": [{"role": "user", "content": "a"}]}\n', "x\n"])
-def test_loading_what_is_no_conversation(tmp_path, content):
+def test_loading_an_invalid_conversation(tmp_path, content):
     (tmp_path / "t.jsonl").write_text(content)
-    talk = Conversation("kept")
+    conversation = Conversation("kept")
     with pytest.raises(UserError, match=r"t\.jsonl"):
-        talk.load(tmp_path / "t.jsonl")
-    assert talk.system == "kept"
+        conversation.load(tmp_path / "t.jsonl")
+    assert conversation.system == "kept"

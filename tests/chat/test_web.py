@@ -1,4 +1,4 @@
-"""interactive.py --web in a real Chromium, where there is one (`apt-get install chromium`)."""
+"""interactive.py --web in a real Chromium, if installed (`apt-get install chromium`)."""
 
 import contextlib
 import shutil
@@ -24,7 +24,7 @@ def answers(host: str, port: int) -> bool:
 
 
 class Site:
-    """interactive.py --web, serving what a streaming server says."""
+    """interactive.py --web on a streaming server."""
 
     def __init__(self, *options, **server):
         self.options, self.model = options, StreamingServer(**server)
@@ -47,7 +47,7 @@ class Site:
             text=True,
         )
         lines = iter(self.process.stderr.readline, "")
-        assert any(f":{self.port}/" in line for line in lines)  # it says where, once it listens
+        assert any(f":{self.port}/" in line for line in lines)  # printed once it listens
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -67,7 +67,7 @@ def page(home, tmp_path):
         opened.foreign = []
         opened.on("request", lambda r: None if "127.0.0.1" in r.url else opened.foreign.append(r.url))
         yield opened
-        assert not opened.foreign  # nothing is fetched from anywhere else
+        assert not opened.foreign  # nothing is fetched from other hosts
         browser.close()
 
 
@@ -77,7 +77,7 @@ def opens(page, site: Site) -> None:
 
 
 def types(page, text: str, until: str) -> None:
-    """Send a message and wait for what is to come."""
+    """Send a message and wait for the text `until`."""
     box = page.locator("textarea").first
     box.fill(text)
     box.press("Enter")
@@ -86,7 +86,7 @@ def types(page, text: str, until: str) -> None:
 
 
 def reopens(page, title: str, until: str) -> None:
-    """Click an earlier conversation, again where the page was not ready for it yet."""
+    """Click an earlier conversation, repeatedly until the page is ready for it."""
     from playwright.sync_api import TimeoutError
 
     for _ in range(5):
@@ -102,8 +102,8 @@ def test_a_conversation(page, tmp_path):
         opens(page, site)
         types(page, "hello there", "turn 1: hello there")
         types(page, "and then?", "turn 2: and then?")
-        said = [m["content"] for m in site.model.bodies[-1]["messages"]]
-        assert said == ["hello there", "turn 1: hello there ", "and then?"]
+        contents = [m["content"] for m in site.model.bodies[-1]["messages"]]
+        assert contents == ["hello there", "turn 1: hello there ", "and then?"]
         page.screenshot(path=tmp_path / "page.png")
         assert (tmp_path / "page.png").stat().st_size > 5000
         page.reload()
@@ -117,7 +117,7 @@ def test_a_conversation(page, tmp_path):
 
 
 @needs_browser
-def test_html_is_shown_and_not_run(page):
+def test_html_is_shown_verbatim(page):
     with Site() as site:
         opens(page, site)
         types(page, ATTACK, "turn 1:")
@@ -126,7 +126,7 @@ def test_html_is_shown_and_not_run(page):
         shown = page.locator(".message").all_inner_texts()
         assert any(ATTACK in text for text in shown)  # the user's, to the letter
         assert any(ATTACK[:40] in text and "turn 1" in text for text in shown)
-        types(page, f"refuse {ATTACK}", "the server refuses")  # the notice has HTML of the server's
+        types(page, f"refuse {ATTACK}", "the server returned status 500")  # the notice quotes the server's HTML
         page.reload()
         reopens(page, "onerror", "turn 1:")
         page.wait_for_timeout(300)
@@ -136,13 +136,12 @@ def test_html_is_shown_and_not_run(page):
 
 @needs_browser
 def test_notices(page):
-    """Too long a message, a server that dies and an answer that is stopped: each is said, and the
-    conversation goes on without it."""
+    """A message that is too long, a lost connection and a stopped reply each give a notice; the conversation continues."""
     with Site(most_bytes=3000) as site:
         opens(page, site)
         types(page, "hello", "turn 1: hello")
         types(page, "x" * 4000, "send a shorter message")
-        types(page, "die right here", "stopped in the middle")
+        types(page, "die right here", "connection was lost")
         types(page, "still here", "turn 2: still here")
         assert [m["content"] for m in site.model.bodies[-1]["messages"]][::2] == ["hello", "still here"]
         box = page.locator("textarea").first
@@ -153,7 +152,7 @@ def test_notices(page):
         page.wait_for_timeout(500)
         types(page, "next", "turn 4: next")
         assert "word100 " not in site.model.bodies[-1]["messages"][-2]["content"]
-        types(page, "long " * 590, "are left out")
+        types(page, "long " * 590, "were dropped")
 
 
 @needs_browser
@@ -166,7 +165,7 @@ def test_articles_to_click(page):
     assert question == 'Tell me about the article "The Glassblowers\' Strike".'
 
 
-def test_it_listens_on_loopback_alone_unless_told(home):
+def test_it_listens_on_loopback_by_default(home):
     with Site() as site:
         assert not answers("127.0.0.2", site.port)
         site.process.send_signal(signal.SIGINT)
@@ -184,8 +183,8 @@ def test_a_taken_port_is_named(home):
     assert f"--port {port}" in line
 
 
-def test_notices_are_no_part_of_the_history():
-    from chat.web import NOTICE, said_so_far
+def test_notices_are_not_part_of_the_history():
+    from chat.web import NOTICE, to_conversation
 
     history = [
         {"role": "user", "content": [{"type": "text", "text": "too long"}]},
@@ -194,7 +193,7 @@ def test_notices_are_no_part_of_the_history():
         {"role": "assistant", "content": "turns are left out", "metadata": {"title": NOTICE}},
         {"role": "assistant", "content": [{"type": "text", "text": "hi"}], "metadata": None},
     ]
-    assert said_so_far(history, "Be brief.").messages() == [
+    assert to_conversation(history, "Be brief.").messages() == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "hello"},
         {"role": "assistant", "content": "hi"},

@@ -116,11 +116,11 @@ def test_held_out_by_share_and_seed(home, tiny_llama):
     ("record", "says"),
     [
         ({"text": "x"}, "no list `messages`"),
-        ({"messages": []}, "take turns"),
-        ({"messages": talk("a")}, "take turns"),
-        ({"messages": talk("a", "b")[::-1]}, "take turns"),
-        ({"messages": [{"role": "user"}, {"role": "assistant", "content": "b"}]}, "no text"),
-        ({"messages": [*talk("a", "b"), {"role": "system", "content": "c"}]}, "take turns"),
+        ({"messages": []}, "must alternate"),
+        ({"messages": talk("a")}, "must alternate"),
+        ({"messages": talk("a", "b")[::-1]}, "must alternate"),
+        ({"messages": [{"role": "user"}, {"role": "assistant", "content": "b"}]}, "no string"),
+        ({"messages": [*talk("a", "b"), {"role": "system", "content": "c"}]}, "must alternate"),
     ],
 )
 def test_what_is_no_conversation_is_named(home, tiny_llama, record, says):
@@ -179,7 +179,7 @@ def test_a_dataset_as_the_hub_has_it(home, tiny_llama, monkeypatch):
     assert "no conversation is left" in line
     out = tokenize(home, tiny_llama, "--dataset", folder)
     assert "30 conversations in 30 pieces" in out
-    assert "1 records that are no conversation" in out
+    assert "1 records that are not conversations" in out
     tokenize(home, tiny_llama, "--dataset", folder, "--splits", "train_sft", "--test_share", 0.3)
     counts = [TokenFile(paths.conversations_bin("ultrachat", s), "").meta["conversations"] for s in ("train", "test")]
     assert sum(counts) == 30

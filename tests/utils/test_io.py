@@ -56,7 +56,7 @@ def test_journal_is_locked_against_a_second_process(tmp_path):
     with Journal(path) as journal:
         journal.append({"id": 1})
         other = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
-    assert "another process is writing it" in other.stderr
+    assert "another process is writing to it" in other.stderr
     assert subprocess.run([sys.executable, "-c", command]).returncode == 0
 
 
@@ -69,7 +69,7 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path):
         "from pathlib import Path\n"
         "import numpy as np\n"
         "from utils.token_file import write_tokens\n"
-        "from utils.io import run\n"
+        "from utils.errors import run\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         f"run(lambda: write_tokens(Path({str(path)!r}), ([np.arange(10_000)] for _ in range(10)), {{}}))\n"
@@ -93,7 +93,8 @@ def test_a_full_disk_while_journalling_is_one_line(tmp_path):
     code = (
         "import resource, signal\n"
         "from pathlib import Path\n"
-        "from utils.io import Journal, run\n"
+        "from utils.errors import run\n"
+        "from utils.io import Journal\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "def main():\n"

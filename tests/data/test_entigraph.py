@@ -87,7 +87,7 @@ def test_faults_of_every_kind(home, server):
     server.faults = [None] + faults
     line = refused(*entigraph(server))
     assert "1 calls failed" in line
-    assert "the same command tries the failed ones again" in line
+    assert "the same command retries the failed calls" in line
     reasons = Counter(record["finish_reason"] for record in records())
     assert reasons == {"stop": CALLS - 2, "length": 1, "error": 1}
     succeed(*entigraph(server))
@@ -169,7 +169,7 @@ def test_the_summary_is_of_all_runs_and_agrees_with_the_server(home, server):
 def test_what_was_cut_or_filtered_is_asked_again_only_on_request(home, server):
     server.faults = [None, "length", "content_filter"]
     out = succeed(*entigraph(server))
-    assert "2 replies of this run did not end by themselves" in out
+    assert "2 replies of this run are incomplete" in out
     asked = server.requests
     succeed(*entigraph(server))
     assert server.requests == asked

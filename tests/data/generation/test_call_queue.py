@@ -23,21 +23,21 @@ def make(documents=3, sizes=(120, 200), lists=True, now=lambda: 0.0):
     )
 
 
-def drain(plan, ends_late=()):
+def drain(queue, ends_late=()):
     """All requests in the order in which one worker gets them; those of `ends_late` never end."""
 
     async def main():
         found = []
         while True:
             try:
-                request = await asyncio.wait_for(plan.next(), 0.05)
+                request = await asyncio.wait_for(queue.next(), 0.05)
             except TimeoutError:
                 return found
             if request is None:
                 return found
             found.append(request)
             if request.id not in ends_late:
-                plan.ended(request, request.uid)
+                queue.call_ended(request, request.uid)
 
     return asyncio.run(main())
 
@@ -69,46 +69,46 @@ def test_a_later_kind_waits_for_every_list():
 
 
 def test_a_cold_document_begins_with_one_call_alone():
-    plan = make(documents=1, lists=False)
-    (first,) = drain(plan, ends_late={"d0/0/0"})
-    plan.ended(first, "d0")
-    assert len(drain(plan)) == 319
+    queue = make(documents=1, lists=False)
+    (first,) = drain(queue, ends_late={"d0/0/0"})
+    queue.call_ended(first, "d0")
+    assert len(drain(queue)) == 319
 
 
 def test_a_warm_document_does_not_and_one_that_has_cooled_does():
     now = [0.0]
-    plan = make(documents=1, sizes=(2 * ROUND,), now=lambda: now[0])
+    queue = make(documents=1, sizes=(2 * ROUND,), now=lambda: now[0])
 
     async def take(count):
-        return [await plan.next() for _ in range(count)]
+        return [await queue.next() for _ in range(count)]
 
     (listing,) = asyncio.run(take(1))
-    plan.ended(listing, "d0")
+    queue.call_ended(listing, "d0")
     for request in asyncio.run(take(ROUND)):  # all at once: the call that listed was the first
-        plan.ended(request, "d0")
+        queue.call_ended(request, "d0")
     now[0] += CACHE_LIFE_S + 1
-    assert len(drain(plan, ends_late={f"d0/0/{ROUND}"})) == 1
+    assert len(drain(queue, ends_late={f"d0/0/{ROUND}"})) == 1
 
 
 def test_a_list_that_does_not_come_leaves_its_document_out():
-    plan = make(documents=2)
+    queue = make(documents=2)
 
     async def main():
-        first, second = await plan.next(), await plan.next()
-        plan.ended(first, "d0", goes_on=False)
-        plan.ended(second, "d1")
+        first, second = await queue.next(), await queue.next()
+        queue.call_ended(first, "d0", success=False)
+        queue.call_ended(second, "d1")
 
     asyncio.run(main())
-    assert {request.uid for request in drain(plan)} == {"d1"}
+    assert {request.uid for request in drain(queue)} == {"d1"}
 
 
 def test_stop():
     async def main():
-        plan = make(documents=1)
-        await plan.next()
-        waiting = asyncio.create_task(plan.next())
+        queue = make(documents=1)
+        await queue.next()
+        waiting = asyncio.create_task(queue.next())
         await asyncio.sleep(0)
-        plan.stop()
+        queue.stop()
         assert await waiting is None
 
     asyncio.run(main())

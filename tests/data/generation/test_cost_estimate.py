@@ -48,8 +48,8 @@ def test_tokens_are_close_to_what_is_billed(home, server):
 def test_cached_prefixes_and_dollars(tmp_path):
     text = "word " * 4000
     documents = [Document(f"u{n}", "T", "", "", text) for n in range(2)]
-    recipe = methods.GenerationSettings("m", "rephrase", samples=5)
-    rows, guessed = estimate_costs(documents, recipe, PassageStore(tmp_path, read_only=True))
+    settings = methods.GenerationSettings("m", "rephrase", samples=5)
+    rows, guessed = estimate_costs(documents, settings, PassageStore(tmp_path, read_only=True))
     assert (len(rows), guessed) == (3, 0)
     assert sum(row.calls for row in rows) == 30
     prefix = rows[1].cached / rows[1].calls

@@ -21,8 +21,8 @@ from pathlib import Path
 from data.generation import methods
 from data.generation.batch_run import BatchRun
 from data.generation.calls import CallSettings, write_summary
-from data.generation.cost_estimate import dollars, estimate_costs, print_costs, wall_seconds
-from data.generation.import_json import import_published
+from data.generation.cost_estimate import print_estimate
+from data.generation.import_json import import_passages
 from data.generation.live_run import LiveRun
 from data.generation.methods import GenerationSettings
 from data.generation.passages import PassageStore
@@ -30,7 +30,7 @@ from inference.batch_api import pending_calls
 from inference.budget import Ledger
 from inference.prices import Price, find_price
 from tasks import readers
-from tasks.documents import Document, load_task, parse_indices
+from tasks.documents import load_task, parse_indices
 from utils import cli, paths
 from utils.cli import non_negative_float, non_negative_int, positive_float, positive_int, print_result
 from utils.errors import UserError, run
@@ -105,12 +105,13 @@ def main() -> None:
     folder = paths.passages_dir(args.task, args.model, args.method)
     price = find_price(args.prices, args.model)
     if args.dry_run:
-        estimate(selected, settings, PassageStore(folder, args.retry_failed, read_only=True), price, args.concurrency)
+        store = PassageStore(folder, args.retry_failed, read_only=True)
+        print_estimate(selected, settings, store, price, args.concurrency)
         return
     with closing(open_ledger(args, folder, price)) as ledger:
         store = PassageStore(folder, args.retry_failed)
         if args.import_json:
-            import_published(args.import_json, documents, settings, store)
+            import_passages(args.import_json, documents, settings, store)
             report(store, ledger)
             return
         if not args.batch:
@@ -123,26 +124,6 @@ def main() -> None:
             report(store, ledger)
 
 
-def estimate(
-    documents: list[Document], settings: GenerationSettings, store: PassageStore, price: Price | None, concurrency: int
-) -> None:
-    """--dry_run: print calls, tokens, dollars and wall time."""
-    store.open_all(documents, settings)
-    rows, guessed = estimate_costs(documents, settings, store)
-    usd, seconds = dollars(rows, price) if price else {}, wall_seconds(rows, concurrency)
-    print_costs(rows, usd)
-    if not price:
-        print(f"no price for {settings.model} in --prices: no dollars")
-    sentence = f"{'wall time, live':22}{seconds / 3600:>13,.1f} h at --concurrency {concurrency}"
-    if guessed:
-        sentence += (
-            f"\nThe {settings.list_kind} of {guessed} of {len(documents)} articles are not known yet and are guessed;"
-        )
-        sentence += "\nthe number of calls is exact once they are (a first run with --max_pairs 0 --max_triples 0)."
-    result = {"calls": sum(row.calls for row in rows), "usd": usd.get("live"), "seconds": round(seconds)}
-    print_result(result, sentence)
-
-
 def open_ledger(args: argparse.Namespace, folder: Path, price: Price | None) -> Ledger:
     if args.budget_usd is not None and not price:
         raise UserError(f"--budget_usd: {args.prices} has no price for {args.model}; add it, or set --max_tokens_total")
@@ -151,9 +132,7 @@ def open_ledger(args: argparse.Namespace, folder: Path, price: Price | None) -> 
 
 def refuse_pending_batches(folder: Path) -> None:
     if calls := pending_calls(folder / "batches.state"):
-        raise UserError(
-            f"{calls} calls are under way in batches and would be paid for twice; run --batch collect first"
-        )
+        raise UserError(f"{calls} calls are under way in batches and would be paid for twice; first: --batch collect")
 
 
 def report(store: PassageStore, ledger: Ledger) -> None:

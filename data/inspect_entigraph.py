@@ -53,7 +53,7 @@ def main() -> None:
         raise UserError(f"{folder}: contains no passages; run: python data/entigraph.py all")
     documents = {document.uid: document for document in load_task(args.task)}
     stats = CorpusStats()
-    for file in cli.progress_bar(iterable=files, desc="inspecting", unit="document"):
+    for file in cli.progress_bar(iterable=files, unit="document"):
         if file.stem in documents:
             stats.add(file, documents[file.stem])
         else:

@@ -30,9 +30,8 @@ class CallSettings:
     def from_args(cls, args: Namespace) -> "CallSettings":
         """From the options of entigraph.py."""
         reply = (args.max_tokens, args.temperature, args.response_format)
-        return cls(
-            args.base_url, args.concurrency, args.timeout, *reply, args.requests_per_minute, args.tokens_per_minute
-        )
+        limits = (args.requests_per_minute, args.tokens_per_minute)
+        return cls(args.base_url, args.concurrency, args.timeout, *reply, *limits)
 
 
 class GenerationRun:

@@ -8,6 +8,7 @@ from data.generation.methods import GenerationSettings
 from data.generation.passages import PassageStore
 from inference.prices import Price, Usage
 from tasks.documents import Document, article_text
+from utils.cli import print_result
 
 BYTES_PER_TOKEN = 4.3  # English prose; replaced by the servers' own counts once there are replies
 ITEMS_PER_DOCUMENT = 30  # guess; replaced by the mean of the lists that are known
@@ -28,6 +29,27 @@ class CostRow:
     prompt: int = 0
     cached: int = 0
     completion: int = 0
+
+
+def print_estimate(
+    documents: list[Document], settings: GenerationSettings, store: PassageStore, price: Price | None, concurrency: int
+) -> None:
+    store.open_all(documents, settings)
+    rows, guessed = estimate_costs(documents, settings, store)
+    print(f"{'kind':22}{'done':>10}{'calls':>10}{'prompt tokens':>17}{'of them cached':>17}{'reply tokens':>15}")
+    for row in rows:
+        print(f"{row.kind:22}{row.done:10,}{row.calls:10,}{row.prompt:17,}{row.cached:17,}{row.completion:15,}")
+    usd, seconds = dollars(rows, price) if price else {}, wall_seconds(rows, concurrency)
+    print("" if price else f"\nno price for {settings.model}; add it to --prices")
+    for mode, amount in usd.items():
+        print(f"{mode:22}${amount:>12,.2f}")
+    sentence = f"{'wall time, live':22}{seconds / 3600:>13,.1f} h at --concurrency {concurrency}"
+    if guessed:
+        unknown = f"The {settings.list_kind} of {guessed} of {len(documents)} articles"
+        sentence += f"\n{unknown} are not known yet and are guessed;\nthe number of calls is exact once they are "
+        sentence += "(a first run with --max_pairs 0 --max_triples 0)."
+    result = {"calls": sum(row.calls for row in rows), "usd": usd.get("live"), "seconds": round(seconds)}
+    print_result(result, sentence)
 
 
 def estimate_costs(
@@ -54,15 +76,6 @@ def dollars(rows: list[CostRow], price: Price) -> dict[str, float]:
 def wall_seconds(rows: list[CostRow], concurrency: int) -> float:
     """At TOKENS_PER_S per reply and without a rate limit."""
     return sum(row.completion for row in rows) / TOKENS_PER_S / concurrency
-
-
-def print_costs(rows: list[CostRow], usd: dict[str, float]) -> None:
-    print(f"{'kind':22}{'done':>10}{'calls':>10}{'prompt tokens':>17}{'of them cached':>17}{'reply tokens':>15}")
-    for row in rows:
-        print(f"{row.kind:22}{row.done:10,}{row.calls:10,}{row.prompt:17,}{row.cached:17,}{row.completion:15,}")
-    print()
-    for mode, amount in usd.items():
-        print(f"{mode:22}${amount:>12,.2f}")
 
 
 class _Estimator:

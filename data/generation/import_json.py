@@ -12,9 +12,7 @@ from utils.errors import UserError
 from utils.io import read_json
 
 
-def import_published(
-    folder: Path, documents: list[Document], settings: GenerationSettings, store: PassageStore
-) -> None:
+def import_passages(folder: Path, documents: list[Document], settings: GenerationSettings, store: PassageStore) -> None:
     """Append the passages of JSON files, one per document: a list of [entities, summary, text, text, ...].
 
     A file named after a title of the task belongs to that document, whose generation then continues from
@@ -27,9 +25,7 @@ def import_published(
     for file in files:
         value = read_json(file, "name the folder of the published corpus")
         if not _is_published(value):
-            raise UserError(
-                f"{file}: not a JSON list of entities (a list), summary and texts; remove it from the folder"
-            )
+            raise UserError(f"{file}: not a JSON list of entities (a list), summary and texts; move it elsewhere")
         document = titles.get(file.stem) or Document(uid_of(file.stem), file.stem, "", "", "")
         list_id = methods.list_request(document, settings).id
         store.open(document.uid, list_id)

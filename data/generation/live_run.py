@@ -37,7 +37,7 @@ class LiveRun(GenerationRun):
         self._next_figures_s = 0.0
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._interrupt)
         total = sum(bool(self.missing_list_request(uid)) + self.count_missing(uid) for uid in self.documents)
-        with progress_bar(total=total, desc="step 1", unit="call") as self.bar:
+        with progress_bar(total=total, unit="call") as self.bar:
             try:
                 await for_each(range(calls.concurrency), self._work, calls.concurrency)
             finally:
@@ -103,7 +103,6 @@ class LiveRun(GenerationRun):
         self.bar.update()
 
     def _figures(self) -> str:
-        """Tokens and dollars of all runs, failures of this one."""
         figures = self.ledger.summary()
         tokens = figures["prompt_tokens"] + figures["completion_tokens"]
         parts = [f"{tokens / 1e6:.2f}M tokens"]

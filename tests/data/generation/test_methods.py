@@ -1,3 +1,4 @@
+import hashlib
 import itertools
 import os
 from math import comb
@@ -31,7 +32,15 @@ def test_samples_are_seeded_and_nested():
     assert {r.entities for r in requests(3, 5, seed=1)} != small
 
 
-def test_ids_depend_on_what_is_asked():
+def test_ids_and_prompts_are_stable():
+    """After a change of ids, existing replies would be requested and paid for again."""
+    text = "".join(request.id + request.prompt() for request in requests(max_triples=5, samples=2))
+    assert (
+        hashlib.sha256(text.encode()).hexdigest() == "de09c6684080c4503dd87041274a61c28064cea98cfb928aafe7af2f53b10012"
+    )
+
+
+def test_ids_differ_between_requests():
     base = requests()[0]
     assert base.id == requests()[0].id
     others = [
@@ -60,7 +69,7 @@ def test_the_article_comes_before_the_entities_and_braces_stay():
         (f'{{"entities": ["A", "B", "{"word " * 13}", "C"]}}', ["A", "B", "C"]),
     ],
 )
-def test_entities_are_found(reply, entities):
+def test_entities_in_a_reply(reply, entities):
     assert methods.parse_list(reply)[1] == entities
 
 
@@ -77,18 +86,18 @@ def test_entities_are_found(reply, entities):
         '{"summary": "s", "ent',
     ],
 )
-def test_bad_replies_are_refused(reply):
+def test_replies_without_a_list_raise(reply):
     with pytest.raises(ValueError):
         methods.parse_list(reply)
 
 
-def test_combinations_are_those_of_itertools():
+def test_nth_combination_agrees_with_itertools():
     for total, size in ((7, 2), (7, 3), (9, 1), (5, 0), (3, 3)):
         numbered = [methods.nth_combination(total, size, n) for n in range(comb(total, size))]
         assert numbered == [list(group) for group in itertools.combinations(range(total), size)]
 
 
-def test_each_pair_once_and_samples_go_on():
+def test_each_pair_once_and_more_samples_extend_the_sequence():
     once, twice = requests(max_triples=4), requests(max_triples=4, samples=2)
     assert len({r.entities for r in once}) == len(once) == comb(7, 2) + 4
     assert [r.id for r in twice if not r.sample] == [r.id for r in once]
@@ -107,7 +116,7 @@ def test_every_method_has_its_prompts_and_its_own_ids(method):
         asked.append(methods.list_request(document, settings))
         assert f'"{settings.list_kind}"' in asked[-1].prompt()
     shared = os.path.commonprefix([request.prompt() for request in asked])
-    assert "A text." in shared  # the work on the document is shared by all calls
+    assert "A text." in shared  # one cached prefix serves all calls
     for request in asked:
         assert "{" not in request.prompt().split("# Task")[1].replace('{"', "")
     other = methods.PassageRequest(document, asked[0].kind, asked[0].entities, "m", "another method")
@@ -115,7 +124,7 @@ def test_every_method_has_its_prompts_and_its_own_ids(method):
 
 
 @pytest.mark.parametrize(
-    ("names", "left"),
+    ("names", "expected"),
     [
         (["The Bell", "bell", "a bell."], ["The Bell"]),
         (["bell", "bells", "the Bells"], ["bell"]),
@@ -127,13 +136,12 @@ def test_every_method_has_its_prompts_and_its_own_ids(method):
         (["James", "Jane"], ["James", "Jane"]),
     ],
 )
-def test_entities_that_are_one_are_named_once(names, left):
-    assert methods.distinct_names(names) == left
+def test_distinct_names(names, expected):
+    assert methods.distinct_names(names) == expected
 
 
 def test_ninety_five_percent_of_forty_entities_prompts_are_shared():
-    """Of the prompt tokens (here: characters) of an article of 5,000 tokens with 40 entities, those
-    in a prefix that an earlier call of the same kind has."""
+    """Fraction of prompt characters in a prefix shared with an earlier call of the same kind; 5,000 tokens."""
     document = Document("u", "Title", "Doe, Jo", "1950", "word " * 4000)
     names = [f"Entity number {n}" for n in range(40)]
     for kind in ("pair", "triple"):

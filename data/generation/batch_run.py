@@ -58,9 +58,7 @@ class BatchRun(GenerationRun):
         remaining = sum(1 for _ in self._all_missing_requests()) - len(self.batches.requests_under_way())
         print(f"{max(0, remaining):,} calls are to be submitted" + (": --batch submit" if remaining > 0 else ""))
 
-    def _record_batch(
-        self, batch: Batch, status: str, responses: dict[str, dict], missing: dict[str, PassageRequest]
-    ) -> None:
+    def _record_batch(self, batch: Batch, status: str, responses: dict, missing: dict[str, PassageRequest]) -> None:
         """Record every reply of a batch, then its bill; replies recorded before a kill are only billed."""
         usage, replies = Usage(), 0
         for id, response in responses.items():

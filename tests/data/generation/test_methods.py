@@ -15,9 +15,7 @@ ENTITIES = list("abcdefg")
 def requests(max_pairs=None, max_triples=None, seed=0, entities=ENTITIES, **options):
     limits = {"pair": max_pairs, "triple": max_triples}
     settings = methods.GenerationSettings("m", limits=limits, seed=seed, **options)
-    return [
-        request for kind in settings.kinds for request in methods.passage_requests(DOCUMENT, kind, entities, settings)
-    ]
+    return [r for kind in settings.kinds for r in methods.passage_requests(DOCUMENT, kind, entities, settings)]
 
 
 def test_all_pairs_and_triples():
@@ -108,9 +106,7 @@ def test_each_pair_once_and_more_samples_extend_the_sequence():
 def test_every_method_has_its_prompts_and_its_own_ids(method):
     settings = methods.GenerationSettings("m", method)
     document = Document("u", "A title", "Doe, Jo", "1950", "A text.")
-    asked = [
-        request for kind in settings.kinds for request in methods.passage_requests(document, kind, ENTITIES, settings)
-    ]
+    asked = [r for kind in settings.kinds for r in methods.passage_requests(document, kind, ENTITIES, settings)]
     assert len(asked) == sum(methods.passage_count(kind, 7, settings) for kind in settings.kinds)
     if settings.list_kind:
         asked.append(methods.list_request(document, settings))

@@ -1,33 +1,47 @@
-"""Look at what step 1 gave: duplicates, refusals, copies, entities that are not in their document.
+"""Quality of step 1's passages: duplicates, refusals, copied text, entities that are not in their document.
 
     python data/inspect_entigraph.py                               # QuALITY, gpt-4-turbo
     python data/inspect_entigraph.py --task example --input data/example/passages
 
-Prints a table and, as its last line, its figures as JSON; writes out/inspection-<folder>.json, from
-which notebooks/nb_entigraph.ipynb draws the entity graph of a document and the histograms.
+Prints a table and writes out/inspection-<folder>.json, from which notebooks/nb_entigraph.ipynb draws histograms and
+the entity graph of a document.
 """
 
 import argparse
-import json
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data.generation import methods
-from data.generation.corpus_stats import Inspection
+from data.generation.corpus_stats import CorpusStats
 from tasks.documents import load_task
-from utils import paths
+from utils import cli, paths
 from utils.errors import UserError, run
 from utils.io import write_json
 
+LABELS = {
+    "documents": "documents",
+    "passages": "complete passages",
+    "truncated": "truncated at --max_tokens",
+    "filtered": "blocked by a content filter",
+    "failed": "failed calls",
+    "refusals": "refusals",
+    "exact_duplicates": "exact duplicates of an earlier passage",
+    "near_duplicates": "near duplicates (Jaccard 0.8 of 5-word shingles)",
+    "entities": "entities",
+    "entities_not_in_document": "entities that are not in their document",
+    "words_mean": "words per passage, mean",
+    "copied_8grams": "8-grams copied from the source, mean fraction",
+    "distinct_3_passage": "distinct-3 within a passage, mean",
+    "distinct_3_corpus": "distinct-3 over all passages",
+    "unknown_files": "files of documents that are not in the task",
+}
+
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--task", default="quality", help="quality, example or your own (default quality)")
-    add("--model", default=paths.DEFAULT_GENERATOR, help="whose passages (default %(default)s)")
-    add("--method", choices=methods.METHODS, default="entigraph", help="default %(default)s")
-    add("--input", type=Path, metavar="FOLDER", help="a folder of passages (default: step 1's)")
+    parser = cli.make_parser(__doc__)
+    cli.add_task_flag(parser)
+    cli.add_generator_flag(parser)
+    parser.add_argument("--method", choices=methods.METHODS, default="entigraph", help="generation method")
+    parser.add_argument("--input", type=Path, metavar="FOLDER", help="a folder of passages (default: step 1's)")
     return parser.parse_args()
 
 
@@ -36,45 +50,21 @@ def main() -> None:
     folder = args.input or paths.passages_dir(args.task, args.model, args.method)
     files = sorted(folder.glob("*.jsonl"))
     if not files:
-        raise UserError(f"{folder}: holds no passages; run: python data/entigraph.py all")
+        raise UserError(f"{folder}: contains no passages; run: python data/entigraph.py all")
     documents = {document.uid: document for document in load_task(args.task)}
-    inspected = Inspection()
-    for file in tqdm(files, unit="document", disable=None):
+    stats = CorpusStats()
+    for file in cli.progress_bar(iterable=files, unit="document"):
         if file.stem in documents:
-            inspected.add(file, documents[file.stem])
+            stats.add(file, documents[file.stem])
         else:
-            inspected.unknown += 1
-    result = inspected.figures()
-    print_table(result)
+            stats.unknown_files += 1
+    figures = stats.figures()
     target = paths.out_dir() / f"inspection-{folder.name}.json"
-    write_json(
-        target,
-        {"folder": str(folder), "figures": result, "passages": inspected.passages, "documents": inspected.documents},
-    )
-    print(target)
-    print(json.dumps(result))
-
-
-def print_table(figures: dict) -> None:
-    labels = {
-        "documents": "documents",
-        "passages": "passages that ended well",
-        "truncated": "cut at the longest reply",
-        "filtered": "stopped by a content filter",
-        "failed": "failed calls",
-        "refusals": "refusals",
-        "exact_duplicates": "exact duplicates of an earlier passage",
-        "near_duplicates": "near duplicates (Jaccard 0.8 of 5-word shingles)",
-        "entities": "entities",
-        "entities_not_in_document": "of them not in their document",
-        "words_mean": "words of a passage, mean",
-        "copied_8grams": "8-grams copied from the source, mean share",
-        "distinct_3_passage": "distinct-3 within a passage, mean",
-        "distinct_3_corpus": "distinct-3 of all passages together",
-        "unknown_files": "files of documents that the task does not have",
-    }
-    for name, label in labels.items():
+    details = {"passages": stats.passages, "documents": stats.documents}
+    write_json(target, {"folder": str(folder), "figures": figures} | details)
+    for name, label in LABELS.items():
         print(f"{label:52}{figures[name]:>12,}")
+    cli.print_result(figures, str(target))
 
 
 if __name__ == "__main__":

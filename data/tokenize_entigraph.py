@@ -5,92 +5,93 @@
     python data/tokenize_entigraph.py --task example --input data/example/passages \\
         --tokenizer ckpts/SmolLM2-135M-Instruct
 
-Writes data/dataset/bins/<task>_all-entigraph<model>.bin (or <task>_all-raw.bin) with its .idx and
-.json. Documents are in a seeded order, and memory does not grow with their number.
+Writes data/dataset/bins/<task>_all-entigraph<model>.bin (or <task>_all-raw.bin) with its .idx and .json. Documents are
+shuffled by --seed; memory does not grow with their number.
 """
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from data.generation import filters, methods
 from data.generation.passages import locate_passages, read_passages
-from tasks.documents import article_text, load_task, task_files
-from utils import paths
+from tasks.documents import Document, article_text, load_task, task_files
+from utils import cli, paths
 from utils.errors import UserError, run
 from utils.tokenizer import load_tokenizer, write_documents
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.make_parser(__doc__)
     add = parser.add_argument
-    add("--task", default="quality", help="quality or example (default quality)")
-    add("--model", default=paths.DEFAULT_GENERATOR, help="whose passages these are (default %(default)s)")
-    add("--method", choices=methods.METHODS, default="entigraph", help="step 1's (default %(default)s)")
+    cli.add_task_flag(parser)
+    cli.add_generator_flag(parser)
+    add("--method", choices=methods.METHODS, default="entigraph", help="step 1's generation method")
+    add("--input", type=Path, nargs="+", metavar="FOLDER", help="folders of passages (default: step 1's)")
+    add("--raw", action="store_true", help="tokenize the articles instead of the passages")
     add(
         "--min_quality",
-        type=float,
+        type=cli.non_negative_float,
         default=0.0,
         metavar="Q",
-        help="leave out passages below it, and repeated ones; 0 to 1, see utils/inspection.py (default 0: all)",
+        help="drop repeated passages and those below this score, 0 to 1 (see data/generation/filters.py); 0 keeps all",
     )
-    add("--tokenizer", default=paths.DEFAULT_TOKENIZER, help="name or folder (default %(default)s)")
-    add("--input", type=Path, nargs="+", metavar="FOLDER", help="folders of passages (default: step 1's)")
-    add("--raw", action="store_true", help="the articles in place of the passages")
-    add("--seed", type=int, default=0, help="of the order of documents")
+    cli.add_tokenizer_flag(parser)
+    cli.add_seed_flag(parser, "of the order of documents")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_arguments()
-    rng = np.random.default_rng(args.seed)
     if args.raw:
-        target = paths.articles_bin(args.task)
-        build, sources = articles(args.task, rng)
+        target, sources = paths.articles_bin(args.task), task_files(args.task)
+        build = partial(shuffled_articles, load_task(args.task), args.seed)
     else:
         target = paths.passages_bin(args.task, args.model, args.method)
-        build, sources = passages_of(args, rng)
-    tokenizer = load_tokenizer(args.tokenizer)
-    write_documents(target, build, tokenizer, {"seed": args.seed, "sources": sources})
+        sources = args.input or [paths.passages_dir(args.task, args.model, args.method)]
+        build = partial(read_passages, *select_passages(args, sources))
+    made_from = {"seed": args.seed, "sources": list(map(str, sources))}
+    sidecar = write_documents(target, build, load_tokenizer(args.tokenizer), made_from)
+    result = {"file": str(target), "tokens": sidecar["tokens"], "documents": sidecar["documents"]}
+    cli.print_result(result, f"tokenizer {sidecar['tokenizer']}, encoder {sidecar['encoder']}")
 
 
-def articles(task: str, rng: np.random.Generator) -> tuple[Callable[[], Iterable[str]], list[str]]:
-    documents = load_task(task)
-    order = rng.permutation(len(documents))
-    texts = [article_text(documents[index]) for index in order]
-    return lambda: texts, [str(path) for path in task_files(task)]
+def shuffled_articles(documents: list[Document], seed: int) -> Iterator[str]:
+    for index in np.random.default_rng(seed).permutation(len(documents)):
+        yield article_text(documents[index])
 
 
-def passages_of(args: argparse.Namespace, rng: np.random.Generator) -> tuple[Callable[[], Iterable[str]], list[str]]:
-    folders = args.input or [paths.passages_dir(args.task, args.model, args.method)]
+def select_passages(args: argparse.Namespace, folders: list[Path]) -> tuple[list[Path], np.ndarray]:
+    """Journals, and the shuffled locations of the passages that --min_quality keeps."""
     made_by = f"run: python data/entigraph.py all --task {args.task} --model {args.model}"
     made_by += f" --method {args.method}" if args.method != "entigraph" else ""
-    files, places = locate_passages(folders, made_by)
+    files, locations = locate_passages(folders, made_by)
     if args.min_quality > 0:
-        places = good_ones(files, places, load_task(args.task), args.min_quality)
-    places = rng.permutation(places)
-    return lambda: read_passages(files, places), [str(folder) for folder in folders]
+        kept = passes_filter(files, locations, load_task(args.task), args.min_quality)
+        if not kept.any():
+            raise UserError(f"--min_quality {args.min_quality}: no passage is left; lower it")
+        print(f"--min_quality {args.min_quality}: {kept.sum():,} of {len(kept):,} passages are left")
+        locations = locations[kept]
+    return files, np.random.default_rng(args.seed).permutation(locations)
 
 
-def good_ones(files: list[Path], places: np.ndarray, documents: list, least: float) -> np.ndarray:
-    """The places of passages of at least that quality, each text once."""
+def passes_filter(files: list[Path], locations: np.ndarray, documents: list[Document], min_score: float) -> np.ndarray:
+    """(passages,) bool: first occurrence of its text, and a score of at least `min_score`."""
     articles = {document.uid: document.text for document in documents}
     seen: set[bytes] = set()
-    file, source, kept = None, set(), []
-    for (number, _), text in zip(places, read_passages(files, places), strict=True):
-        if number != file:
-            article = filters.words_of(articles.get(files[number].stem, ""))
-            file, source = number, set(filters.ngrams(article, filters.COPIED_N))
+    current, source, kept = None, set(), []
+    for (index, _), text in zip(locations, read_passages(files, locations), strict=True):
+        if index != current:
+            article = filters.words_of(articles.get(files[index].stem, ""))
+            current, source = index, set(filters.ngrams(article, filters.COPIED_N))
         words = filters.words_of(text)
-        mark = filters.text_digest(words)
-        kept.append(mark not in seen and filters.passage_score(words, text, source) >= least)
-        seen.add(mark)
-    if not any(kept):
-        raise UserError(f"--min_quality {least}: no passage is left")
-    print(f"--min_quality {least}: {sum(kept):,} of {len(kept):,} passages are left")
-    return places[np.array(kept)]
+        digest = filters.text_digest(words)
+        kept.append(digest not in seen and filters.passage_score(words, text, source) >= min_score)
+        seen.add(digest)
+    return np.array(kept)
 
 
 if __name__ == "__main__":

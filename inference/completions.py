@@ -117,3 +117,14 @@ def error_from_response(status: int, headers, content: bytes, safe: Callable[[st
     if status in TRANSIENT or status >= 500:
         return RetryableError(f"{status}: {text}", wait_s)
     return ContentFiltered(text) if code in FILTERED else CallFailed(f"{status}: {text}")
+
+
+def json_object_in(reply: str) -> dict:
+    """The outermost {...} of an LLM's reply; text around it (a sentence, a Markdown fence) is ignored.
+
+    Raises ValueError for a reply without a JSON object.
+    """
+    start, end = reply.find("{"), reply.rfind("}")
+    if not 0 <= start < end:
+        raise ValueError("the reply contains no JSON object")
+    return json.loads(reply[start : end + 1])

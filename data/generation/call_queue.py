@@ -1,6 +1,6 @@
-"""Which call comes next: documents in turn, in rounds, and one call alone where a cache is cold.
+"""The order of calls: documents in rounds, and a single call while a document's prompt prefix is not cached.
 
-It knows documents by their uid, and requests by their id.
+Knows documents by their uid and requests by their id, nothing of prompts or replies.
 """
 
 import asyncio
@@ -9,22 +9,30 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
-from typing import Any
+from typing import Any, NamedTuple
 
-ROUND = 50  # calls of a document in a row; a budget that ends leaves documents no further apart
-CACHE_LIFE_S = 240.0  # servers keep an unused prefix for five minutes or so
+ROUND = 50  # consecutive calls about one document; an exhausted budget leaves documents at most one round apart
+CACHE_LIFE_S = 240.0  # servers keep an unused prefix for about five minutes
+
+
+class Round(NamedTuple):
+    """Up to ROUND requests for one kind of passage about one document; kind and document are indices."""
+
+    kind: int
+    number: int
+    document: int
 
 
 class CallQueue:
-    """Gives requests to workers and hears how they ended.
+    """Hands out requests to workers and is told when their calls end.
 
-    First the call that lists (`list_request(uid)`, None where the list is known or none is needed),
-    of every document; then passages, kind by kind: ROUND requests of one document, ROUND of the next,
-    and again, so that all documents are equally far when a budget ends. A later kind begins when
-    every list is there. A round of a document that was not asked about in the last CACHE_LIFE_S
-    begins with one call alone: when it has ended, the server knows the prefix that the others share.
+    The list requests of all documents come first (`list_request(uid)`, None if the list is known or not
+    needed), then passages kind by kind: ROUND requests about one document, ROUND about the next, and again,
+    so that all documents have progressed equally when a budget is exhausted. A later kind starts when
+    every list is known. A round about a document without a call in the last CACHE_LIFE_S starts with a single
+    call; the others follow when it has ended and the server has cached their common prefix.
 
-    `requests(uid, kind)` gives what is missing; `kinds` is their number.
+    `requests(uid, kind)` yields the missing requests; `kinds` is the number of kinds.
     """
 
     def __init__(
@@ -36,90 +44,83 @@ class CallQueue:
         clock: Callable[[], float] = time.monotonic,
     ):
         self._uids, self._requests, self._kinds, self._clock = uids, requests, kinds, clock
-        self._ready: list[tuple[int, int, int]] = []  # heap of kind, round, document
-        self._streams: dict[int, Iterator[Any]] = {}  # by document: what is left of its kind
-        self._rounds: deque[tuple[tuple[int, int, int], Iterator[Any]]] = deque()  # begun
-        self._alone: dict[str, tuple[tuple[int, int, int], Iterator[Any]]] = {}  # by request id
-        self._cold: set[tuple[int, int, int]] = set()  # rounds whose first call goes alone
-        self._used_at: dict[int, float] = {}
-        self._number = {uid: number for number, uid in enumerate(uids)}
-        self._to_list: deque[Any] = deque()
-        self._listing: set[str] = set()  # request ids
+        self._indices = {uid: index for index, uid in enumerate(uids)}
+        self._streams: dict[int, Iterator[Any]] = {}  # remaining requests of a document's current kind
+        self._waiting: list[Round] = []  # heap
+        self._open: deque[tuple[Round, Iterator[Any]]] = deque()
+        self._cold: set[Round] = set()  # rounds that start with a single call
+        self._suspended: dict[str, tuple[Round, Iterator[Any]]] = {}  # by the id of that single call
+        self._last_call_s: dict[int, float] = {}  # by document
+        self._list_requests: deque[Any] = deque()
+        self._listing: set[str] = set()  # ids of list requests in flight
         self._changed = asyncio.Event()
         self._stopped = False
-        for number, uid in enumerate(uids):
-            request = list_request(uid)
-            if request:
-                self._to_list.append(request)
+        for index, uid in enumerate(uids):
+            if request := list_request(uid):
+                self._list_requests.append(request)
             else:
-                self._begin(number, 0)
+                self._start_kind(index, 0)
 
     async def next(self) -> Any | None:
-        """The next request, waiting for one where calls under way may make some possible; None
-        where there is none to come."""
+        """The next request, after a wait if only calls in flight can make one available; None at the end."""
         while not self._stopped:
-            if request := self._take():
+            if request := self._next_available():
                 return request
-            if not (self._listing or self._alone):
+            if not (self._listing or self._suspended):
                 return None
             self._changed.clear()
             await self._changed.wait()
         return None
 
-    def ended(self, request: Any, uid: str, goes_on: bool = True) -> None:
-        """A call has ended; after one that lists, `goes_on` says whether there is a list."""
-        number = self._number[uid]
-        self._used_at[number] = self._clock()
+    def call_ended(self, request: Any, uid: str, success: bool = True) -> None:
+        """Note the end of a call. A document whose list request has no `success` gets no further requests."""
+        index = self._indices[uid]
+        self._last_call_s[index] = self._clock()
         if request.id in self._listing:
             self._listing.remove(request.id)
-            if goes_on:
-                self._begin(number, 0)
-        elif request.id in self._alone:
-            self._rounds.append(self._alone.pop(request.id))
+            if success:
+                self._start_kind(index, 0)
+        elif request.id in self._suspended:
+            self._open.append(self._suspended.pop(request.id))
         self._changed.set()
 
     def stop(self) -> None:
-        """Give out no more."""
+        """Hand out no more requests."""
         self._stopped = True
         self._changed.set()
 
-    def _take(self) -> Any | None:
-        if self._to_list:
-            request = self._to_list.popleft()
+    def _next_available(self) -> Any | None:
+        if self._list_requests:
+            request = self._list_requests.popleft()
             self._listing.add(request.id)
             return request
-        while self._rounds or self._open_round():
-            key, requests = self._rounds[0]
+        while self._open or self._open_round():
+            current, requests = self._open[0]
             if request := next(requests, None):
-                if key in self._cold:
-                    self._cold.remove(key)
-                    self._alone[request.id] = self._rounds.popleft()
+                if current in self._cold:
+                    self._cold.remove(current)
+                    self._suspended[request.id] = self._open.popleft()
                 return request
-            self._rounds.popleft()
-            kind, number_of_round, document = key
-            heapq.heappush(self._ready, (kind, number_of_round + 1, document))
+            self._open.popleft()
+            heapq.heappush(self._waiting, current._replace(number=current.number + 1))
         return None
 
     def _open_round(self) -> bool:
-        """Put the next round into `_rounds`; whether there was one."""
-        while self._ready:
-            kind, number_of_round, document = self._ready[0]
-            if kind and self._listing:
+        """Open the next round; False if there is none or it has to wait for a list."""
+        while self._waiting:
+            if self._waiting[0].kind and self._listing:
                 return False
-            heapq.heappop(self._ready)
-            first = next(self._streams[document], None)
-            if first:
-                rest = islice(self._streams[document], ROUND - 1)
-                key = (kind, number_of_round, document)
-                self._rounds.append((key, chain([first], rest)))
-                used_at = self._used_at.get(document)
-                if used_at is None or self._clock() - used_at > CACHE_LIFE_S:
-                    self._cold.add(key)
+            current = heapq.heappop(self._waiting)
+            stream = self._streams[current.document]
+            if first := next(stream, None):
+                self._open.append((current, chain([first], islice(stream, ROUND - 1))))
+                if self._clock() - self._last_call_s.get(current.document, float("-inf")) > CACHE_LIFE_S:
+                    self._cold.add(current)
                 return True
-            if kind + 1 < self._kinds:
-                self._begin(document, kind + 1)
+            if current.kind + 1 < self._kinds:
+                self._start_kind(current.document, current.kind + 1)
         return False
 
-    def _begin(self, document: int, kind: int) -> None:
+    def _start_kind(self, document: int, kind: int) -> None:
         self._streams[document] = self._requests(self._uids[document], kind)
-        heapq.heappush(self._ready, (kind, 0, document))
+        heapq.heappush(self._waiting, Round(kind, 0, document))

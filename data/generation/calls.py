@@ -1,80 +1,103 @@
-"""Step 1 at work, for entigraph.py: the calls that are missing are made, live or as batches, and every reply is kept."""
+"""Requests that are still missing and records of their replies, shared by live and batch runs."""
 
-import argparse
+from argparse import Namespace
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from data.generation import methods
 from data.generation.methods import GenerationSettings, PassageRequest
-from data.generation.passages import FAILED, FINISHED, PassageStore
+from data.generation.passages import FAILED, FILTERED, FINISHED, PassageStore
 from inference.budget import Ledger
 from inference.completions import Reply
 from tasks.documents import Document
 from utils.io import write_json
 
-LIST_TRIES = 3  # a reply that lists nothing is paid for; three times, not for ever
-FILTERED = "content_filter"  # a finish_reason
+
+@dataclass(frozen=True)
+class CallSettings:
+    """Options of the model server and of the calls to it."""
+
+    base_url: str | None  # None: $OPENAI_BASE_URL, else OpenAI
+    concurrency: int
+    timeout_s: float
+    max_tokens: int
+    temperature: float
+    response_format: str  # of list requests: json_object or json_schema
+    requests_per_minute: float | None  # None: adapted to the server's refusals
+    tokens_per_minute: float | None
+
+    @classmethod
+    def from_args(cls, args: Namespace) -> "CallSettings":
+        """From the options of entigraph.py."""
+        reply = (args.max_tokens, args.temperature, args.response_format)
+        limits = (args.requests_per_minute, args.tokens_per_minute)
+        return cls(args.base_url, args.concurrency, args.timeout, *reply, *limits)
 
 
 class GenerationRun:
-    """What is missing, and where replies go: shared by both ways."""
+    """Missing requests and recorded replies of one run; subclasses send the requests.
+
+    `failed` counts calls without a usable reply, `incomplete` replies with a finish_reason other than `stop`.
+    """
 
     def __init__(
         self,
-        args: argparse.Namespace,
         documents: list[Document],
-        recipe: GenerationSettings,
+        settings: GenerationSettings,
+        call_settings: CallSettings,
         store: PassageStore,
         ledger: Ledger,
     ):
-        self.args, self.recipe, self.store, self.ledger = args, recipe, store, ledger
         self.documents = {document.uid: document for document in documents}
-        self.failed = self.poor = 0  # of this run: calls without a reply, replies that do not count
+        self.settings, self.call_settings, self.store, self.ledger = settings, call_settings, store, ledger
+        self.failed = self.incomplete = 0
         self.last_error = ""
 
-    def list_request(self, uid: str) -> PassageRequest | None:
-        """The call that lists, where it is missing."""
-        if not self.recipe.list_kind or uid in self.store.listed:
+    def missing_list_request(self, uid: str) -> PassageRequest | None:
+        """The list request of a document, None if it is answered or the method has none."""
+        if not self.settings.list_kind or uid in self.store.listed_items:
             return None
-        request = methods.list_request(self.documents[uid], self.recipe)
+        request = methods.list_request(self.documents[uid], self.settings)
         return None if request.id in self.store.done[uid] else request
 
-    def requests(self, uid: str, kind: int) -> Iterator[PassageRequest]:
-        """The calls of a kind of passage that are missing."""
-        listed = self.store.listed.get(uid, [])[: self.recipe.max_listed]
-        if self.recipe.list_kind and not listed:
+    def missing_requests(self, uid: str, kind_index: int) -> Iterator[PassageRequest]:
+        """Unanswered requests for one kind of passage."""
+        items = self.store.listed_items.get(uid, [])[: self.settings.max_listed_items]
+        if self.settings.list_kind and not items:
             return
-        done, name = self.store.done[uid], self.recipe.kinds[kind]
-        for request in methods.passage_requests(self.documents[uid], name, listed, self.recipe):
+        done, kind = self.store.done[uid], self.settings.kinds[kind_index]
+        for request in methods.passage_requests(self.documents[uid], kind, items, self.settings):
             if request.id not in done:
                 yield request
 
-    def missing(self, uid: str) -> int:
-        return sum(1 for kind in range(len(self.recipe.kinds)) for _ in self.requests(uid, kind))
+    def count_missing(self, uid: str) -> int:
+        """The number of missing requests for passages."""
+        return sum(1 for index in range(len(self.settings.kinds)) for _ in self.missing_requests(uid, index))
 
-    def settings(self, request: PassageRequest, attempt: int = 0) -> dict:
-        """The fields of the request beside its prompt."""
-        settings = {"temperature": self.args.temperature, "seed": int(request.id[:6], 16) ^ self.args.seed + attempt}
-        if request.kind == self.recipe.list_kind:
-            settings["response_format"] = self._response_format()
-        return settings
+    def request_fields(self, request: PassageRequest, attempt: int = 0) -> dict:
+        """Fields of a chat completion request besides model, prompt and max_tokens."""
+        seed = int(request.id[:6], 16) ^ (self.settings.seed + attempt)
+        fields = {"temperature": self.call_settings.temperature, "seed": seed}
+        if request.kind == self.settings.list_kind:
+            fields["response_format"] = self._response_format()
+        return fields
 
-    def take(self, request: PassageRequest, reply: Reply) -> bool:
-        """Record a reply; False for one that should list and does not."""
+    def record_reply(self, request: PassageRequest, reply: Reply) -> bool:
+        """Record a reply; False, and no record, if it answers a list request without a list."""
         content = {"text": reply.text}
-        if request.kind == self.recipe.list_kind:
+        if request.kind == self.settings.list_kind:
             try:
-                summary, listed = methods.parse_list(reply.text, request.kind)
+                summary, items = methods.parse_list(reply.text, request.kind)
             except ValueError as error:
                 self.last_error = f"{request.document.title}: {error}"
                 return False
-            content = {"entities": listed, "summary": summary}
-        self.poor += reply.finish_reason != FINISHED
+            content = {"entities": items, "summary": summary}
+        self.incomplete += reply.finish_reason != FINISHED
         self._append(request, content | {"finish_reason": reply.finish_reason, "usage": reply.usage})
         return True
 
     def record_failure(self, request: PassageRequest, error: str, reply: Reply | None = None) -> None:
-        """Of a call without a usable reply. What a filter stopped is not asked for again without
-        --retry_failed; the rest is, at the next start."""
+        """Record a call without a usable reply. The next run repeats it; a filtered one only with --retry_failed."""
         self.failed += 1
         self.last_error = error
         content = {"finish_reason": FAILED, "error": error}
@@ -90,32 +113,27 @@ class GenerationRun:
             "kind": request.kind,
             "entities": list(request.entities),
             "model": request.model,
-            "prompt": request.prompt,
+            "prompt": request.prompt_file,
         }
-        listing = request.id if request.kind == self.recipe.list_kind else None
-        self.store.append(request.document.uid, head | content, listing)
+        list_id = request.id if request.kind == self.settings.list_kind else None
+        self.store.append(request.document.uid, head | content, list_id)
 
     def _response_format(self) -> dict:
-        if self.args.response_format == "json_object":
+        if self.call_settings.response_format == "json_object":
             return {"type": "json_object"}
-        kind = self.recipe.list_kind
-        schema = methods.list_schema(kind, self.recipe.max_listed)
+        kind = self.settings.list_kind
+        schema = methods.list_schema(kind, self.settings.max_listed_items)
         return {"type": "json_schema", "json_schema": {"name": kind, "strict": True, "schema": schema}}
 
 
-def write_summary(store: PassageStore, ledger: Ledger) -> None:
-    """Write summary.json, over all runs, and say the most of it."""
-    store.read_only, store.retry_failed = True, False
-    for path in store.folder.glob("*.jsonl"):  # the documents that this run was not about
-        if path.stem not in store.done:
-            store.open(path.stem, None)
+def write_summary(store: PassageStore, ledger: Ledger) -> dict:
+    """Write summary.json, the figures of all runs and all documents of a folder, and return them."""
+    store.open_remaining()
     figures = ledger.summary() | {
-        "failed": store.reasons[FAILED],
+        "failed": store.finish_reasons[FAILED],
         "documents": sum(map(bool, store.done.values())),
-        "finish_reasons": dict(sorted(store.reasons.items())),
+        "records": sum(map(len, store.done.values())),
+        "finish_reasons": dict(sorted(store.finish_reasons.items())),
     }
     write_json(store.folder / "summary.json", figures)
-    records = sum(map(len, store.done.values()))
-    usd = "" if figures["usd"] is None else f", ${figures['usd']:.2f}"
-    tokens = figures["prompt_tokens"] + figures["completion_tokens"]
-    print(f"{records:,} records in {store.folder} ({tokens:,} tokens{usd} in all; summary.json)")
+    return figures

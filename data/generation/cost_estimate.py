@@ -1,28 +1,27 @@
-"""What a run will cost, before it is paid: calls, tokens, dollars, time."""
+"""Estimated cost of a generation run: calls, tokens, dollars and wall time (--dry_run)."""
 
-import argparse
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 from data.generation import methods
 from data.generation.methods import GenerationSettings
-from data.generation.passages import PassageStore, open_all
-from inference.prices import Price, Usage, find_price
+from data.generation.passages import PassageStore
+from inference.prices import Price, Usage
 from tasks.documents import Document, article_text
+from utils.cli import print_result
 
-BYTES_A_TOKEN = 4.3  # English prose; taken from the replies' own counts once there are any
-LISTED_A_DOCUMENT = 30  # entities: a guess, until the mean of the documents asked about is known
-# Tokens of a reply by kind: guesses, until there are replies.
+BYTES_PER_TOKEN = 4.3  # English prose; replaced by the servers' own counts once there are replies
+ITEMS_PER_DOCUMENT = 30  # guess; replaced by the mean of the lists that are known
+# Completion tokens by kind: guesses; replaced by the mean of the replies.
 COMPLETION_TOKENS = {"entities": 500, "strategies": 400, "pair": 900, "triple": 1100, "strategy": 900}
-LENGTH_OF_REPHRASED = 1.0  # of the document's
-TOKENS_A_SECOND = 30.0  # of one reply: a guess
-CACHED_FROM = 1024  # tokens: OpenAI caches no shorter prefix
+REPHRASED_LENGTH = 1.0  # of the document's length
+TOKENS_PER_S = 30.0  # of one reply: a guess
+MIN_CACHED_TOKENS = 1024  # OpenAI caches no shorter prefix
 
 
 @dataclass
 class CostRow:
-    """The calls of one kind; tokens are of the calls to make."""
+    """Requests of one kind; `calls` are those still to make, and tokens are of those."""
 
     kind: str
     done: int = 0
@@ -32,115 +31,112 @@ class CostRow:
     completion: int = 0
 
 
+def print_estimate(
+    documents: list[Document], settings: GenerationSettings, store: PassageStore, price: Price | None, concurrency: int
+) -> None:
+    store.open_all(documents, settings)
+    rows, guessed = estimate_costs(documents, settings, store)
+    print(f"{'kind':22}{'done':>10}{'calls':>10}{'prompt tokens':>17}{'of them cached':>17}{'reply tokens':>15}")
+    for row in rows:
+        print(f"{row.kind:22}{row.done:10,}{row.calls:10,}{row.prompt:17,}{row.cached:17,}{row.completion:15,}")
+    usd, seconds = dollars(rows, price) if price else {}, wall_seconds(rows, concurrency)
+    print("" if price else f"\nno price for {settings.model}; add it to --prices")
+    for mode, amount in usd.items():
+        print(f"{mode:22}${amount:>12,.2f}")
+    sentence = f"{'wall time, live':22}{seconds / 3600:>13,.1f} h at --concurrency {concurrency}"
+    if guessed:
+        unknown = f"The {settings.list_kind} of {guessed} of {len(documents)} articles"
+        sentence += f"\n{unknown} are not known yet and are guessed;\nthe number of calls is exact once they are "
+        sentence += "(a first run with --max_pairs 0 --max_triples 0)."
+    result = {"calls": sum(row.calls for row in rows), "usd": usd.get("live"), "seconds": round(seconds)}
+    print_result(result, sentence)
+
+
 def estimate_costs(
-    documents: list[Document], recipe: GenerationSettings, store: PassageStore
+    documents: list[Document], settings: GenerationSettings, store: PassageStore
 ) -> tuple[list[CostRow], int]:
-    """A row for each kind of call, and the number of documents whose list had to be guessed."""
-    estimate = _Estimate(documents, recipe, store)
-    kinds = ([recipe.list_kind] if recipe.list_kind else []) + recipe.kinds
+    """One row per kind of request, and the number of documents whose list is guessed."""
+    estimator = _Estimator(documents, settings, store)
+    kinds = ([settings.list_kind] if settings.list_kind else []) + settings.kinds
     rows = {kind: CostRow(kind) for kind in kinds}
     for document in documents:
         for kind in kinds:
-            _add(rows[kind], document, recipe, store, estimate)
-    guessed = sum(document.uid not in store.listed for document in documents)
-    return list(rows.values()), guessed if recipe.list_kind else 0
+            estimator.add(rows[kind], document)
+    guessed = sum(document.uid not in store.listed_items for document in documents)
+    return list(rows.values()), guessed if settings.list_kind else 0
 
 
 def dollars(rows: list[CostRow], price: Price) -> dict[str, float]:
-    """Of the calls to make: live without a cache, live with cached prefixes, as a batch."""
-    usage = sum((Usage(r.prompt, r.cached, r.completion) for r in rows), Usage())
-    plain = price.usd(Usage(usage.prompt, 0, usage.completion))
-    return {"live": plain, "with cached prefixes": price.usd(usage), "as a batch": plain * price.batch}
+    """The price of the calls to make: live, live with cached prefixes, and through the Batch API."""
+    usage = sum((Usage(row.prompt, row.cached, row.completion) for row in rows), Usage())
+    uncached = price.usd(Usage(usage.prompt, 0, usage.completion))
+    return {"live": uncached, "with cached prefixes": price.usd(usage), "as a batch": uncached * price.batch}
 
 
 def wall_seconds(rows: list[CostRow], concurrency: int) -> float:
-    """At TOKENS_A_SECOND a reply, and no rate limit."""
-    return sum(row.completion for row in rows) / TOKENS_A_SECOND / concurrency
+    """At TOKENS_PER_S per reply and without a rate limit."""
+    return sum(row.completion for row in rows) / TOKENS_PER_S / concurrency
 
 
-def _add(
-    row: CostRow, document: Document, recipe: GenerationSettings, store: PassageStore, estimate: "_Estimate"
-) -> None:
-    uid, is_list = document.uid, row.kind == recipe.list_kind
-    listed = len(store.listed.get(uid, [])) or estimate.listed
-    listed = min(listed, recipe.max_listed or listed)
-    wanted = 1 if is_list else methods.passage_count(row.kind, listed, recipe)
-    done = _done(document, row.kind, recipe, store) if uid in store.done else 0
-    calls = wanted - done
-    prefix = estimate.prefix(document)
-    row.done += done
-    row.calls += calls
-    row.prompt += calls * (prefix + estimate.task(row.kind))
-    # One call finds a cold cache: the first of a document.
-    warm = calls - (not store.done.get(uid) and row.kind == (recipe.list_kind or recipe.kinds[0]))
-    row.cached += max(0, warm) * (prefix if prefix >= CACHED_FROM else 0)
-    row.completion += calls * estimate.completion(row.kind, document)
+class _Estimator:
+    """Token counts from the replies in a store, else from the guesses above."""
 
-
-def _done(document: Document, kind: str, recipe: GenerationSettings, store: PassageStore) -> int:
-    done = store.done[document.uid]
-    if kind == recipe.list_kind:
-        return methods.list_request(document, recipe).id in done
-    listed = store.listed.get(document.uid, [])[: recipe.max_listed]
-    if recipe.list_kind and not listed:
-        return 0
-    return sum(r.id in done for r in methods.passage_requests(document, kind, listed, recipe))
-
-
-class _Estimate:
-    """Tokens as the replies that are there counted them, else by the figures above."""
-
-    def __init__(self, documents: list[Document], recipe: GenerationSettings, store: PassageStore):
-        self.recipe, self.store = recipe, store
-        lengths = [len(store.listed[d.uid]) for d in documents if d.uid in store.listed]
-        self.listed = round(sum(lengths) / len(lengths)) if lengths else LISTED_A_DOCUMENT
-        self.bytes_a_token = BYTES_A_TOKEN
+    def __init__(self, documents: list[Document], settings: GenerationSettings, store: PassageStore):
+        self.settings, self.store = settings, store
+        lengths = [len(store.listed_items[d.uid]) for d in documents if d.uid in store.listed_items]
+        self.list_length = round(sum(lengths) / len(lengths)) if lengths else ITEMS_PER_DOCUMENT
+        self.bytes_per_token = BYTES_PER_TOKEN
         counted = [d for d in documents if store.list_prompt_tokens.get(d.uid)]
-        if counted and recipe.list_kind:
-            size = sum(_bytes(methods.list_request(d, recipe).text()) for d in counted)
-            self.bytes_a_token = size / sum(store.list_prompt_tokens[d.uid] for d in counted)
-        self._tasks: Counter[str] = Counter()
+        if counted and settings.list_kind:
+            size = sum(_bytes(methods.list_request(d, settings).prompt()) for d in counted)
+            self.bytes_per_token = size / sum(store.list_prompt_tokens[d.uid] for d in counted)
+        self._task_tokens: Counter[str] = Counter()
 
-    def prefix(self, document: Document) -> int:
-        """The part of the prompt that all calls about a document share."""
-        return round(_bytes(article_text(document)) / self.bytes_a_token)
+    def add(self, row: CostRow, document: Document) -> None:
+        """Add a document's requests to the row of their kind."""
+        done = self._done(document, row.kind)
+        calls = self._wanted(document, row.kind) - done
+        prefix = self._prefix_tokens(document)
+        row.done += done
+        row.calls += calls
+        row.prompt += calls * (prefix + self._tokens_after_prefix(row.kind))
+        # A document's first call finds its prefix uncached.
+        first_kind = self.settings.list_kind or self.settings.kinds[0]
+        warm = calls - (not self.store.done.get(document.uid) and row.kind == first_kind)
+        row.cached += max(0, warm) * (prefix if prefix >= MIN_CACHED_TOKENS else 0)
+        row.completion += calls * self._completion_tokens(row.kind, document)
 
-    def task(self, kind: str) -> int:
-        """The rest of it."""
-        if kind not in self._tasks:
-            empty = Document("", "A title", "", "", "")
-            things = ("the name of an entity",) * 2
-            text = methods.PassageRequest(empty, kind, things, self.recipe.model, self.recipe.method).text()
-            self._tasks[kind] = round(_bytes(text) / self.bytes_a_token)
-        return self._tasks[kind]
+    def _wanted(self, document: Document, kind: str) -> int:
+        if kind == self.settings.list_kind:
+            return 1
+        length = len(self.store.listed_items.get(document.uid, [])) or self.list_length
+        return methods.passage_count(kind, min(length, self.settings.max_listed_items or length), self.settings)
 
-    def completion(self, kind: str, document: Document) -> int:
-        seen = self.store.usage.get(kind)
-        if seen:
-            return round(seen["completion_tokens"] / seen["records"])
-        return COMPLETION_TOKENS.get(kind) or round(self.prefix(document) * LENGTH_OF_REPHRASED)
+    def _done(self, document: Document, kind: str) -> int:
+        done = self.store.done.get(document.uid, set())
+        if kind == self.settings.list_kind:
+            return methods.list_request(document, self.settings).id in done
+        items = self.store.listed_items.get(document.uid, [])[: self.settings.max_listed_items]
+        if not done or (self.settings.list_kind and not items):
+            return 0
+        return sum(r.id in done for r in methods.passage_requests(document, kind, items, self.settings))
+
+    def _prefix_tokens(self, document: Document) -> int:
+        """Length of the prompt prefix that all requests about a document share."""
+        return round(_bytes(article_text(document)) / self.bytes_per_token)
+
+    def _tokens_after_prefix(self, kind: str) -> int:
+        if kind not in self._task_tokens:
+            empty, names = Document("", "A title", "", "", ""), ("the name of an entity",) * 2
+            prompt = methods.PassageRequest(empty, kind, names, self.settings.model, self.settings.method).prompt()
+            self._task_tokens[kind] = round(_bytes(prompt) / self.bytes_per_token)
+        return self._task_tokens[kind]
+
+    def _completion_tokens(self, kind: str, document: Document) -> int:
+        if usage := self.store.usage.get(kind):
+            return round(usage["completion_tokens"] / usage["records"])
+        return COMPLETION_TOKENS.get(kind) or round(self._prefix_tokens(document) * REPHRASED_LENGTH)
 
 
 def _bytes(text: str) -> int:
     return len(text.encode())
-
-
-def print_estimate(args: argparse.Namespace, documents: list, recipe: methods.GenerationSettings, folder: Path) -> None:
-    store = PassageStore(folder, args.retry_failed, read_only=True)
-    open_all(store, documents, recipe)
-    rows, guessed = estimate_costs(documents, recipe, store)
-    print(f"{'kind':22}{'done':>10}{'calls':>10}{'prompt tokens':>17}{'of them cached':>17}{'reply tokens':>15}")
-    for row in rows:
-        print(f"{row.kind:22}{row.done:10,}{row.calls:10,}{row.prompt:17,}{row.cached:17,}{row.completion:15,}")
-    print()
-    if price := find_price(args.prices, args.model):
-        for way, usd in dollars(rows, price).items():
-            print(f"{way:22}${usd:>12,.2f}")
-    else:
-        print(f"{args.prices} has no price for {args.model}: no dollars")
-    print(
-        f"{'wall time, live':22}{wall_seconds(rows, args.concurrency) / 3600:>13,.1f} h at --concurrency {args.concurrency}"
-    )
-    if guessed:
-        print(f"The {recipe.list_kind} of {guessed} of {len(documents)} articles are not known yet and are guessed;")
-        print("the number of calls is exact once they are (a first run with --max_pairs 0 --max_triples 0).")

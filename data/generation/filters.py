@@ -1,13 +1,13 @@
-"""How good passages are, as far as counting can tell: copies, repetition, refusals, strangers.
+"""Quality measures of passages: copied text, repetition, refusals, duplicates, absent entities.
 
-It knows texts, nothing of where they come from.
+Knows texts, nothing of where they come from.
 """
 
 import hashlib
 import re
 from collections.abc import Iterable
 
-COPIED_N = 8  # words in a row: as long as the source and shorter than a quotation
+COPIED_N = 8  # consecutive words of the source; shorter than most quotations
 DISTINCT_N = 3
 NEAR = 0.8  # Jaccard similarity of the sets of 5-word shingles
 SHINGLE_N = 5
@@ -28,53 +28,56 @@ def ngrams(words: list[str], n: int) -> Iterable[tuple[str, ...]]:
 
 
 def copied_share(words: list[str], source: set[tuple[str, ...]]) -> float:
-    """Share of the COPIED_N-grams of a passage that stand in `source`, the set of its document's."""
-    found = [gram in source for gram in ngrams(words, COPIED_N)]
-    return sum(found) / len(found) if found else 0.0
+    """Fraction of a passage's COPIED_N-grams that are in `source`, the set of its document's."""
+    copied = [gram in source for gram in ngrams(words, COPIED_N)]
+    return sum(copied) / len(copied) if copied else 0.0
 
 
 def distinct_share(words: list[str], n: int = DISTINCT_N) -> float:
-    """Different n-grams among all (Li et al., 2016, distinct-n); 1 for no repetition."""
+    """Fraction of distinct n-grams (distinct-n, Li et al., 2016); 1 without repetition."""
     grams = list(ngrams(words, n))
     return len(set(grams)) / len(grams) if grams else 1.0
 
 
 def is_refusal(text: str) -> bool:
-    """A model that declines does so in its first words."""
+    """Whether the first words of `text` are those of a refusal."""
     return bool(REFUSAL.match(text.lstrip(" \n*#>\"'")))
 
 
 def passage_score(words: list[str], text: str, source: set[tuple[str, ...]]) -> float:
-    """0 for nothing and for a refusal; else the share of different 3-grams (a loop has few) times the
-    share of 8-grams that are not the source's (a copy has few). From 0 to 1."""
+    """Score of a passage from 0 to 1, the measure of --min_quality.
+
+    0 for an empty text and a refusal; else distinct-3 (low for loops) times the fraction of 8-grams not
+    copied from the source.
+    """
     if not words or is_refusal(text):
         return 0.0
     return distinct_share(words) * (1 - copied_share(words, source))
 
 
 def text_digest(words: list[str]) -> bytes:
-    """Equal for texts that differ in case, spacing and punctuation alone."""
+    """A digest that ignores case, spacing and punctuation."""
     return hashlib.blake2b(" ".join(words).encode(), digest_size=16).digest()
 
 
 class Duplicates:
-    """Tells of each passage whether an earlier one was the same, or nearly."""
+    """Exact and near duplicates (MinHash LSH) of passages seen before."""
 
     def __init__(self):
         from datasketch import MinHashLSH
 
-        self._exact: set[bytes] = set()
+        self._digests: set[bytes] = set()
         self._index = MinHashLSH(threshold=NEAR, num_perm=PERMUTATIONS)
         self._sketches: dict = {}
 
     def add(self, name: str, words: list[str]) -> str:
-        """`exact`, `near` or `` (neither); `name` is any that was not used before."""
+        """Add a passage under a unique `name`; returns `exact`, `near` or `` (no duplicate)."""
         from datasketch import LeanMinHash, MinHash
 
-        mark = text_digest(words)
-        if mark in self._exact:
+        digest = text_digest(words)
+        if digest in self._digests:
             return "exact"
-        self._exact.add(mark)
+        self._digests.add(digest)
         sketch = MinHash(num_perm=PERMUTATIONS)
         sketch.update_batch([" ".join(gram).encode() for gram in ngrams(words, SHINGLE_N)])
         near = any(self._sketches[other].jaccard(sketch) >= NEAR for other in self._index.query(sketch))
@@ -84,12 +87,12 @@ class Duplicates:
 
 
 def entities_not_in(entities: list[str], text: str) -> list[str]:
-    """The entities of which no word longer than three letters occurs in the document."""
+    """Entities without a single word of more than three letters in `text`."""
     known = {_singular(word) for word in words_of(text)}
-    return [entity for entity in entities if not known & set(map(_singular, _content(entity)))]
+    return [entity for entity in entities if not known & set(map(_singular, _long_words(entity)))]
 
 
-def _content(entity: str) -> list[str]:
+def _long_words(entity: str) -> list[str]:
     words = words_of(entity)
     return [word for word in words if len(word) > 3] or words
 

@@ -1,6 +1,7 @@
-"""TODO data.generation.import_json."""
+"""Import of a published EntiGraph corpus into journals of passages."""
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from data.generation import methods
@@ -11,34 +12,36 @@ from utils.errors import UserError
 from utils.io import read_json
 
 
-def import_published(folder: Path, documents: list[Document], recipe: GenerationSettings, store: PassageStore) -> None:
-    """Take over passages published as JSON files, one a document: a list of the entities (a list),
-    the summary, and the texts. A file named like a title of the task goes to that document, so that
-    generation goes on from its entities; which entities a text was about is not known."""
-    if recipe.method != "entigraph":
-        raise UserError("--import_json: what was published is EntiGraph's; leave --method out")
+def import_passages(folder: Path, documents: list[Document], settings: GenerationSettings, store: PassageStore) -> None:
+    """Append the passages of JSON files, one per document: a list of [entities, summary, text, text, ...].
+
+    A file named after a title of the task belongs to that document, whose generation then continues from
+    the imported entities. The files do not tell which entities a text is about.
+    """
     files = sorted(folder.glob("*.json"))
     if not files:
-        raise UserError(f"--import_json {folder}: holds no .json file")
+        raise UserError(f"--import_json {folder}: contains no .json file; name the folder of the published corpus")
     titles = {document.title: document for document in documents}
     for file in files:
         value = read_json(file, "name the folder of the published corpus")
         if not _is_published(value):
-            raise UserError(f"{file}: not a JSON list of entities (a list), summary and texts")
+            raise UserError(f"{file}: not a JSON list of entities (a list), summary and texts; move it elsewhere")
         document = titles.get(file.stem) or Document(uid_of(file.stem), file.stem, "", "", "")
-        listing = methods.list_request(document, recipe)
-        store.open(document.uid, listing.id)
-        entities = methods.distinct_names([" ".join(name.split()) for name in value[0]])
-        head = {"kind": "entities", "entities": entities, "summary": value[1]}
-        records = [head | {"id": listing.id}]
-        for text in value[2:]:
-            id = hashlib.sha256(f"{document.uid}\n{text}".encode()).hexdigest()[:24]
-            records.append({"id": id, "kind": "imported", "entities": [], "text": text})
-        for record in records:
+        list_id = methods.list_request(document, settings).id
+        store.open(document.uid, list_id)
+        for record in _records(document, list_id, value):
             if record["id"] not in store.done[document.uid]:
-                tail = {"model": recipe.model, "prompt": "imported", "finish_reason": FINISHED, "usage": {}}
-                store.append(document.uid, record | tail, listing.id)
-    print(f"{len(files)} documents, {sum(map(len, store.done.values())):,} records in {store.folder}")
+                origin = {"model": settings.model, "prompt": "imported", "finish_reason": FINISHED, "usage": {}}
+                store.append(document.uid, record | origin, list_id)
+
+
+def _records(document: Document, list_id: str, value: list) -> Iterator[dict]:
+    names, summary, *texts = value
+    entities = methods.distinct_names([" ".join(name.split()) for name in names])
+    yield {"kind": "entities", "entities": entities, "summary": summary, "id": list_id}
+    for text in texts:
+        id = hashlib.sha256(f"{document.uid}\n{text}".encode()).hexdigest()[:24]
+        yield {"id": id, "kind": "imported", "entities": [], "text": text}
 
 
 def _is_published(value: object) -> bool:

@@ -1,50 +1,56 @@
-"""TODO data.generation.live_run."""
+"""Concurrent live calls: one reply per request, recorded as it arrives."""
 
 import asyncio
 import resource
 import signal
 import sys
+import time
 
 from data.generation.call_queue import CallQueue
-from data.generation.calls import FILTERED, LIST_TRIES, GenerationRun
+from data.generation.calls import GenerationRun
 from data.generation.methods import PassageRequest
+from data.generation.passages import FILTERED
 from inference.budget import BudgetExhausted
 from inference.client import Client, for_each
 from inference.completions import CallFailed, CallStopped
 from inference.rate_limiter import RateLimiter
+from utils.cli import progress_bar
 from utils.errors import UserError
-from utils.progress import Progress
+
+LIST_TRIES = 3  # a reply without a list is paid for, so the tries are bounded
+FIGURES_INTERVAL_S = 0.5  # between two updates of the bar's figures: 15 us, and 2.5 us per lost call
 
 
 class LiveRun(GenerationRun):
-    """Calls answered one by one, as many at once as --concurrency says."""
+    """Calls answered one by one, `concurrency` in flight at a time."""
 
     async def run(self) -> None:
-        args = self.args
-        _allow_connections(args.concurrency)
-        pace = RateLimiter(args.requests_per_minute, args.tokens_per_minute)
-        self.client = Client(args.model, args.base_url, pace, self.ledger, args.timeout)
-        self.schedule = CallQueue(list(self.documents), self.list_request, self.requests, len(self.recipe.kinds))
+        """Send every missing request. Raises UserError if a call failed or the server refuses all calls."""
+        calls = self.call_settings
+        _raise_open_file_limit(calls.concurrency)
+        limiter = RateLimiter(calls.requests_per_minute, calls.tokens_per_minute)
+        self.client = Client(self.settings.model, calls.base_url, limiter, self.ledger, calls.timeout_s)
+        kinds = len(self.settings.kinds)
+        self.queue = CallQueue(list(self.documents), self.missing_list_request, self.missing_requests, kinds)
         self.refusal: UserError | None = None
         self.budget_spent = self.interrupted = False
+        self._next_figures_s = 0.0
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._interrupt)
-        async with Progress("call", self._figures) as self.progress:
-            for uid in self.documents:
-                self.progress.total += self.missing(uid) + bool(self.list_request(uid))
+        total = sum(bool(self.missing_list_request(uid)) + self.count_missing(uid) for uid in self.documents)
+        with progress_bar(total=total, unit="call") as self.bar:
             try:
-                await for_each(range(args.concurrency), self._work, args.concurrency)
+                await for_each(range(calls.concurrency), self._work, calls.concurrency)
             finally:
+                self.bar.set_postfix_str(self._figures(), refresh=False)
                 await self.client.close()
         self._report()
 
     async def _work(self, _: int) -> None:
-        while request := await self.schedule.next():
-            uid, goes_on = request.document.uid, False
+        while request := await self.queue.next():
+            success = False
             try:
-                goes_on = await self._answer(request)
-                self.progress.done += 1
-                if request.kind == self.recipe.list_kind:
-                    self.progress.total += self.missing(uid)
+                success = await self._answer(request)
+                self._update_bar(request)
             except BudgetExhausted:
                 self.budget_spent = True
                 self._stop()
@@ -53,24 +59,24 @@ class LiveRun(GenerationRun):
                 self._stop()
             except CallStopped:
                 pass
-            self.schedule.ended(request, uid, goes_on)
+            self.queue.call_ended(request, request.document.uid, success)
 
     async def _answer(self, request: PassageRequest) -> bool:
-        """Ask, and record what comes; whether that was what was asked for."""
+        """Send a request and record its reply; False if the call failed or a list request got no list."""
         reply = None
         for attempt in range(LIST_TRIES):
             try:
                 reply = await self.client.chat(
-                    request.text(),
-                    max_tokens=self.args.max_tokens,
+                    request.prompt(),
+                    max_tokens=self.call_settings.max_tokens,
                     id=request.id,
                     cache_key=request.document.uid,
-                    **self.settings(request, attempt),
+                    **self.request_fields(request, attempt),
                 )
             except CallFailed as error:
                 self.record_failure(request, str(error))
                 return False
-            if self.take(request, reply):
+            if self.record_reply(request, reply):
                 return True
             if reply.finish_reason == FILTERED:
                 break
@@ -78,17 +84,23 @@ class LiveRun(GenerationRun):
         return False
 
     def _stop(self) -> None:
-        """Begin nothing more; what is under way is paid for, and may end."""
-        self.schedule.stop()
+        """Start no further call; calls in flight are paid for and may end."""
+        self.queue.stop()
         self.client.stop()
 
     def _interrupt(self) -> None:
         self.interrupted = True
         self._stop()
-        asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)  # the next one leaves
-        print(
-            "\nwaiting for the calls that are under way, which are paid for; Ctrl-C again leaves now", file=sys.stderr
-        )
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)  # a second Ctrl-C exits at once
+        print("\nwaiting for the calls in flight, which are paid for; Ctrl-C again exits now", file=sys.stderr)
+
+    def _update_bar(self, request: PassageRequest) -> None:
+        if request.kind == self.settings.list_kind:
+            self.bar.total += self.count_missing(request.document.uid)
+        if time.monotonic() >= self._next_figures_s:
+            self._next_figures_s = time.monotonic() + FIGURES_INTERVAL_S
+            self.bar.set_postfix_str(self._figures(), refresh=False)
+        self.bar.update()
 
     def _figures(self) -> str:
         figures = self.ledger.summary()
@@ -98,30 +110,29 @@ class LiveRun(GenerationRun):
             parts.append(f"${figures['usd']:.2f}")
         if figures["prompt_tokens"]:
             parts.append(f"{figures['cached_tokens'] / figures['prompt_tokens']:.0%} cached")
-        parts += [f"{self.failed} failed"]
+        parts.append(f"{self.failed} failed")
         if self.client.refused:
-            parts.append(f"{self.client.refused} asked to wait")
+            parts.append(f"{self.client.refused} rate-limited")
         return " · ".join(parts)
 
     def _report(self) -> None:
-        """Say how the run ended; raise where it did not end well."""
-        if self.poor:
-            print(f"{self.poor} replies of this run did not end by themselves; step 2 leaves them out")
+        if self.incomplete:
+            print(f"{self.incomplete} replies of this run are incomplete (truncated or filtered); step 2 omits them")
         if self.refusal:
             raise self.refusal
         if self.interrupted:
             raise KeyboardInterrupt
         if self.budget_spent:
-            print("The budget is spent; the same command with a larger one goes on from here.")
+            print("The budget is spent; the same command with a larger budget resumes from here.")
         if self.failed:
             raise UserError(
-                f"{self.failed} calls failed (the last: {self.last_error}); the others are saved, "
-                "and the same command tries the failed ones again"
+                f"{self.failed} calls failed (the last: {self.last_error}); all other replies are saved; "
+                "the same command retries the failed calls"
             )
 
 
-def _allow_connections(concurrency: int) -> None:
-    """Raise the limit of open files, which is often 1,024, where the calls need more."""
+def _raise_open_file_limit(concurrency: int) -> None:
+    """Raise the soft limit on open files, often 1,024, if the connections need more."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = concurrency + 256
     if soft < needed:

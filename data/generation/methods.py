@@ -1,33 +1,38 @@
-"""What is asked of a document: the methods, their requests and record ids."""
+"""Generation methods, their requests and record ids."""
 
 import functools
 import hashlib
 import itertools
 import json
 import re
+from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import comb
 
 import numpy as np
 
+from inference.completions import json_object_in
 from tasks.documents import Document, article_text
 from tasks.prompts import fill, task_prompt
 from utils import paths
 from utils.io import read_text
 
-FEWEST_LISTED = 3  # fewer entities make no triple; an article of QuALITY has about 30
-LONGEST_NAME = 12  # words of an entity; what is longer is a sentence
+MIN_LISTED_ITEMS = 3  # fewer entities make no triple; an article of QuALITY has about 30
+MAX_NAME_WORDS = 12  # words of an entity; anything longer is a sentence
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to rewrite a document: at first, perhaps, a call that lists something in it (its kind is
-    the name of the list in the reply); then passages of some kinds, each about so many of the things
-    listed. A kind is a file of prompts/; a new method is an entry here and its files there."""
+    """A generation method: an optional list request per document, then requests for passages.
+
+    `list_kind` is the key of the list in the reply to the list request, None for a method without one;
+    `group_sizes` maps each kind of passage to the number of listed items it is about. Every kind is a file
+    of prompts/, so a new method is an entry in METHODS and its prompt files.
+    """
 
     list_kind: str | None
-    about: dict[str, int]
+    group_sizes: dict[str, int]
 
 
 METHODS = {
@@ -40,16 +45,24 @@ METHODS = {
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """What is asked of every document. `most` has the largest number of passages of a kind about
-    different things (absent or None: all there are); each is asked for `samples` times. Of what a document lists, the
-    first `max_listed` are used."""
+    """The options that determine the requests for a document.
+
+    `limits` is the maximum number of item groups by kind of passage (absent or None: no limit); every group
+    gets `samples` requests. Only the first `max_listed_items` of a document's list are used.
+    """
 
     model: str
     method: str = "entigraph"
-    most: dict[str, int | None] = field(default_factory=dict)
+    limits: dict[str, int | None] = field(default_factory=dict)
     samples: int = 1
     seed: int = 0
-    max_listed: int | None = None
+    max_listed_items: int | None = None
+
+    @classmethod
+    def from_args(cls, args: Namespace) -> "GenerationSettings":
+        """From the options of entigraph.py."""
+        limits = {"pair": args.max_pairs, "triple": args.max_triples}
+        return cls(args.model, args.method, limits, args.samples, args.seed, args.max_entities)
 
     @property
     def list_kind(self) -> str | None:
@@ -57,13 +70,13 @@ class GenerationSettings:
 
     @property
     def kinds(self) -> list[str]:
-        """Of passages, in the order in which they are asked for."""
-        return list(METHODS[self.method].about)
+        """Kinds of passages, in the order of their requests."""
+        return list(METHODS[self.method].group_sizes)
 
 
 @dataclass(frozen=True)
 class PassageRequest:
-    """One call to make about a document, and what of the document it is about."""
+    """One request about a document and some of its listed items."""
 
     document: Document
     kind: str
@@ -73,20 +86,19 @@ class PassageRequest:
     sample: int = 0
 
     @property
-    def prompt(self) -> str:
-        """The name of the prompt file."""
+    def prompt_file(self) -> str:
         return f"{self.kind}.md"
 
     @property
     def id(self) -> str:
-        """The same for the same document, entities, prompt, model, method and sample."""
+        """The record id: a digest of document, entities, prompt template, model, method and sample."""
         document = self.document
         key = [document.uid, _sha256(document.text), self.entities, self._template(), self.model, self.method]
         key += [self.sample] if self.sample else []
         return _sha256(json.dumps(key, ensure_ascii=False))[:24]
 
-    def text(self) -> str:
-        """The prompt to send. Made when it is sent: 1,000 prompts of a long article are 20 MB."""
+    def prompt(self) -> str:
+        """The prompt. It is built when it is sent: 1,000 prompts of a long article are 20 MB."""
         filling = {
             "document": article_text(self.document),
             "title": self.document.title,
@@ -95,9 +107,8 @@ class PassageRequest:
         return fill(self._template(), filling)
 
     def _template(self) -> str:
-        """All prompts begin alike, up to the end of the document, and what differs from call to call
-        of a kind comes last: servers reuse the work on a prefix that they have seen."""
-        return task_prompt("document") + _read_prompt(self.prompt)
+        """The document comes first and the entities last, since servers cache the longest shared prefix."""
+        return task_prompt("document") + _read_prompt(self.prompt_file)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -110,90 +121,86 @@ def _read_prompt(name: str) -> str:
     return read_text(paths.generation_prompts_dir() / name, "it ships with the repository")
 
 
-def list_request(document: Document, recipe: GenerationSettings) -> PassageRequest:
-    """The call that lists what the passages of `document` will be about."""
-    return PassageRequest(document, recipe.list_kind, (), recipe.model, recipe.method)
+def list_request(document: Document, settings: GenerationSettings) -> PassageRequest:
+    """The request for the entities (or strategies) of `document`."""
+    return PassageRequest(document, settings.list_kind, (), settings.model, settings.method)
 
 
-def passage_count(kind: str, listed: int, recipe: GenerationSettings) -> int:
-    """How many requests `passage_requests` gives for a list of that length."""
-    total = comb(listed, METHODS[recipe.method].about[kind])
-    limit = recipe.most.get(kind)
-    return (total if limit is None else min(total, limit)) * recipe.samples
+def passage_count(kind: str, list_length: int, settings: GenerationSettings) -> int:
+    """The number of requests of `passage_requests` for a list of that length."""
+    total = comb(list_length, METHODS[settings.method].group_sizes[kind])
+    limit = settings.limits.get(kind)
+    return (total if limit is None else min(total, limit)) * settings.samples
 
 
 def passage_requests(
-    document: Document, kind: str, listed: list[str], recipe: GenerationSettings
+    document: Document, kind: str, listed_items: list[str], settings: GenerationSettings
 ) -> Iterator[PassageRequest]:
-    """Calls for the passages of a kind: for each choice of as many of the listed things as the kind
-    is about, in a seeded order, cut at the recipe's limit.
+    """Requests for the passages of one kind: one for each group of listed items, in a seeded order, up to the limit.
 
-    A larger limit, or more samples, go on where smaller ones end: the order depends on the document,
-    the kind and the seed alone.
+    The order depends only on the document, the kind and the seed, so a larger limit or more samples extend
+    the sequence of a smaller one.
     """
-    size, listed = METHODS[recipe.method].about[kind], list(dict.fromkeys(listed))
-    order = np.random.default_rng(list(f"{recipe.seed}/{document.uid}/{kind}".encode()))
-    chosen = order.permutation(comb(len(listed), size))[: recipe.most.get(kind)].astype(np.int32)
-    for sample, number in itertools.product(range(recipe.samples), chosen):
-        group = tuple(listed[index] for index in combination(len(listed), size, int(number)))
-        yield PassageRequest(document, kind, group, recipe.model, recipe.method, sample)
+    size, items = METHODS[settings.method].group_sizes[kind], list(dict.fromkeys(listed_items))
+    rng = np.random.default_rng(list(f"{settings.seed}/{document.uid}/{kind}".encode()))
+    chosen = rng.permutation(comb(len(items), size))[: settings.limits.get(kind)].astype(np.int32)
+    for sample, index in itertools.product(range(settings.samples), chosen):
+        group = tuple(items[position] for position in nth_combination(len(items), size, int(index)))
+        yield PassageRequest(document, kind, group, settings.model, settings.method, sample)
 
 
-def combination(total: int, size: int, number: int) -> list[int]:
-    """The `number`-th of the C(total, size) choices, in the order of itertools.combinations: of 100
-    entities there are 161,700 triples, which need not be in memory."""
-    found, least = [], 0
-    for left in range(size - 1, -1, -1):
-        while number >= (block := comb(total - least - 1, left)):
-            number -= block
-            least += 1
-        found.append(least)
-        least += 1
-    return found
+def nth_combination(total: int, size: int, index: int) -> list[int]:
+    """Element `index` of itertools.combinations(range(total), size), without generating those before it: 100
+    entities have 161,700 triples."""
+    positions, position = [], 0
+    for remaining in range(size - 1, -1, -1):
+        while index >= (block := comb(total - position - 1, remaining)):
+            index -= block
+            position += 1
+        positions.append(position)
+        position += 1
+    return positions
 
 
-def list_schema(kind: str, most: int | None) -> dict:
-    """The JSON schema of a reply to a call that lists."""
-    names = {"type": "array", "items": {"type": "string"}, "minItems": FEWEST_LISTED}
-    if most:
-        names["maxItems"] = most
+def list_schema(kind: str, max_items: int | None) -> dict:
+    """The JSON schema of the reply to a list request."""
+    items = {"type": "array", "items": {"type": "string"}, "minItems": MIN_LISTED_ITEMS}
+    if max_items:
+        items["maxItems"] = max_items
     return {
         "type": "object",
-        "properties": {kind: names, "summary": {"type": "string"}},
+        "properties": {kind: items, "summary": {"type": "string"}},
         "required": [kind, "summary"],
         "additionalProperties": False,
     }
 
 
 def parse_list(reply: str, kind: str = "entities") -> tuple[str, list[str]]:
-    """Summary and list out of a model's reply to a call that lists.
+    """Summary and listed items in the reply to a list request.
 
-    Takes the outermost {...}, so that a Markdown fence or a sentence before it does no harm. Raises
-    ValueError where there is no such object or the list is shorter than FEWEST_LISTED.
+    Raises ValueError for a reply without a JSON object or with fewer than MIN_LISTED_ITEMS items.
     """
-    start, end = reply.find("{"), reply.rfind("}")
-    value = json.loads(reply[start : end + 1]) if 0 <= start < end else None
-    if not isinstance(value, dict) or not isinstance(value.get(kind), list):
+    value = json_object_in(reply)
+    if not isinstance(value.get(kind), list):
         raise ValueError(f"the reply is not a JSON object with a list of {kind}")
     names = [" ".join(name.split()) for name in value[kind] if isinstance(name, str)]
     if kind == "entities":
-        names = [name for name in names if len(name.split()) <= LONGEST_NAME]
-    listed = distinct_names(names)
-    if len(listed) < FEWEST_LISTED:
-        raise ValueError(f"the reply names {len(listed)} {kind}, {FEWEST_LISTED} are the least")
+        names = [name for name in names if len(name.split()) <= MAX_NAME_WORDS]
+    items = distinct_names(names)
+    if len(items) < MIN_LISTED_ITEMS:
+        raise ValueError(f"the reply lists {len(items)} {kind}, fewer than {MIN_LISTED_ITEMS}")
     summary = value.get("summary")
-    return summary.strip() if isinstance(summary, str) else "", listed
+    return summary.strip() if isinstance(summary, str) else "", items
 
 
 def distinct_names(names: list[str]) -> list[str]:
-    """The names without those that repeat an earlier one but for case, a leading article,
-    punctuation around them, or one being the plural of the other."""
-    found: dict[str, str] = {}
+    """Drop names equal to an earlier one up to case, a leading article, surrounding punctuation or a plural ending."""
+    kept: dict[str, str] = {}
     for name in names:
         key = re.sub(r"^(the|an?) ", "", name.lower().strip(" .,;:!?'\"“”‘’*_`"))
         singulars = {key, key.removesuffix("s"), key.removesuffix("es")}
         singulars.add(key[:-3] + "y" if key.endswith("ies") else key)
         plurals = {key + "s", key + "es", key[:-1] + "ies" if key.endswith("y") else key}
-        if key and not found.keys() & (singulars | plurals):
-            found[key] = name
-    return list(found.values())
+        if key and not kept.keys() & (singulars | plurals):
+            kept[key] = name
+    return list(kept.values())

@@ -35,7 +35,7 @@ def test_one_article(home, server):
     assert Counter(record["kind"] for record in found) == {"entities": 1, "pair": comb(6, 2), "triple": comb(6, 3)}
     assert set(found[1]) == {"id", "kind", "entities", "text", "model", "prompt", "finish_reason", "usage"}
     assert sum(server.billed.values()) == CALLS
-    succeed(*entigraph(server))  # again: nothing is paid twice
+    succeed(*entigraph(server))  # again: no reply is paid for twice
     assert sum(server.billed.values()) == CALLS
     succeed(*entigraph(server, articles="0-1"))
     assert sum(server.billed.values()) == 2 * CALLS
@@ -51,7 +51,7 @@ def test_samples_and_concurrency(home, server):
 
 
 def test_ten_kills(home, server):
-    """kill -9 at ten random moments: no more is paid twice than was in flight, nothing is lost."""
+    """After kill -9 at ten random moments no record is lost, and at most the calls in flight are paid twice."""
     server.latency = 0.05
     concurrency, rng = 4, random.Random(7)
     command = entigraph(server, "--concurrency", concurrency, articles="0-5")
@@ -81,13 +81,13 @@ def test_ten_kills(home, server):
 
 
 def test_faults_of_every_kind(home, server):
-    """Faults that pass are retried; what fails for good is recorded, the rest goes on, and the same
-    command tries it again."""
+    """Transient faults are retried; a failed call is recorded, does not stop the others, and is repeated by the
+    same command."""
     faults = [429, 500, "torn", "bad_json", "no_choices", 400, "length", None, 503, 429]
     server.faults = [None] + faults
     line = refused(*entigraph(server))
     assert "1 calls failed" in line
-    assert "the same command tries the failed ones again" in line
+    assert "the same command retries the failed calls" in line
     reasons = Counter(record["finish_reason"] for record in records())
     assert reasons == {"stop": CALLS - 2, "length": 1, "error": 1}
     succeed(*entigraph(server))
@@ -95,7 +95,7 @@ def test_faults_of_every_kind(home, server):
     assert reasons == {"stop": CALLS - 1, "length": 1}
 
 
-def test_entities_that_do_not_come_are_not_paid_for_for_ever(home, server):
+def test_tries_for_a_list_of_entities_are_bounded(home, server):
     server.faults = ["no_entities"] * 100
     line = refused(*entigraph(server))
     assert "0 entities" in line
@@ -137,7 +137,7 @@ def test_a_corrupt_journal_is_named_by_line(home, server):
     assert path.read_text() == damaged
 
 
-def test_ctrl_c_is_quiet_and_loses_nothing(home, server):
+def test_ctrl_c_exits_without_a_traceback_and_loses_no_reply(home, server):
     server.latency = 0.2
     process = start_script(*entigraph(server, "--concurrency", 2))
     while sum(server.billed.values()) < 5 and process.poll() is None:
@@ -153,7 +153,7 @@ def summary():
     return json.loads((paths.passages_dir("example", "m") / "summary.json").read_text())
 
 
-def test_the_summary_is_of_all_runs_and_agrees_with_the_server(home, server):
+def test_the_summary_covers_all_runs_and_agrees_with_the_server(home, server):
     succeed(*entigraph(server, "--max_pairs", 3, "--max_triples", 0))
     server.faults = [500, "torn", "bad_json", "no_choices", 429, "length"]
     succeed(*entigraph(server, "--max_triples", 0))
@@ -166,10 +166,10 @@ def test_the_summary_is_of_all_runs_and_agrees_with_the_server(home, server):
     assert found["usd"] is None
 
 
-def test_what_was_cut_or_filtered_is_asked_again_only_on_request(home, server):
+def test_truncated_and_filtered_replies_are_repeated_only_with_retry_failed(home, server):
     server.faults = [None, "length", "content_filter"]
     out = succeed(*entigraph(server))
-    assert "2 replies of this run did not end by themselves" in out
+    assert "2 replies of this run are incomplete" in out
     asked = server.requests
     succeed(*entigraph(server))
     assert server.requests == asked
@@ -179,8 +179,8 @@ def test_what_was_cut_or_filtered_is_asked_again_only_on_request(home, server):
 
 
 @pytest.mark.parametrize("flags", [["--budget_usd", 0.5], ["--max_tokens_total", 16_000]])
-def test_a_budget_is_never_passed_and_spread_evenly(home, server, tmp_path, flags):
-    """Kills and faults included; a larger budget goes on from there."""
+def test_a_budget_is_never_exceeded_and_spread_evenly(home, server, tmp_path, flags):
+    """Kills and faults included; a larger budget resumes from there."""
     prices = tmp_path / "prices.json"
     prices.write_text('{"m": {"prompt": 10, "cached": 10, "completion": 30, "batch": 0.5}}')
     options = ["--prices", prices, "--max_tokens", 50, *flags]
@@ -213,7 +213,7 @@ def test_a_budget_is_never_passed_and_spread_evenly(home, server, tmp_path, flag
     assert before < spent() <= 2 * flags[1]
 
 
-def test_other_methods_write_to_folders_of_their_own(home, server):
+def test_each_method_writes_to_its_own_folder(home, server):
     for method, calls in (("rephrase", 3 * 2), ("qa", 2), ("strategies", 1 + 6 * 2)):
         before = server.requests
         succeed(*entigraph(server, "--method", method, "--samples", 2))
@@ -235,14 +235,14 @@ def test_import_of_the_published_corpus(home, server, tmp_path):
     for _ in range(2):  # the second time changes nothing
         assert "2 documents, 4 records" in succeed(*command)
     assert len(records()) == 4
-    succeed(*entigraph(server, articles="0"))  # goes on from the entities that were imported
+    succeed(*entigraph(server, articles="0"))  # continues from the imported entities
     assert sum(record["kind"] == "pair" for record in records()) == 3
     (source / "bad.json").write_text('{"a": 1}')
     assert "bad.json" in refused(*command)
 
 
 def test_openai_gets_its_own_names_and_a_cache_key(home, server):
-    """Through a proxy that stands for api.openai.com."""
+    """The fake server is a proxy for api.openai.com."""
     command = entigraph(server, "--max_pairs", 1, "--max_triples", 0)
     index = command.index("--base_url")
     command = (*command[:index], "--base_url", "http://api.openai.com/v1", *command[index + 2 :])
@@ -267,13 +267,13 @@ def test_two_processes_do_not_write_to_one_folder(home, server):
     process.communicate()
 
 
-def test_a_server_that_is_not_there(home, server, monkeypatch):
+def test_a_server_that_cannot_be_reached(home, server, monkeypatch):
     command = list(entigraph(server))
     command[command.index("--base_url") + 1] = "localhost:1/v1"
     assert "--base_url localhost:1/v1" in refused(*command)
 
 
-def test_ctrl_c_does_not_wait_for_calls_that_wait(home, server):
+def test_ctrl_c_does_not_wait_for_the_rate_limiter(home, server):
     process = start_script(*entigraph(server, "--requests_per_minute", 6, articles="all"))
     while not server.requests and process.poll() is None:
         time.sleep(0.01)
@@ -283,7 +283,7 @@ def test_ctrl_c_does_not_wait_for_calls_that_wait(home, server):
     assert "Traceback" not in err
 
 
-def test_insufficient_quota_stops_and_keeps_what_is_under_way(home, server):
+def test_insufficient_quota_stops_and_keeps_the_calls_in_flight(home, server):
     server.latency, server.completion_tokens = 0.3, 10
     server.faults = [None] * 4 + ["insufficient_quota"]
     line = refused(*entigraph(server, "--concurrency", 4))

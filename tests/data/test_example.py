@@ -1,4 +1,4 @@
-"""The example corpus holds what its data card says."""
+"""The example corpus agrees with its data card."""
 
 import json
 import re
@@ -46,14 +46,14 @@ def test_questions():
     assert 0.2 < np.mean([question.hard for question in QUESTIONS]) < 0.4
 
 
-def test_the_right_option_is_not_told_by_its_length():
+def test_length_does_not_reveal_the_right_option():
     spread = [max(map(len, q.options)) - min(map(len, q.options)) for q in QUESTIONS]
     assert max(spread) <= 7
     longest = np.mean([len(q.options[q.gold]) == max(map(len, q.options)) for q in QUESTIONS])
     assert longest < 0.4
 
 
-def test_the_answer_is_in_the_article_and_no_wrong_one_is():
+def test_only_the_right_option_is_in_the_article():
     for document in DOCUMENTS:
         text = document.text.lower()
         for question in document.questions:
@@ -77,7 +77,7 @@ def test_passages_of_every_article():
     assert len(FILES) == len(DOCUMENTS)
 
 
-def test_passages_are_prose_and_no_template():
+def test_passages_do_not_repeat_themselves():
     found = Counter(gram for passage in PASSAGES for gram in grams(passage, 4))
     assert len(found) / found.total() >= 0.75
 
@@ -89,7 +89,7 @@ def test_no_question_and_no_option_list_in_the_passages():
         assert not told & set(grams(" ".join(question.options), 8))
 
 
-def test_replay_is_about_the_world_at_large():
+def test_replay_text_does_not_mention_the_corpus():
     texts = [json.loads(line)["text"] for line in (ROOT / "data/example/replay.jsonl").read_text().splitlines()]
     assert len(texts) == 40
     assert not any("Orrin" in text for text in texts)
@@ -98,8 +98,8 @@ def test_replay_is_about_the_world_at_large():
 
 
 def test_conversations():
-    """Five about each article; those of four articles are held out whole. None repeats eight words in a
-    row of a question or its options."""
+    """Five per article, those of four articles held out; none shares 8 consecutive words with a question or its
+    options."""
     asked = {gram for q in QUESTIONS for text in (q.text, " ".join(q.options)) for gram in grams(text, 8)}
     told = {}
     for split, number in (("train", 40), ("test", 20)):

@@ -9,7 +9,7 @@ from data.generation.call_queue import CACHE_LIFE_S, ROUND, CallQueue
 class Asked:
     id: str
     uid: str
-    kind: int  # -1: it lists
+    kind: int  # -1: a list request
 
 
 def make(documents=3, sizes=(120, 200), lists=True, now=lambda: 0.0):
@@ -23,34 +23,34 @@ def make(documents=3, sizes=(120, 200), lists=True, now=lambda: 0.0):
     )
 
 
-def drain(plan, ends_late=()):
-    """All requests in the order in which one worker gets them; those of `ends_late` never end."""
+def drain(queue, unended=()):
+    """All requests in the order of a single worker; the calls of `unended` never end."""
 
     async def main():
-        found = []
+        handed_out = []
         while True:
             try:
-                request = await asyncio.wait_for(plan.next(), 0.05)
+                request = await asyncio.wait_for(queue.next(), 0.05)
             except TimeoutError:
-                return found
+                return handed_out
             if request is None:
-                return found
-            found.append(request)
-            if request.id not in ends_late:
-                plan.ended(request, request.uid)
+                return handed_out
+            handed_out.append(request)
+            if request.id not in unended:
+                queue.call_ended(request, request.uid)
 
     return asyncio.run(main())
 
 
-def test_everything_is_asked_once():
-    found = drain(make())
-    assert len({request.id for request in found}) == len(found) == 3 * 321
+def test_every_request_comes_once():
+    handed_out = drain(make())
+    assert len({request.id for request in handed_out}) == len(handed_out) == 3 * 321
 
 
-def test_lists_first_then_rounds_kind_by_kind():
-    found = drain(make())
-    assert [request.kind for request in found] == [-1] * 3 + [0] * 360 + [1] * 600
-    runs = [found[3 + i : 3 + i + ROUND] for i in range(0, 6 * ROUND, ROUND)]
+def test_list_requests_first_then_rounds_kind_by_kind():
+    handed_out = drain(make())
+    assert [request.kind for request in handed_out] == [-1] * 3 + [0] * 360 + [1] * 600
+    runs = [handed_out[3 + i : 3 + i + ROUND] for i in range(0, 6 * ROUND, ROUND)]
     assert [{request.uid for request in run} for run in runs] == [{"d0"}, {"d1"}, {"d2"}] * 2
 
 
@@ -63,52 +63,52 @@ def test_no_document_is_a_round_ahead_of_another():
 
 
 def test_a_later_kind_waits_for_every_list():
-    found = drain(make(), ends_late={"d1/list"})
-    assert {request.kind for request in found} == {-1, 0}
-    assert Counter(request.uid for request in found) == {"d0": 121, "d2": 121, "d1": 1}
+    handed_out = drain(make(), unended={"d1/list"})
+    assert {request.kind for request in handed_out} == {-1, 0}
+    assert Counter(request.uid for request in handed_out) == {"d0": 121, "d2": 121, "d1": 1}
 
 
-def test_a_cold_document_begins_with_one_call_alone():
-    plan = make(documents=1, lists=False)
-    (first,) = drain(plan, ends_late={"d0/0/0"})
-    plan.ended(first, "d0")
-    assert len(drain(plan)) == 319
+def test_an_uncached_document_starts_with_a_single_call():
+    queue = make(documents=1, lists=False)
+    (first,) = drain(queue, unended={"d0/0/0"})
+    queue.call_ended(first, "d0")
+    assert len(drain(queue)) == 319
 
 
-def test_a_warm_document_does_not_and_one_that_has_cooled_does():
+def test_a_single_call_again_after_the_cache_has_expired():
     now = [0.0]
-    plan = make(documents=1, sizes=(2 * ROUND,), now=lambda: now[0])
+    queue = make(documents=1, sizes=(2 * ROUND,), now=lambda: now[0])
 
     async def take(count):
-        return [await plan.next() for _ in range(count)]
+        return [await queue.next() for _ in range(count)]
 
     (listing,) = asyncio.run(take(1))
-    plan.ended(listing, "d0")
-    for request in asyncio.run(take(ROUND)):  # all at once: the call that listed was the first
-        plan.ended(request, "d0")
+    queue.call_ended(listing, "d0")
+    for request in asyncio.run(take(ROUND)):  # all at once: the list request has cached the prefix
+        queue.call_ended(request, "d0")
     now[0] += CACHE_LIFE_S + 1
-    assert len(drain(plan, ends_late={f"d0/0/{ROUND}"})) == 1
+    assert len(drain(queue, unended={f"d0/0/{ROUND}"})) == 1
 
 
-def test_a_list_that_does_not_come_leaves_its_document_out():
-    plan = make(documents=2)
+def test_a_failed_list_request_leaves_its_document_out():
+    queue = make(documents=2)
 
     async def main():
-        first, second = await plan.next(), await plan.next()
-        plan.ended(first, "d0", goes_on=False)
-        plan.ended(second, "d1")
+        first, second = await queue.next(), await queue.next()
+        queue.call_ended(first, "d0", success=False)
+        queue.call_ended(second, "d1")
 
     asyncio.run(main())
-    assert {request.uid for request in drain(plan)} == {"d1"}
+    assert {request.uid for request in drain(queue)} == {"d1"}
 
 
 def test_stop():
     async def main():
-        plan = make(documents=1)
-        await plan.next()
-        waiting = asyncio.create_task(plan.next())
+        queue = make(documents=1)
+        await queue.next()
+        waiting = asyncio.create_task(queue.next())
         await asyncio.sleep(0)
-        plan.stop()
+        queue.stop()
         assert await waiting is None
 
     asyncio.run(main())

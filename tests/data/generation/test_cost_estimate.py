@@ -16,7 +16,7 @@ def rows_of(out):
     return {row[0]: [int(number.replace(",", "")) for number in row[1:]] for row in found}
 
 
-def test_a_dry_run_calls_nothing_and_is_exact_once_entities_are_known(home, server):
+def test_a_dry_run_makes_no_call_and_is_exact_once_entities_are_known(home, server):
     dry = (*entigraph(server, "--max_triples", 7, articles="0-2"), "--dry_run")
     out = succeed(*dry)
     assert server.requests == 0
@@ -33,8 +33,8 @@ def test_a_dry_run_calls_nothing_and_is_exact_once_entities_are_known(home, serv
     assert all(row[1] == 0 for row in rows_of(succeed(*dry)).values())
 
 
-def test_tokens_are_close_to_what_is_billed(home, server):
-    """With the entities known, the prompt tokens of the plan are within 2% of the server's."""
+def test_estimated_tokens_are_close_to_the_billed_ones(home, server):
+    """With the entities known, the estimated prompt tokens are within 2% of the server's."""
     server.completion_tokens = 50
     succeed(*entigraph(server, "--max_pairs", 1, "--max_triples", 1, articles="0-2"))
     rows = rows_of(succeed(*entigraph(server, "--dry_run", articles="0-2")))
@@ -48,8 +48,8 @@ def test_tokens_are_close_to_what_is_billed(home, server):
 def test_cached_prefixes_and_dollars(tmp_path):
     text = "word " * 4000
     documents = [Document(f"u{n}", "T", "", "", text) for n in range(2)]
-    recipe = methods.GenerationSettings("m", "rephrase", samples=5)
-    rows, guessed = estimate_costs(documents, recipe, PassageStore(tmp_path, read_only=True))
+    settings = methods.GenerationSettings("m", "rephrase", samples=5)
+    rows, guessed = estimate_costs(documents, settings, PassageStore(tmp_path, read_only=True))
     assert (len(rows), guessed) == (3, 0)
     assert sum(row.calls for row in rows) == 30
     prefix = rows[1].cached / rows[1].calls

@@ -45,7 +45,7 @@ def test_duplicates():
     assert found.add("d", words_of(" ".join(f"thing{n}" for n in range(200)))) == ""
 
 
-def test_strangers():
+def test_entities_not_in_the_document():
     names = ["the northern light", "Captain Ahab", "eleven ships", "jetties", "UN"]
     assert filters.entities_not_in(names, SOURCE) == ["Captain Ahab", "UN"]
 
@@ -62,13 +62,13 @@ def test_the_example_corpus_and_min_quality(home, tiny_model):
     assert saved["figures"] == figures
     assert len(saved["passages"]["words"]) == 144
     assert saved["documents"][0]["pairs"]
-    tokenise = ("data/tokenize_entigraph.py", "--task", "example", "--tokenizer", tiny_model)
-    tokenise += ("--input", folder, "--min_quality")
-    out = succeed(*tokenise, 0.95)
+    tokenize = ("data/tokenize_entigraph.py", "--task", "example", "--tokenizer", tiny_model)
+    tokenize += ("--input", folder, "--min_quality")
+    out = succeed(*tokenize, 0.95)
     kept = int(out.split(" of 144 passages")[0].split()[-1])
     assert 0 < kept < 144
     assert f"{kept} documents" in out
-    assert "no passage is left" in refused(*tokenise, 1.1)
+    assert "no passage is left" in refused(*tokenize, 1.1)
 
 
 def test_an_empty_folder_names_the_step(home):

@@ -1,3 +1,4 @@
+import hashlib
 import itertools
 import os
 from math import comb
@@ -11,10 +12,10 @@ DOCUMENT = Document("u", "A {title}", "Doe, Jo", "1950", "A text with {entities}
 ENTITIES = list("abcdefg")
 
 
-def requests(max_pairs=None, max_triples=None, seed=0, entities=ENTITIES, **settings):
-    most = {"pair": max_pairs, "triple": max_triples}
-    recipe = methods.GenerationSettings("m", most=most, seed=seed, **settings)
-    return [request for kind in recipe.kinds for request in methods.passage_requests(DOCUMENT, kind, entities, recipe)]
+def requests(max_pairs=None, max_triples=None, seed=0, entities=ENTITIES, **options):
+    limits = {"pair": max_pairs, "triple": max_triples}
+    settings = methods.GenerationSettings("m", limits=limits, seed=seed, **options)
+    return [r for kind in settings.kinds for r in methods.passage_requests(DOCUMENT, kind, entities, settings)]
 
 
 def test_all_pairs_and_triples():
@@ -29,7 +30,15 @@ def test_samples_are_seeded_and_nested():
     assert {r.entities for r in requests(3, 5, seed=1)} != small
 
 
-def test_ids_depend_on_what_is_asked():
+def test_ids_and_prompts_are_stable():
+    """After a change of ids, existing replies would be requested and paid for again."""
+    text = "".join(request.id + request.prompt() for request in requests(max_triples=5, samples=2))
+    assert (
+        hashlib.sha256(text.encode()).hexdigest() == "de09c6684080c4503dd87041274a61c28064cea98cfb928aafe7af2f53b10012"
+    )
+
+
+def test_ids_differ_between_requests():
     base = requests()[0]
     assert base.id == requests()[0].id
     others = [
@@ -42,7 +51,7 @@ def test_ids_depend_on_what_is_asked():
 
 
 def test_the_article_comes_before_the_entities_and_braces_stay():
-    texts = [request.text() for request in requests()]
+    texts = [request.prompt() for request in requests()]
     assert all("A text with {entities} and {document} in it." in text for text in texts)
     shared = min(len(os.path.commonprefix([texts[0], text])) for text in texts[1 : comb(7, 2)])
     assert shared >= texts[0].index("\n- ")
@@ -58,7 +67,7 @@ def test_the_article_comes_before_the_entities_and_braces_stay():
         (f'{{"entities": ["A", "B", "{"word " * 13}", "C"]}}', ["A", "B", "C"]),
     ],
 )
-def test_entities_are_found(reply, entities):
+def test_entities_in_a_reply(reply, entities):
     assert methods.parse_list(reply)[1] == entities
 
 
@@ -75,18 +84,18 @@ def test_entities_are_found(reply, entities):
         '{"summary": "s", "ent',
     ],
 )
-def test_bad_replies_are_refused(reply):
+def test_replies_without_a_list_raise(reply):
     with pytest.raises(ValueError):
         methods.parse_list(reply)
 
 
-def test_combinations_are_those_of_itertools():
+def test_nth_combination_agrees_with_itertools():
     for total, size in ((7, 2), (7, 3), (9, 1), (5, 0), (3, 3)):
-        numbered = [methods.combination(total, size, n) for n in range(comb(total, size))]
+        numbered = [methods.nth_combination(total, size, n) for n in range(comb(total, size))]
         assert numbered == [list(group) for group in itertools.combinations(range(total), size)]
 
 
-def test_each_pair_once_and_samples_go_on():
+def test_each_pair_once_and_more_samples_extend_the_sequence():
     once, twice = requests(max_triples=4), requests(max_triples=4, samples=2)
     assert len({r.entities for r in once}) == len(once) == comb(7, 2) + 4
     assert [r.id for r in twice if not r.sample] == [r.id for r in once]
@@ -95,23 +104,23 @@ def test_each_pair_once_and_samples_go_on():
 
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_every_method_has_its_prompts_and_its_own_ids(method):
-    recipe = methods.GenerationSettings("m", method)
+    settings = methods.GenerationSettings("m", method)
     document = Document("u", "A title", "Doe, Jo", "1950", "A text.")
-    asked = [request for kind in recipe.kinds for request in methods.passage_requests(document, kind, ENTITIES, recipe)]
-    assert len(asked) == sum(methods.passage_count(kind, 7, recipe) for kind in recipe.kinds)
-    if recipe.list_kind:
-        asked.append(methods.list_request(document, recipe))
-        assert f'"{recipe.list_kind}"' in asked[-1].text()
-    shared = os.path.commonprefix([request.text() for request in asked])
-    assert "A text." in shared  # the work on the document is shared by all calls
+    asked = [r for kind in settings.kinds for r in methods.passage_requests(document, kind, ENTITIES, settings)]
+    assert len(asked) == sum(methods.passage_count(kind, 7, settings) for kind in settings.kinds)
+    if settings.list_kind:
+        asked.append(methods.list_request(document, settings))
+        assert f'"{settings.list_kind}"' in asked[-1].prompt()
+    shared = os.path.commonprefix([request.prompt() for request in asked])
+    assert "A text." in shared  # one cached prefix serves all calls
     for request in asked:
-        assert "{" not in request.text().split("# Task")[1].replace('{"', "")
+        assert "{" not in request.prompt().split("# Task")[1].replace('{"', "")
     other = methods.PassageRequest(document, asked[0].kind, asked[0].entities, "m", "another method")
     assert other.id != asked[0].id
 
 
 @pytest.mark.parametrize(
-    ("names", "left"),
+    ("names", "expected"),
     [
         (["The Bell", "bell", "a bell."], ["The Bell"]),
         (["bell", "bells", "the Bells"], ["bell"]),
@@ -123,17 +132,16 @@ def test_every_method_has_its_prompts_and_its_own_ids(method):
         (["James", "Jane"], ["James", "Jane"]),
     ],
 )
-def test_entities_that_are_one_are_named_once(names, left):
-    assert methods.distinct_names(names) == left
+def test_distinct_names(names, expected):
+    assert methods.distinct_names(names) == expected
 
 
 def test_ninety_five_percent_of_forty_entities_prompts_are_shared():
-    """Of the prompt tokens (here: characters) of an article of 5,000 tokens with 40 entities, those
-    in a prefix that an earlier call of the same kind has."""
+    """Fraction of prompt characters in a prefix shared with an earlier call of the same kind; 5,000 tokens."""
     document = Document("u", "Title", "Doe, Jo", "1950", "word " * 4000)
     names = [f"Entity number {n}" for n in range(40)]
     for kind in ("pair", "triple"):
-        recipe = methods.GenerationSettings("m", most={"triple": 1000})
-        texts = [r.text() for r in methods.passage_requests(document, kind, names, recipe)]
+        settings = methods.GenerationSettings("m", limits={"triple": 1000})
+        texts = [r.prompt() for r in methods.passage_requests(document, kind, names, settings)]
         shared = sum(len(os.path.commonprefix(pair)) for pair in itertools.pairwise(texts))
         assert shared / sum(map(len, texts)) >= 0.95

@@ -99,14 +99,15 @@ def add_seed_flag(group, help: str = "of every random choice") -> None:
     group.add_argument("--seed", type=non_negative_int, default=0, help=help)
 
 
-def progress_bar(**settings: object):
-    """A tqdm bar on a terminal, one line a minute elsewhere. Settings are tqdm's (total, desc, unit, …)."""
+def progress_bar(desc: str = "", **settings: object):
+    """A tqdm bar on a terminal, one line a minute elsewhere. Settings are tqdm's (total, unit, …)."""
     from tqdm import tqdm
 
+    desc = f"{desc}: " if desc else ""
     if sys.stderr.isatty():
-        return tqdm(dynamic_ncols=True, mininterval=BAR_INTERVAL_S, **settings)
+        return tqdm(desc=desc, dynamic_ncols=True, mininterval=BAR_INTERVAL_S, **settings)
     line = "{desc}{n_fmt} of {total_fmt} {unit}s, {rate_fmt}, {remaining} left{postfix}\n"
-    return tqdm(mininterval=LOG_INTERVAL_S, maxinterval=LOG_INTERVAL_S, bar_format=line, **settings)
+    return tqdm(desc=desc, mininterval=LOG_INTERVAL_S, maxinterval=LOG_INTERVAL_S, bar_format=line, **settings)
 
 
 def silence_transformers() -> None:

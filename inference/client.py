@@ -215,7 +215,7 @@ class Client:
         except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
             raise UserError(f"--base_url {self._url}: not the address of a server") from error
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise RetryableError(f"{type(error).__name__}: {error}", None) from error
+            raise RetryableError(f"{type(error).__name__}: {error}") from error
 
     def _http_error(self, call: Call, response, content: bytes, started_at: float) -> Exception:
         """Settle a call that ended with an HTTP error; returns the exception to raise."""
@@ -225,7 +225,7 @@ class Client:
         error = error_from_response(response.status, response.headers, content, self._redact)
         if isinstance(error, RateLimited):
             self.rate_limiter.pause(parse_limit_reset(response.headers))
-            self.rate_limiter.record_refusal(started_at, error.wait_s)
+            self.rate_limiter.record_refusal(started_at, error.wait_s or 0)
         return error
 
     async def _record_sent(self, session, context, params) -> None:

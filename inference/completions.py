@@ -25,20 +25,16 @@ class ContentFiltered(Exception):
     """HTTP 400 caused by the content of the prompt."""
 
 
-class RateLimited(Exception):
-    """HTTP 429: to be retried after `wait_s` seconds, when the rate limiter allows it."""
-
-    def __init__(self, message: str, wait_s: float):
-        super().__init__(message)
-        self.wait_s = wait_s
-
-
 class RetryableError(Exception):
     """A failed attempt that is worth repeating, after `wait_s` seconds if the server named a time."""
 
-    def __init__(self, message: str, wait_s: float | None):
+    def __init__(self, message: str, wait_s: float | None = None):
         super().__init__(message)
         self.wait_s = wait_s
+
+
+class RateLimited(RetryableError):
+    """HTTP 429: to be retried as often as necessary, when the rate limiter allows it."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +120,7 @@ def error_from_response(status: int, headers, content: bytes, redact: Callable[[
         return UserError(f"the server refuses every call ({status}): {text}")
     wait_s = parse_retry_after(headers)
     if status == 429:
-        return RateLimited(text, wait_s or 0)
+        return RateLimited(text, wait_s)
     if status in RETRYABLE_STATUSES or status >= 500:
         return RetryableError(f"{status}: {text}", wait_s)
     return ContentFiltered(text) if code in FILTERED else CallFailed(f"{status}: {text}")

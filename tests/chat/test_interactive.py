@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from chat.conversation import Conversation, drop_oldest_turns
 from tests.conftest import ROOT, refused, succeed
-from tests.streaming_server import StreamingServer
+from tests.fake_openai import FakeOpenAI
 from utils import chat_template
 from utils.errors import UserError
 
@@ -34,7 +34,7 @@ def chat_model(tiny_llama, tmp_path_factory):
 
 @pytest.fixture
 def streaming():
-    with StreamingServer() as running:
+    with FakeOpenAI() as running:
         yield running
 
 
@@ -301,7 +301,7 @@ def test_the_model_s_words_move_no_cursor(terminal):
 
 
 def test_the_context_is_cut_by_whole_turns(home):
-    with StreamingServer(max_model_len=200) as server:
+    with FakeOpenAI(max_model_len=200) as server:
         done = piped("\n".join(f"message {n} " + "x" * 150 for n in range(4)), "--base_url", server.url)
     assert done.returncode == 0
     assert done.stderr.decode().count("the oldest") >= 1
@@ -314,7 +314,7 @@ def test_the_context_is_cut_by_whole_turns(home):
 def test_a_server_that_knows_its_context_better(home):
     """It refuses what is too long: older turns are left out until it takes the rest, and a message that
     is too long by itself is said to be."""
-    with StreamingServer(most_bytes=400) as server:
+    with FakeOpenAI(max_bytes=400) as server:
         done = piped("\n".join(f"message {n} " + "x" * 100 for n in range(4)), "--base_url", server.url)
         assert done.returncode == 0, done.stderr
         assert b"turns are left out" in done.stderr
@@ -324,7 +324,7 @@ def test_a_server_that_knows_its_context_better(home):
 
 
 def test_max_tokens_are_cut_to_a_server_s_context(home):
-    with StreamingServer(max_model_len=200) as server:
+    with FakeOpenAI(max_model_len=200) as server:
         done = piped("hi\nthere", "--base_url", server.url, "--max_tokens", 4000)
     assert done.returncode == 0, done.stderr
     assert all(0 < body["max_tokens"] < 200 for body in server.bodies)
@@ -332,7 +332,7 @@ def test_max_tokens_are_cut_to_a_server_s_context(home):
 
 @pytest.mark.parametrize("listed", [[], "<html>", {"object": "list"}, {"data": [{"name": "x"}]}, {"data": 1}])
 def test_what_is_no_openai_server(home, listed):
-    with StreamingServer() as server:
+    with FakeOpenAI() as server:
         server.listed = listed
         assert "no OpenAI-compatible server" in refused("interactive.py", "--base_url", server.url)
 
@@ -373,7 +373,7 @@ def test_bad_input(home, streaming, tiny_model):
     assert "--web" in says("--share")
     assert "nowhere" in says("--model_path", "nowhere")
     assert "http://127.0.0.1:1/v1" in says("--base_url", "http://127.0.0.1:1/v1")
-    with StreamingServer(models=("a", "b")) as two:
+    with FakeOpenAI(models=("a", "b")) as two:
         assert "which of a, b" in says("--base_url", two.url)
 
 

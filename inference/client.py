@@ -205,7 +205,7 @@ class Client:
         return completion
 
     async def _send(self, request: _Request, call: Call) -> tuple[Any, bytes]:
-        """Response and its body. Raises UserError for an invalid address, RetryableError without a whole response."""
+        """Response and its body. Raises UserError for an invalid address, RetryableError for an incomplete response."""
         import aiohttp
 
         try:

@@ -1,7 +1,7 @@
-"""OpenAI's Batch API: half the price, an answer within a day.
+"""OpenAI's Batch API: calls at half the price, answered within a day.
 
-It knows requests and replies by their ids, nothing of what they are about. What was submitted is in a
-journal, so that a kill at any moment neither forgets a batch nor submits it again.
+Knows requests and replies by their ids, nothing of their content. Submissions are kept in a journal, so that a kill
+at any moment neither forgets a batch nor submits it twice.
 """
 
 import json
@@ -13,64 +13,66 @@ from pathlib import Path
 
 from inference.budget import Ledger
 from inference.client import TEMPLATE_TOKENS, Client
-from inference.prices import Usage
+from inference.prices import ZERO, Usage
 from utils.io import Journal, read_journal
 
-MOST_REQUESTS, MOST_BYTES = 50_000, 190 * 10**6  # of a file; OpenAI takes 200 MB
-ENDED = {"completed", "expired", "cancelled", "failed"}
-LOOK_BACK = 100  # batches listed when a submission was interrupted
+MAX_REQUESTS_PER_FILE, MAX_BYTES_PER_FILE = 50_000, 190 * 10**6  # OpenAI's limits are 50,000 and 200 MB
+FINAL_STATUSES = {"completed", "expired", "cancelled", "failed"}
+BATCHES_LISTED = 100  # searched for an interrupted submission
+ENDPOINT = "/v1/chat/completions"
 
 
 @dataclass
 class Batch:
-    """`id` is the server's; None until it is known. `most`: tokens that it can be billed for."""
+    """`token` identifies a submission; `id` is the server's, None until it is known; `max_usage` is the largest
+    number of tokens the batch can be billed for."""
 
     token: str
     requests: list[str]
-    most: Usage
+    max_usage: Usage
     id: str | None = None
     collected: bool = False
 
 
 def pending_calls(path: Path) -> int:
-    """Calls in batches that are not collected, by the journal alone."""
+    """Number of calls in batches that are not collected, by the journal alone."""
     batches: dict[str, int] = {}
-    for line in read_journal(path) if path.exists() else []:
-        if "requests" in line:
-            batches[line["token"]] = len(line["requests"])
-        elif "collected" in line or not line["batch"]:
-            batches.pop(line["token"])
+    for record in read_journal(path) if path.exists() else []:
+        if "requests" in record:
+            batches[record["token"]] = len(record["requests"])
+        elif "collected" in record or not record["batch"]:
+            batches.pop(record["token"])
     return sum(batches.values())
 
 
 class Batches:
-    """The batches of one folder of passages."""
+    """Batches of one folder of passages."""
 
     def __init__(self, path: Path, client: Client, ledger: Ledger):
         self._client, self._ledger = client, ledger
         self._journal = Journal(path)
         self._batches: dict[str, Batch] = {}
-        for line in self._journal.records:
-            self._take_in(line)
+        for record in self._journal.records:
+            self._apply(record)
         self._journal.records.clear()
-        ledger.batch_reserved = sum((batch.most for batch in self.pending()), Usage())
+        self._reserve_pending()
 
     def close(self) -> None:
         self._journal.close()
 
     def pending(self) -> list[Batch]:
-        """Submitted, perhaps, and not collected."""
+        """Batches whose submission has begun and that are not collected."""
         return [batch for batch in self._batches.values() if not batch.collected]
 
     def requests_under_way(self) -> set[str]:
         return {id for batch in self.pending() for id in batch.requests}
 
     async def submit(self, requests: Iterable[tuple[str, dict]]) -> int:
-        """Submit (id, body) pairs, file by file, as far as the budget goes; how many went."""
-        sent, source = 0, iter(requests)
+        """Submit (id, body) pairs, file by file, as far as the budget allows; returns the number of requests sent."""
+        sent, remaining = 0, iter(requests)
         while True:
             with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
-                batch = self._fill(source, file)
+                batch = self._write_requests(remaining, file)
                 if not batch.requests:
                     return sent
                 file.flush()
@@ -78,32 +80,32 @@ class Batches:
             sent += len(batch.requests)
 
     async def adopt(self) -> None:
-        """Find out what became of a submission that was interrupted: its batch is on the server, and
-        bears its token, or it is not there and its requests are free again."""
-        unsure = [batch for batch in self.pending() if not batch.id]
-        if not unsure:
+        """Resolve interrupted submissions: either the server lists a batch with the submission's token, or it has
+        none and the requests are free again."""
+        unknown = [batch for batch in self.pending() if not batch.id]
+        if not unknown:
             return
-        page = await self._client.call(self._client.api.batches.list(limit=LOOK_BACK))
-        found = {(batch.metadata or {}).get("scp"): batch.id for batch in page.data}
-        for batch in unsure:
-            self._note({"token": batch.token, "batch": found.get(batch.token)})
-        self._ledger.batch_reserved = sum((batch.most for batch in self.pending()), Usage())
+        page = await self._client.call(self._client.api.batches.list(limit=BATCHES_LISTED))
+        ids = {(batch.metadata or {}).get("scp"): batch.id for batch in page.data}
+        for batch in unknown:
+            self._record({"token": batch.token, "batch": ids.get(batch.token)})
+        self._reserve_pending()
 
     async def status(self) -> list[tuple[Batch, str, int, int]]:
-        """Every pending batch: its state, requests done, requests failed."""
-        found = []
+        """Each pending batch with its status, requests completed and requests failed."""
+        rows = []
         for batch in self.pending():
             state = await self._client.call(self._client.api.batches.retrieve(batch.id))
             counts = state.request_counts
-            found.append((batch, state.status, counts.completed if counts else 0, counts.failed if counts else 0))
-        return found
+            rows.append((batch, state.status, counts.completed if counts else 0, counts.failed if counts else 0))
+        return rows
 
     async def collect(self) -> AsyncIterator[tuple[Batch, str, list[dict]]]:
-        """Every batch that has ended, its state, and the lines of its output and error files. To be marked with
-        `collected` once its replies are safe."""
+        """Each batch that has ended, with its status and the lines of its output and error files. The caller marks it
+        with `collected` once its replies are saved."""
         for batch in self.pending():
             state = await self._client.call(self._client.api.batches.retrieve(batch.id))
-            if state.status not in ENDED:
+            if state.status not in FINAL_STATUSES:
                 continue
             lines = []
             for file in filter(None, (state.output_file_id, state.error_file_id)):
@@ -113,61 +115,60 @@ class Batches:
             yield batch, "; ".join([state.status, *filter(None, errors)]), lines
 
     def collected(self, batch: Batch, usage: Usage, calls: int) -> None:
-        """Note what a batch was billed for, once, and that it is done with."""
-        self._ledger.batch_answered(batch.id, usage, calls)
-        self._note({"token": batch.token, "collected": True})
-        self._ledger.batch_reserved -= batch.most
+        """Bill a batch in the ledger, once, and mark it as collected."""
+        self._ledger.record_batch(batch.id, usage, calls)
+        self._record({"token": batch.token, "collected": True})
+        self._ledger.batch_reserved -= batch.max_usage
 
-    def _fill(self, source, file) -> Batch:
-        """Write requests into `file` until it is full, the budget is, or there are no more."""
-        ids, most, size = [], Usage(), 0
-        while len(ids) < MOST_REQUESTS and size < MOST_BYTES:
-            id, body = next(source, (None, None))
+    def _reserve_pending(self) -> None:
+        self._ledger.batch_reserved = sum((batch.max_usage for batch in self.pending()), ZERO)
+
+    def _write_requests(self, requests, file) -> Batch:
+        """Write requests until the file is full, the budget is exhausted, or there are no more."""
+        ids, max_usage, size = [], ZERO, 0
+        while len(ids) < MAX_REQUESTS_PER_FILE and size < MAX_BYTES_PER_FILE:
+            id, body = next(requests, (None, None))
             if id is None:
                 break
-            more = _most(body)
-            if not self._ledger.fits_batch(most + more):
+            total = max_usage + _max_usage(body)
+            if not self._ledger.fits_batch(total):
                 break
-            line = {"custom_id": id, "method": "POST", "url": "/v1/chat/completions", "body": body}
-            data = json.dumps(line).encode() + b"\n"
-            file.write(data)
+            line = {"custom_id": id, "method": "POST", "url": ENDPOINT, "body": body}
+            size += file.write(json.dumps(line).encode() + b"\n")
             ids.append(id)
-            most += more
-            size += len(data)
-        return Batch(secrets.token_hex(12), ids, most)
+            max_usage = total
+        return Batch(secrets.token_hex(12), ids, max_usage)
 
     async def _create(self, batch: Batch, path: Path) -> None:
-        self._note({"token": batch.token, "requests": batch.requests, "most": astuple(batch.most)})
-        self._ledger.batch_reserved += batch.most
-        api = self._client.api.with_options(max_retries=0)  # a second try could make a second batch
+        """Create a batch on the server; its token is in the journal before anything is sent."""
+        self._record({"token": batch.token, "requests": batch.requests, "most": astuple(batch.max_usage)})
+        self._ledger.batch_reserved += batch.max_usage
+        api = self._client.api.with_options(max_retries=0)  # a retry could create a second batch
         uploaded = await self._client.call(api.files.create(file=path, purpose="batch"))
         created = await self._client.call(
             api.batches.create(
-                input_file_id=uploaded.id,
-                endpoint="/v1/chat/completions",
-                completion_window="24h",
-                metadata={"scp": batch.token},
+                input_file_id=uploaded.id, endpoint=ENDPOINT, completion_window="24h", metadata={"scp": batch.token}
             )
         )
-        self._note({"token": batch.token, "batch": created.id})
+        self._record({"token": batch.token, "batch": created.id})
 
-    def _note(self, line: dict) -> None:
-        self._journal.append(line)
-        self._take_in(line)
+    def _record(self, record: dict) -> None:
+        self._journal.append(record)
+        self._apply(record)
 
-    def _take_in(self, line: dict) -> None:
-        token = line["token"]
-        if "requests" in line:
-            self._batches[token] = Batch(token, line["requests"], Usage(*line["most"]))
-        elif "collected" in line:
+    def _apply(self, record: dict) -> None:
+        token = record["token"]
+        if "requests" in record:
+            self._batches[token] = Batch(token, record["requests"], Usage(*record["most"]))
+        elif "collected" in record:
             self._batches[token].collected = True
-        elif line["batch"]:
-            self._batches[token].id = line["batch"]
+        elif record["batch"]:
+            self._batches[token].id = record["batch"]
         else:
             del self._batches[token]
 
 
-def _most(body: dict) -> Usage:
+def _max_usage(body: dict) -> Usage:
     prompt = body["messages"][0]["content"]
-    longest = body.get("max_tokens") or body["max_completion_tokens"]
-    return Usage(len(prompt.encode()) + TEMPLATE_TOKENS, 0, longest)
+    max_tokens = body.get("max_tokens") or body["max_completion_tokens"]
+    return Usage(len(prompt.encode()) + TEMPLATE_TOKENS, 0, max_tokens)

@@ -1,6 +1,7 @@
-"""What has been spent, and may be: every call is noted when it goes out and when it is answered.
+"""Ledger of API calls: tokens and dollars spent, within a budget.
 
-The file survives kill -9 at any moment. It knows tokens and prices, nothing of what is asked.
+Every call is written to the ledger's file when it is sent and when it is answered; the file survives kill -9 at any
+moment. Knows tokens and prices, nothing of prompts.
 """
 
 import asyncio
@@ -16,30 +17,29 @@ from utils.io import Journal
 
 
 class BudgetExhausted(Exception):
-    """No call fits into what is left of the budget, and none in flight will make room."""
+    """The remaining budget has no room for a call, and no call in flight can free any."""
 
 
 @dataclass
 class Call:
-    """A call under way. `most` is the largest number of tokens it can be billed for."""
+    """A call in flight; `max_usage` is the largest number of tokens it can be billed for."""
 
     id: str
-    most: Usage
+    max_usage: Usage
     sent: bool = False
 
 
 @dataclass
 class Totals:
-    """What was billed: by what servers said (live, batch), and the rest, by reckoning.
+    """Billed usage as reported by servers (live, batch), and counts of calls.
 
-    `lost` calls went out and were never answered, because the connection tore or the program was
-    killed; each is taken as billed: for what the same call cost when it was answered at last, and
-    until then for the most that it can have cost.
+    `lost` calls were sent and never answered, because the connection broke or the program was killed. Each counts as
+    billed: for the cost of the same call once it is answered, and until then for the upper bound of its cost.
     """
 
     live: Usage = ZERO
     batch: Usage = ZERO
-    batches: list[str] = field(default_factory=list)  # ids of those that are in `batch`
+    batches: list[str] = field(default_factory=list)  # ids of the batches counted in `batch`
     calls: int = 0
     lost: int = 0
     retries: int = 0
@@ -49,7 +49,7 @@ class Totals:
 class Ledger:
     """Budget and bill of one folder of passages, over all runs.
 
-    `path` None keeps it in memory alone. Raises UserError where another process has it open.
+    With `path` None it is kept in memory only. Raises UserError if another process has the file open.
     """
 
     def __init__(
@@ -61,28 +61,29 @@ class Ledger:
     ):
         self.price, self.budget_usd, self.max_tokens = price, budget_usd, max_tokens
         self.totals = Totals()
+        self.batch_reserved = ZERO  # by pending batches
+        self._reserved = ZERO  # by the calls in flight
         self._in_flight = 0
-        self._reserved = Usage()  # by the calls in flight
-        self.batch_reserved = Usage()  # by batches that are under way
-        self._lost: dict[str, list[Usage]] = {}  # the most they can have cost, by id
-        self._changed = asyncio.Event()
+        self._lost: dict[str, list[Usage]] = {}  # upper bounds of their usage, by call id
+        self._released = asyncio.Event()
         self._journal = None
         if path:
-            self._journal = Journal(path, self._replay, self._sum)
-            self._lost = {id: most for id, most in self._lost.items() if most}
-        self._begun = time.monotonic()
+            self._journal = Journal(path, self._replay, self._snapshot)
+            self._lost = {id: bounds for id, bounds in self._lost.items() if bounds}
+        self._opened_at = time.monotonic()
 
     def usd(self) -> float | None:
-        """Dollars spent; None without a price. Calls in flight are not in it."""
-        return self._usd(self._unknown()) if self.price else None
+        """Dollars spent, without calls in flight; None without a price."""
+        return self._usd(self._lost_usage()) if self.price else None
 
     def tokens(self) -> int:
-        return (self.totals.live + self.totals.batch + self._unknown()).total
+        """Tokens spent, without calls in flight."""
+        return (self.totals.live + self.totals.batch + self._lost_usage()).total
 
     def summary(self) -> dict[str, Any]:
-        """The figures of summary.json, over all runs."""
-        totals, unknown = self.totals, self._unknown()
-        usage = totals.live + totals.batch + unknown
+        """Figures of summary.json, over all runs."""
+        totals = self.totals
+        usage = totals.live + totals.batch + self._lost_usage()
         return {
             "calls": totals.calls,
             "lost": totals.lost + sum(map(len, self._lost.values())),
@@ -94,57 +95,57 @@ class Ledger:
             "seconds": round(self._seconds(), 1),
         }
 
-    async def admit(self, id: str, most: Usage) -> Call:
-        """Reserve `most` for a call, when the budget has room for it.
+    async def reserve(self, id: str, max_usage: Usage) -> Call:
+        """Reserve `max_usage` for a call, once the budget has room for it.
 
-        Calls in flight count as spent until they are answered; where room can only come from them,
-        this waits. Raises BudgetSpent where there is none to come.
+        Calls in flight count as spent until they are answered; if only they can free the room, this waits. Raises
+        BudgetExhausted if none is in flight.
         """
-        while not self._fits(most):
+        while not self._fits(max_usage):
             if not self._in_flight:
                 raise BudgetExhausted
-            self._changed.clear()
-            await self._changed.wait()
+            self._released.clear()
+            await self._released.wait()
         self._in_flight += 1
-        self._reserved += most
-        return Call(id, most)
+        self._reserved += max_usage
+        return Call(id, max_usage)
 
-    def sent(self, call: Call) -> None:
+    def record_sent(self, call: Call) -> None:
         """Note, just before its last bytes leave, that a call may be billed from now on."""
         call.sent = True
-        self._note({"id": call.id, "most": astuple(call.most)})
+        self._append({"id": call.id, "most": astuple(call.max_usage)})
 
-    def answered(self, call: Call, usage: Usage) -> None:
-        with self._closing(call):
+    def record_reply(self, call: Call, usage: Usage) -> None:
+        with self._releasing(call):
             if not call.sent:
-                self.sent(call)
-            self._note({"id": call.id, "usage": astuple(usage)})
-            self._answer(call.id, usage)
+                self.record_sent(call)
+            self._append({"id": call.id, "usage": astuple(usage)})
+            self._add_reply(call.id, usage)
 
-    def refused(self, call: Call) -> None:
-        """An HTTP error: nothing is billed."""
-        with self._closing(call):
+    def record_refusal(self, call: Call) -> None:
+        """Note an HTTP error, which is not billed."""
+        with self._releasing(call):
             self.totals.retries += 1
             if call.sent:
-                self._note({"id": call.id, "end": "refused"})
+                self._append({"id": call.id, "end": "refused"})
 
-    def failed(self, call: Call) -> None:
-        """No whole answer: billed where it went out at all."""
-        with self._closing(call):
+    def record_failure(self, call: Call) -> None:
+        """Note a call without a complete reply, which is billed if it was sent."""
+        with self._releasing(call):
             if call.sent:
                 self.totals.retries += 1
-                self._lost.setdefault(call.id, []).append(call.most)
-                self._note({"id": call.id, "end": "lost"})
+                self._lost.setdefault(call.id, []).append(call.max_usage)
+                self._append({"id": call.id, "end": "lost"})
 
-    def fits_batch(self, most: Usage) -> bool:
-        """Whether the budget has room for a batch of that size beside those that are under way."""
-        return self._fits(Usage(), most)
+    def fits_batch(self, max_usage: Usage) -> bool:
+        """Whether the budget has room for a batch of this size beside the pending ones."""
+        return self._fits(ZERO, max_usage)
 
-    def batch_answered(self, id: str, usage: Usage, calls: int) -> None:
-        """A batch has been billed. The second time it is told of one, nothing changes."""
+    def record_batch(self, id: str, usage: Usage, calls: int) -> None:
+        """Add the bill of a batch, once per id."""
         if id in self.totals.batches:
             return
-        self._note({"id": id, "batch": astuple(usage), "calls": calls})
+        self._append({"id": id, "batch": astuple(usage), "calls": calls})
         self._add_batch(id, usage, calls)
 
     def close(self) -> None:
@@ -152,39 +153,35 @@ class Ledger:
             self._journal.close()
 
     @contextmanager
-    def _closing(self, call: Call) -> Iterator[None]:
-        """Whatever happens (a full disk), the call is no longer in flight."""
+    def _releasing(self, call: Call) -> Iterator[None]:
+        """Release the reservation of a call in any case, such as a full disk."""
         try:
             yield
         finally:
             self._in_flight -= 1
-            self._reserved -= call.most
-            self._changed.set()
+            self._reserved -= call.max_usage
+            self._released.set()
 
-    def _add_batch(self, id: str, usage: Usage, calls: int) -> None:
-        self.totals.batches.append(id)
-        self.totals.batch += usage
-        self.totals.calls += calls
-
-    def _fits(self, most: Usage, most_of_batch: Usage = ZERO) -> bool:
-        unknown = self._reserved + self._unknown() + most
-        batch = self.batch_reserved + most_of_batch
-        if self.budget_usd is not None and self._usd(unknown, batch) > self.budget_usd:
+    def _fits(self, live: Usage, batch: Usage = ZERO) -> bool:
+        live = self._reserved + self._lost_usage() + live
+        batch = self.batch_reserved + batch
+        if self.budget_usd is not None and self._usd(live, batch) > self.budget_usd:
             return False
-        known = self.totals.live + self.totals.batch
-        return self.max_tokens is None or (known + unknown + batch).total <= self.max_tokens
+        billed = self.totals.live + self.totals.batch
+        return self.max_tokens is None or (billed + live + batch).total <= self.max_tokens
 
     def _usd(self, live: Usage, batch: Usage = ZERO) -> float:
+        """Dollars for all that is billed and for further `live` and `batch` usage."""
         live_usd = self.price.usd(self.totals.live + live)
         return live_usd + self.price.usd(self.totals.batch + batch) * self.price.batch
 
-    def _unknown(self) -> Usage:
-        """What lost calls are reckoned at."""
-        return sum((most for calls in self._lost.values() for most in calls), Usage())
+    def _lost_usage(self) -> Usage:
+        """Upper bound of the usage of lost calls."""
+        return sum((bound for bounds in self._lost.values() for bound in bounds), ZERO)
 
-    def _answer(self, id: str, usage: Usage) -> None:
-        """Count a reply, and what earlier calls of the same id must have cost; whether those met a
-        cache is not known, so they count as if they had not."""
+    def _add_reply(self, id: str, usage: Usage) -> None:
+        """Count a reply, and the same usage for each lost call of its id. Their cache hits are unknown and taken to
+        be none."""
         lost = len(self._lost.pop(id, []))
         self.totals.live += usage
         for _ in range(lost):
@@ -192,40 +189,44 @@ class Ledger:
         self.totals.calls += 1
         self.totals.lost += lost
 
+    def _add_batch(self, id: str, usage: Usage, calls: int) -> None:
+        self.totals.batches.append(id)
+        self.totals.batch += usage
+        self.totals.calls += calls
+
     def _seconds(self) -> float:
-        return self.totals.seconds + time.monotonic() - self._begun
+        return self.totals.seconds + time.monotonic() - self._opened_at
 
-    def _note(self, line: dict) -> None:
+    def _append(self, record: dict) -> None:
         if self._journal:
-            self._journal.append(line | {"s": round(self._seconds(), 2)})
+            self._journal.append(record | {"s": round(self._seconds(), 2)})
 
-    def _replay(self, line: dict) -> bool:
-        """Take in a line of an earlier run. None is kept: `_sum` stands for all of them."""
-        if "totals" in line:
-            saved = line["totals"]
-            usages = {name: Usage(**saved[name]) for name in ("live", "batch")}
-            self.totals = Totals(**saved | usages)
-            self._lost = {id: [Usage(*u) for u in most] for id, most in line["lost"].items()}
+    def _replay(self, record: dict) -> bool:
+        """Apply a record of an earlier run. None is kept: `_snapshot` replaces them all."""
+        if "totals" in record:
+            saved = record["totals"]
+            self.totals = Totals(**saved | {name: Usage(**saved[name]) for name in ("live", "batch")})
+            self._lost = {id: [Usage(*bound) for bound in bounds] for id, bounds in record["lost"].items()}
             return False
-        id = line["id"]
-        if "most" in line:  # lost, unless a later line says better
-            self._lost.setdefault(id, []).append(Usage(*line["most"]))
-        elif "batch" in line:
-            self._add_batch(id, Usage(*line["batch"]), line["calls"])
-        elif "usage" in line:
-            self._forget_one(id)
-            self._answer(id, Usage(*line["usage"]))
+        id = record["id"]
+        if "most" in record:  # lost, unless a later record says otherwise
+            self._lost.setdefault(id, []).append(Usage(*record["most"]))
+        elif "batch" in record:
+            self._add_batch(id, Usage(*record["batch"]), record["calls"])
+        elif "usage" in record:
+            self._drop_last_lost(id)
+            self._add_reply(id, Usage(*record["usage"]))
         else:
             self.totals.retries += 1
-            if line["end"] == "refused":
-                self._forget_one(id)
-        self.totals.seconds = line["s"]
+            if record["end"] == "refused":
+                self._drop_last_lost(id)
+        self.totals.seconds = record["s"]
         return False
 
-    def _forget_one(self, id: str) -> None:
+    def _drop_last_lost(self, id: str) -> None:
         if self._lost.get(id):
             self._lost[id].pop()
 
-    def _sum(self) -> list[dict]:
-        lost = {id: [astuple(u) for u in most] for id, most in self._lost.items() if most}
+    def _snapshot(self) -> list[dict]:
+        lost = {id: [astuple(bound) for bound in bounds] for id, bounds in self._lost.items() if bounds}
         return [{"totals": asdict(self.totals), "lost": lost}]

@@ -1,65 +1,60 @@
-"""What comes over the wire from OpenAI-compatible servers, read with care: bodies and headers."""
+"""Replies of OpenAI-compatible servers: parsing of bodies, and classification of HTTP errors."""
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from inference.prices import Usage
-from inference.rate_limiter import retry_after_s
+from inference.rate_limiter import parse_retry_after
 from utils.errors import UserError
 
-# A wrong key, no money, no access, no such model: the same for every call.
-REFUSED = {401, 402, 403, 404}
-TRANSIENT = {408, 409, 425}  # and every 5xx
-FILTERED = {"content_filter", "content_policy_violation"}
+FATAL_STATUSES = {401, 402, 403, 404}  # wrong key, no credit, no access, no such model: the same for every call
+RETRYABLE_STATUSES = {408, 409, 425}  # and every 5xx
+FILTERED = {"content_filter", "content_policy_violation"}  # error codes
 
 
 class CallFailed(Exception):
-    """One call did not succeed: refused as it is (400) or failed MAX_TRIES times."""
+    """A single call failed: rejected with HTTP 400, or after the last attempt."""
 
 
 class CallStopped(Exception):
-    """The call was given up between two tries, because the client was told to stop."""
+    """The call was abandoned between two attempts, because the client was stopped."""
 
 
 class ContentFiltered(Exception):
-    """400, because of what the prompt says."""
-
-
-class RateLimited(Exception):
-    """429: to be asked again, after `wait_s` and when the pace allows it."""
-
-    def __init__(self, message: str, wait_s: float):
-        super().__init__(message)
-        self.wait_s = wait_s
+    """HTTP 400 caused by the content of the prompt."""
 
 
 class RetryableError(Exception):
-    """Worth another try, after `wait_s` where the server named a time."""
+    """A failed attempt that is worth repeating, after `wait_s` seconds if the server named a time."""
 
-    def __init__(self, message: str, wait_s: float | None):
+    def __init__(self, message: str, wait_s: float | None = None):
         super().__init__(message)
         self.wait_s = wait_s
+
+
+class RateLimited(RetryableError):
+    """HTTP 429: to be retried as often as necessary, when the rate limiter allows it."""
 
 
 @dataclass(frozen=True)
 class Reply:
     text: str
     finish_reason: str
-    usage: dict[str, int]  # prompt_tokens, completion_tokens; cached_tokens where there are any
+    usage: dict[str, int]  # prompt_tokens, completion_tokens, and cached_tokens if there are any
 
 
 def parse_chat_reply(completion: dict) -> Reply:
-    """A chat completion, as JSON. ValueError for one that has no reply in it.
+    """Parse a chat completion. Raises ValueError if it has no reply.
 
-    Servers that name no finish_reason have it `stop` where there is text.
+    A missing finish_reason is read as `stop` if there is text, else as `empty`.
     """
     choice = first_choice(completion)
     message = choice.get("message")
     content = message.get("content") if isinstance(message, dict) else message
     if not isinstance(message, dict) or not isinstance(content, str | None):
         raise ValueError("the reply has no message with text")
-    text = (content or "").encode("utf-8", "replace").decode()  # half of a surrogate pair, once seen
+    text = (content or "").encode("utf-8", "replace").decode()  # half of a surrogate pair was seen once
     usage = parse_usage(completion.get("usage"))
     counts = {}
     if usage:
@@ -70,9 +65,9 @@ def parse_chat_reply(completion: dict) -> Reply:
 
 
 def parse_choices(completion: dict) -> list[str]:
-    """The choices of a /completions reply; ValueError where there are none."""
+    """Texts of a /completions reply. Raises ValueError if there are none."""
     first_choice(completion)
-    return [str(c.get("text") or "") for c in completion["choices"] if isinstance(c, dict)]
+    return [str(choice.get("text") or "") for choice in completion["choices"] if isinstance(choice, dict)]
 
 
 def first_choice(completion: dict) -> dict:
@@ -82,8 +77,20 @@ def first_choice(completion: dict) -> dict:
     return choices[0]
 
 
+def parse_indexed(reply: dict, key: str, field: str, count: int) -> list:
+    """Values of `field` in the list `reply[key]`, ordered by the `index` of its objects. Raises ValueError unless
+    the indices are 0 to count - 1."""
+    items = reply.get(key)
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise ValueError(f"the reply has no {key}")
+    values = {item.get("index"): item.get(field) for item in items}
+    if values.keys() != set(range(count)):
+        raise ValueError(f"the reply has {field} for {len(values)} of {count} texts")
+    return [values[index] for index in range(count)]
+
+
 def parse_json_object(content: bytes) -> dict:
-    """A body that is a JSON object; ValueError for any other."""
+    """Parse a body that is a JSON object. Raises ValueError for any other."""
     value = json.loads(content)
     if not isinstance(value, dict):
         raise ValueError("the reply is not a JSON object")
@@ -91,7 +98,7 @@ def parse_json_object(content: bytes) -> dict:
 
 
 def parse_usage(usage: object) -> Usage | None:
-    """A server's `usage` field; None where it does not count prompt and completion."""
+    """Parse the `usage` field of a reply; None unless it counts prompt and completion tokens."""
     if not isinstance(usage, dict):
         return None
     details = usage.get("prompt_tokens_details")
@@ -100,21 +107,21 @@ def parse_usage(usage: object) -> Usage | None:
     return Usage(*counts) if all(isinstance(count, int) for count in counts) else None
 
 
-def error_from_response(status: int, headers, content: bytes, safe: Callable[[str], str]) -> Exception:
-    """What an HTTP error means for its call, or (UserError) for all; `safe` takes the key out of a
-    server's words."""
+def error_from_response(status: int, headers, content: bytes, redact: Callable[[str], str]) -> Exception:
+    """Exception for an HTTP error: UserError if every call would fail, else RateLimited, RetryableError,
+    ContentFiltered or CallFailed. `redact` removes the key from the server's message."""
     try:
         error = parse_json_object(content).get("error")
     except ValueError:
         error = None
     error = error if isinstance(error, dict) else {"message": error or content.decode(errors="replace")}
-    text, code = safe(str(error.get("message"))), str(error.get("code"))
-    if status in REFUSED or code == "insufficient_quota":
+    text, code = redact(str(error.get("message"))), str(error.get("code"))
+    if status in FATAL_STATUSES or code == "insufficient_quota":
         return UserError(f"the server refuses every call ({status}): {text}")
-    wait_s = retry_after_s(headers)
+    wait_s = parse_retry_after(headers)
     if status == 429:
-        return RateLimited(text, wait_s or 0)
-    if status in TRANSIENT or status >= 500:
+        return RateLimited(text, wait_s)
+    if status in RETRYABLE_STATUSES or status >= 500:
         return RetryableError(f"{status}: {text}", wait_s)
     return ContentFiltered(text) if code in FILTERED else CallFailed(f"{status}: {text}")
 

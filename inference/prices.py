@@ -1,4 +1,4 @@
-"""What calls cost: tokens, and dollars for them."""
+"""Token usage and prices of API calls."""
 
 import re
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from utils.io import read_json
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens; `cached` is the part of `prompt` that the server found in its prefix cache."""
+    """Numbers of tokens; `cached` is the part of `prompt` found in the server's prefix cache."""
 
     prompt: int = 0
     cached: int = 0
@@ -32,7 +32,7 @@ ZERO = Usage()
 
 @dataclass(frozen=True)
 class Price:
-    """US dollars for a million tokens; `batch` is the factor for calls of the Batch API."""
+    """US dollars per million tokens; `batch` multiplies the price of calls through the Batch API."""
 
     prompt: float
     cached: float
@@ -40,20 +40,19 @@ class Price:
     batch: float = 1.0
 
     def usd(self, usage: Usage) -> float:
-        fresh = usage.prompt - usage.cached
-        return (fresh * self.prompt + usage.cached * self.cached + usage.completion * self.completion) / 1e6
+        uncached = usage.prompt - usage.cached
+        return (uncached * self.prompt + usage.cached * self.cached + usage.completion * self.completion) / 1e6
 
 
 def find_price(path: Path, model: str) -> Price | None:
-    """The model's price in a price file, None where it has none. A name stands for its dated
-    versions too. Raises UserError for a file that is not of this form."""
+    """Price of a model, or of its name without a date suffix, in a price file; None if it is not listed. Raises
+    UserError for a malformed entry."""
     prices = read_json(path, "it ships with the repository")
     undated = re.sub(r"-\d{4}-?\d{2}-?\d{2}$", "", model)
-    found = prices.get(model, prices.get(undated)) if isinstance(prices, dict) else None
-    if found is None:
+    entry = prices.get(model, prices.get(undated)) if isinstance(prices, dict) else None
+    if entry is None:
         return None
     try:
-        price = Price(**{name: float(value) for name, value in found.items()})
+        return Price(**{name: float(value) for name, value in entry.items()})
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: {model!r} needs prompt, cached, completion and batch, each a number") from error
-    return price

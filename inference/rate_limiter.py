@@ -1,6 +1,6 @@
-"""How fast to call a server: under the limits that are known, and under those that it shows by refusing.
+"""Rate limiter for API calls: known limits, and hidden ones inferred from HTTP 429.
 
-It knows times and counts, nothing of what is called.
+Knows times and counts, nothing of the calls themselves.
 """
 
 import asyncio
@@ -9,43 +9,43 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-# Calls/s that start, at the most. Closer together their replies come together too, and wait for each
-# other here; and a hidden limit shows itself while few have started.
-MOST_A_SECOND = 600.0
-FIRST_LOOK, FIRST_LOOK_S = 16, 0.1  # after so many calls, wait so long for a first refusal
-BURST_S = 0.2  # refusals so close to the last cut belong to it
-RECOVERY_S = 5.0  # the rate doubles in it while it is below half of what has been kept up
-KEPT_UP = 20  # calls between two refusals, to call their rate kept up …
-FORGET = 0.95  # … which is forgotten by so much at every cut: limits change
-SLOWEST = 1 / 60  # calls/s: it goes on trying
-BELOW_LIMIT = 0.98  # of a limit that the user gives: clocks differ
-CUT = 0.9  # of the rate, after a refusal …
-CUT_SOON, SOON = 0.5, 2  # … and this where fewer calls than SOON got through since the last one
-FIRST_DOUBLES_S = 2.0  # the rate after the first refusal is a guess: it doubles until the next
-GROWTH = 0.05  # of the rate after a cut, added over the next …
-GROWTH_CALLS = 50  # … so many calls, and twice as much over each so many more without a refusal
-LATE_S = 0.1  # a call that starts later than it might is made up for, so far back
+# If calls start closer together, their replies arrive together too and wait for each other in the event loop; a lower
+# rate also reveals a hidden limit while few calls have started.
+MAX_CALLS_PER_S = 600.0
+PROBE_CALLS, PROBE_PAUSE_S = 16, 0.1  # after the first calls, pause for a possible first refusal
+LIMIT_MARGIN = 0.98  # fraction of a user's limit that is used: clocks differ
+CATCH_UP_S = 0.1  # a call that starts late is made up for, up to this delay
+
+REFUSAL_BURST_S = 0.2  # refusals this soon after a cut belong to the same burst
+CUT_FACTOR = 0.9  # multiplies the rate after a refusal
+EARLY_CUT_FACTOR, EARLY_CUT_CALLS = 0.5, 2  # and if fewer calls than this were accepted since the last cut
+MIN_CALLS_PER_S = 1 / 60
+FIRST_DOUBLING_S = 2.0  # the rate after the first refusal is a guess and doubles in this time until the next refusal
+GROWTH_FRACTION, GROWTH_CALLS = 0.05, 50  # a cut rate grows by 5% over 50 accepted calls, by 10% over the next 50, ...
+RECOVERY_DOUBLING_S = 5.0  # doubling time of a rate below half of the sustained rate
+SUSTAINED_CALLS = 20  # calls accepted between two refusals that make their rate a sustained rate
+SUSTAINED_DECAY = 0.95  # multiplies the sustained rate at each cut: limits change
 
 
 class LeakyBucket:
-    """Keeps amounts apart in time: `rate` a second, evenly, with no burst."""
+    """Spaces amounts evenly at `rate` per second, without bursts."""
 
     def __init__(self, rate: float):
         self.rate = rate
         self.free_at = 0.0
 
     def take(self, amount: float, now: float) -> None:
-        self.free_at = max(self.free_at, now - LATE_S) + amount / self.rate
+        self.free_at = max(self.free_at, now - CATCH_UP_S) + amount / self.rate
 
 
 class RateLimiter:
-    """When a call may start.
+    """Decides when the next call may start.
 
-    `requests_per_minute` and `tokens_per_minute` are limits that the user knows of (None: none).
-    Besides, a refusal (429) cuts the rate of calls multiplicatively, once for a burst of refusals,
-    and the rate then grows additively, in steps that widen while nothing is refused: in a simulation
-    of a hidden limit 93 to 100% of it are used and 1.2 to 1.5% of the calls refused, at 1 to 83
-    calls/s (tests/test_pace.py). A time to wait that the server names is kept to by all calls.
+    `requests_per_minute` and `tokens_per_minute` are limits known to the user (None: unlimited). In addition, a
+    refusal (HTTP 429) cuts the rate of calls multiplicatively, once per burst of refusals; the rate then grows
+    additively, in steps that widen until the next refusal. In a simulation of a hidden limit of 1 to 83 calls/s,
+    93 to 100% of it are used and 1.2 to 1.5% of the calls are refused (tests/inference/test_rate_limiter.py).
+    A waiting time named by the server holds for all calls.
     """
 
     def __init__(
@@ -55,130 +55,130 @@ class RateLimiter:
         clock: Callable[[], float] = time.monotonic,
     ):
         self._clock = clock
-        self._all = LeakyBucket(MOST_A_SECOND)
-        self._requests = requests_per_minute and LeakyBucket(requests_per_minute / 60 * BELOW_LIMIT)
-        self._tokens = tokens_per_minute and LeakyBucket(tokens_per_minute / 60 * BELOW_LIMIT)
-        self._learnt: LeakyBucket | None = None  # from refusals
+        self._starts = LeakyBucket(MAX_CALLS_PER_S)
+        self._requests = requests_per_minute and LeakyBucket(requests_per_minute / 60 * LIMIT_MARGIN)
+        self._tokens = tokens_per_minute and LeakyBucket(tokens_per_minute / 60 * LIMIT_MARGIN)
+        self._adaptive: LeakyBucket | None = None  # inferred from refusals
         self._base_rate = 0.0  # calls/s after the last cut
-        self._begun: float | None = None
+        self._sustained_rate = 0.0  # calls/s
+        self._first_used_at: float | None = None
         self._cut_at = 0.0
         self._cuts = 0
-        self._kept_up = 0.0  # calls/s
-        self._admitted = 0  # calls since the last cut that were not refused
+        self._accepted = 0  # calls since the last cut that were not refused
         self._paused_until = 0.0
         self._waiting: deque[tuple[asyncio.Future, float]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
 
-    async def start(self, tokens: float) -> float:
-        """Wait until a call of about `tokens` may start; returns its start, for `refuse`. Calls start
-        in the order in which they asked."""
+    async def acquire(self, tokens: float) -> float:
+        """Wait until a call of about `tokens` may start, in order of arrival; returns its start time."""
         started = asyncio.get_running_loop().create_future()
         self._waiting.append((started, tokens))
-        self._release()
+        self._start_ready()
         return await started
 
-    def _release(self) -> None:
-        """Start all that may start now, at once: one after the other, each in a turn of the event
-        loop of its own, 256 calls took a second to go out."""
+    def stop(self) -> None:
+        """Let all present and future waiters start at once; their callers are expected to give up."""
+        self._stopped = True
+        self._start_ready()
+
+    def pause(self, seconds: float) -> None:
+        """Start no call for this long."""
+        self._paused_until = max(self._paused_until, self._clock() + seconds)
+
+    def wait_s(self) -> float:
+        """Seconds until the next call may start, as currently known; 0 if it may start now."""
+        now = self._clock()
+        if self._first_used_at is None:
+            self._first_used_at = self._cut_at = now
+        return max(0.0, max([self._paused_until, *(bucket.free_at for bucket in self._buckets())]) - now)
+
+    def record_start(self, tokens: float) -> float:
+        """Count a call that starts now; returns its start time, for `record_refusal`."""
+        now = self._clock()
+        if self._adaptive:
+            self._adaptive.rate = self._grown_rate(now)
+        for bucket in self._buckets():
+            bucket.take(tokens if bucket is self._tokens else 1, now)
+        self._accepted += 1
+        if self._accepted == PROBE_CALLS and not self._adaptive:
+            self.pause(PROBE_PAUSE_S)
+        return now
+
+    def record_end(self, estimated_tokens: float, used_tokens: float) -> None:
+        """Replace the estimated tokens of a call that ended by those it used."""
+        if self._tokens:
+            self._tokens.free_at += (used_tokens - estimated_tokens) / self._tokens.rate
+
+    def record_refusal(self, started_at: float, retry_after_s: float) -> None:
+        """Count a 429 to the call started at `started_at`; `retry_after_s` is the server's waiting time, or 0."""
+        now = self._clock()
+        self._accepted -= 1
+        self.pause(retry_after_s)
+        if self._adaptive and (started_at < self._cut_at or now - self._cut_at < REFUSAL_BURST_S):
+            return  # same burst as the last cut
+        elapsed = max(1.0, now - self._cut_at)
+        accepted_rate = self._accepted / elapsed if self._accepted >= SUSTAINED_CALLS else 0.0
+        self._sustained_rate = max(accepted_rate, self._sustained_rate * SUSTAINED_DECAY)
+        if self._adaptive:
+            factor = CUT_FACTOR if self._accepted >= EARLY_CUT_CALLS else EARLY_CUT_FACTOR
+            self._base_rate = factor * self._adaptive.rate
+        else:
+            self._base_rate = CUT_FACTOR * max(1, self._accepted) / elapsed
+        self._base_rate = max(self._base_rate, MIN_CALLS_PER_S)
+        self._adaptive = LeakyBucket(self._base_rate)
+        self._adaptive.free_at = now + 1 / self._base_rate
+        self._cut_at, self._accepted = now, 0
+        self._cuts += 1
+
+    def _grown_rate(self, now: float) -> float:
+        """Adaptive rate in calls/s, by the time and the accepted calls since the last cut."""
+        if self._cuts == 1:
+            return self._base_rate * 2 ** min(30, (now - self._cut_at) / FIRST_DOUBLING_S)
+        growth = GROWTH_FRACTION * (2 ** min(30, self._accepted / GROWTH_CALLS) - 1)
+        # Refusals unrelated to the rate must not lower it for good.
+        recovered = self._base_rate * 2 ** min(30, (now - self._cut_at) / RECOVERY_DOUBLING_S)
+        return max(self._base_rate * (1 + growth), min(recovered, self._sustained_rate / 2))
+
+    def _start_ready(self) -> None:
+        """Start all calls that may start now, in one turn of the event loop: with one turn per call, 256 calls took
+        a second to start."""
         while self._waiting and (self._stopped or self.wait_s() <= 0):
             started, tokens = self._waiting.popleft()
             if not started.cancelled():
-                started.set_result(self.begin(tokens))
+                started.set_result(self.record_start(tokens))
         if self._waiting:
             if self._timer:
                 self._timer.cancel()
-            self._timer = asyncio.get_running_loop().call_later(self.wait_s(), self._release)
+            self._timer = asyncio.get_running_loop().call_later(self.wait_s(), self._start_ready)
 
-    def stop(self) -> None:
-        """Let all that wait start at once, and all that come: their callers are to give up."""
-        self._stopped = True
-        self._release()
-
-    def wait_s(self) -> float:
-        """Seconds until the next call may start, as far as is known now; 0: now."""
-        now = self._clock()
-        if self._begun is None:
-            self._begun = self._cut_at = now
-        free_at = [spacing.free_at for spacing in self._spacings()]
-        wait = max([self._paused_until, *free_at]) - now
-        return max(0.0, wait)
-
-    def begin(self, tokens: float) -> float:
-        """Note a call that starts now."""
-        now = self._clock()
-        if self._learnt and self._cuts == 1:
-            doublings = min(30, (now - self._cut_at) / FIRST_DOUBLES_S)
-            self._learnt.rate = self._base_rate * 2**doublings
-        elif self._learnt:
-            growth = GROWTH * (2 ** min(30, self._admitted / GROWTH_CALLS) - 1)
-            # Refusals that have nothing to do with the rate must not bring it down for good.
-            recovered = self._base_rate * 2 ** min(30, (now - self._cut_at) / RECOVERY_S)
-            self._learnt.rate = max(self._base_rate * (1 + growth), min(recovered, self._kept_up / 2))
-        for spacing in self._spacings():
-            spacing.take(tokens if spacing is self._tokens else 1, now)
-        self._admitted += 1
-        if self._admitted == FIRST_LOOK and not self._learnt:
-            self.pause(FIRST_LOOK_S)
-        return now
-
-    def end(self, tokens: float, used: float) -> None:
-        """Note a call that ended; `used` in place of the `tokens` it was thought to need."""
-        if self._tokens:
-            self._tokens.free_at += (used - tokens) / self._tokens.rate
-
-    def refuse(self, started: float, wait_s: float) -> None:
-        """Note a 429 to the call that began at `started`; `wait_s` is the server's word, or 0."""
-        now = self._clock()
-        self._admitted -= 1
-        self.pause(wait_s)
-        if self._learnt and (started < self._cut_at or now - self._cut_at < BURST_S):
-            return  # of a burst that has been answered already
-        passed = max(1.0, now - self._cut_at)
-        got_through = self._admitted / passed if self._admitted >= KEPT_UP else 0.0
-        self._kept_up = max(got_through, self._kept_up * FORGET)
-        if self._learnt:
-            cut = CUT if self._admitted >= SOON else CUT_SOON
-            self._base_rate = cut * self._learnt.rate
-        else:
-            self._base_rate = CUT * max(1, self._admitted) / passed
-            self._learnt = LeakyBucket(self._base_rate)
-        self._base_rate = max(self._base_rate, SLOWEST)
-        self._learnt.rate = self._base_rate
-        self._learnt.free_at = now + 1 / self._base_rate
-        self._cut_at, self._admitted = now, 0
-        self._cuts += 1
-
-    def pause(self, seconds: float) -> None:
-        """No call starts for so long."""
-        self._paused_until = max(self._paused_until, self._clock() + seconds)
-
-    def _spacings(self) -> list[LeakyBucket]:
-        return [s for s in (self._all, self._requests, self._tokens, self._learnt) if s]
+    def _buckets(self) -> list[LeakyBucket]:
+        return [bucket for bucket in (self._starts, self._requests, self._tokens, self._adaptive) if bucket]
 
 
-def retry_after_s(headers) -> float | None:
-    """Seconds to wait by a response's headers; None where they name no number."""
-    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+def parse_retry_after(headers) -> float | None:
+    """Seconds to wait by the retry-after headers; None without a number."""
+    for name, unit_s in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
         value = headers.get(name, "")
         if re.fullmatch(r"\d+(\.\d*)?", value):
-            return float(value) * unit
+            return float(value) * unit_s
     return None
 
 
-def limit_wait_s(headers) -> float:
+def parse_limit_reset(headers) -> float:
     """Seconds until one more request is allowed, by the x-ratelimit headers; 0 without them.
 
-    OpenAI's `reset` is the time until all of `limit` is there again (`1s`, `6m0s`, `120ms`), so one
-    request comes back in its (limit - remaining)-th part.
+    OpenAI's `reset` is the time until all of `limit` is available again (`1s`, `6m0s`, `120ms`), so one request
+    becomes available after reset / (limit - remaining).
     """
-    wait = 0.0
+    units_s = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+    wait_s = 0.0
     for kind in ("requests", "tokens"):
-        fields = [headers.get(f"x-ratelimit-{what}-{kind}") for what in ("remaining", "limit", "reset")]
-        if fields[0] != "0" or not (fields[1] or "").isdigit():
-            continue
-        parts = re.findall(r"([\d.]+)(ms|s|m|h|d)", fields[2] or "")
-        units = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-        full = sum(float(number) * units[unit] for number, unit in parts)
-        wait = max(wait, full / max(1, int(fields[1])))
-    return wait
+        remaining, limit, reset = (
+            headers.get(f"x-ratelimit-{name}-{kind}") for name in ("remaining", "limit", "reset")
+        )
+        if remaining == "0" and (limit or "").isdigit():
+            parts = re.findall(r"([\d.]+)(ms|s|m|h|d)", reset or "")
+            reset_s = sum(float(number) * units_s[unit] for number, unit in parts)
+            wait_s = max(wait_s, reset_s / max(1, int(limit)))
+    return wait_s

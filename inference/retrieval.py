@@ -1,5 +1,7 @@
-"""Who finds the passage: by meaning (vectors, FAISS), by words (BM25), by both, reranked by a server.
-It knows strings and their sources, not questions."""
+"""Retrieval of chunks: dense (FAISS), BM25, reciprocal rank fusion, and reranking by a server.
+
+Knows strings and their sources, nothing of questions.
+"""
 
 import asyncio
 import hashlib
@@ -10,145 +12,148 @@ from dataclasses import dataclass
 import numpy as np
 
 from inference.client import Client, for_each
-from inference.completions import CallFailed
+from inference.completions import CallFailed, parse_indexed
 from inference.embeddings import ApiEmbedder, LocalEmbedder, embed
 from utils import paths
 from utils.errors import UserError
 from utils.io import Journal
 
 RANK_CONSTANT = 60  # of reciprocal rank fusion; Cormack, Clarke and Büttcher, SIGIR 2009
+RECALL_CUTOFFS = (1, 2, 4, 8, 16, 128)
 RETRIEVERS = ("fusion", "dense", "bm25")
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A part of a source. The source's name is indexed for the words alone: in front of every vector
-    it makes the passages of a source alike (LOG.md, 2026-11-24)."""
+    """A part of a source document. The source's name is used by BM25 and the reranker only: prepended to each embedded
+    text, it makes the chunks of a source alike (LOG.md, 2026-11-24)."""
 
     source: str
     number: int
     name: str
     text: str
 
+    @property
+    def named_text(self) -> str:
+        return f"{self.name}\n{self.text}"
+
 
 def split(text: str, size: int, overlap: int = 0) -> list[str]:
-    """Parts of at most `size` characters: whole paragraphs, else sentences, else words, as many as fit."""
+    """Split a text into parts of at most `size` characters, at paragraphs, else sentences, else words."""
     from semantic_text_splitter import TextSplitter
 
     return TextSplitter(size, overlap=overlap).chunks(text)
 
 
 def dense(
-    passages: list[Chunk], queries: list[str], embedder: LocalEmbedder | ApiEmbedder, most: int
+    chunks: list[Chunk], queries: list[str], embedder: LocalEmbedder | ApiEmbedder, limit: int
 ) -> list[list[int]]:
-    """For every query the numbers of the passages nearest by cosine, best first. Of a passage that is
-    embedded in parts the nearest part counts (MaxP; Dai and Callan, SIGIR 2019)."""
+    """For each query the numbers of the `limit` nearest chunks by cosine similarity, best first. A chunk that is
+    embedded in parts is scored by its nearest part (MaxP; Dai and Callan, SIGIR 2019)."""
     import faiss
 
-    parts = [split(p.text, embedder.window) if embedder.window else [p.text] for p in passages]
-    owners = np.repeat(np.arange(len(passages)), [len(of_one) for of_one in parts])
-    vectors = embed([part for of_one in parts for part in of_one], embedder)
+    parts = [split(c.text, embedder.max_chars) if embedder.max_chars else [c.text] for c in chunks]
+    owners = np.repeat(np.arange(len(chunks)), [len(row) for row in parts])
+    vectors = embed([part for row in parts for part in row], embedder)
     index = faiss.IndexFlatIP(vectors.shape[1])
     index.add(vectors)
-    # Among so many parts there are `most` passages at least.
-    enough = min(len(owners), most * max(map(len, parts)))
-    _, found = index.search(embed(queries, embedder), enough)
-    return [list(dict.fromkeys(owners[row].tolist()))[:most] for row in found]
+    # This many parts belong to at least `limit` chunks.
+    part_limit = min(len(owners), limit * max(map(len, parts)))
+    _, nearest = index.search(embed(queries, embedder), part_limit)
+    return [list(dict.fromkeys(owners[row].tolist()))[:limit] for row in nearest]
 
 
-def bm25(passages: list[Chunk], queries: list[str], most: int) -> list[list[int]]:
-    """The same by the words that query and passage, or the name of its source, share; English stems."""
+def bm25(chunks: list[Chunk], queries: list[str], limit: int) -> list[list[int]]:
+    """For each query the numbers of the `limit` best chunks by BM25 over English stems, best first. Chunks without a
+    word of the query are left out."""
     import bm25s
     import Stemmer
 
     settings = {"stopwords": "en", "stemmer": Stemmer.Stemmer("english"), "show_progress": False}
     index = bm25s.BM25()
-    texts = [f"{passage.name}\n{passage.text}" for passage in passages]
-    index.index(bm25s.tokenize(texts, **settings), show_progress=False)
+    index.index(bm25s.tokenize([chunk.named_text for chunk in chunks], **settings), show_progress=False)
     rankings = []
     for words in bm25s.tokenize(queries, return_ids=False, **settings):
-        scores = index.get_scores(words) if words else np.zeros(len(passages))
-        best = np.argsort(-scores, kind="stable")[:most]
+        scores = index.get_scores(words) if words else np.zeros(len(chunks))
+        best = np.argsort(-scores, kind="stable")[:limit]
         rankings.append([int(number) for number in best if scores[number] > 0])
     return rankings
 
 
-def fuse(rankings: list[list[int]], most: int) -> list[int]:
-    """Reciprocal rank fusion: the sum of 1 / (60 + rank) over the rankings that have a passage."""
+def fuse(rankings: list[list[int]], limit: int) -> list[int]:
+    """Reciprocal rank fusion: chunks ordered by the sum of 1 / (60 + rank) over the rankings that contain them."""
     scores: dict[int, float] = {}
     for ranking in rankings:
         for rank, number in enumerate(ranking, 1):
             scores[number] = scores.get(number, 0) + 1 / (RANK_CONSTANT + rank)
-    return sorted(scores, key=lambda number: (-scores[number], number))[:most]
+    return sorted(scores, key=lambda number: (-scores[number], number))[:limit]
 
 
 @dataclass(frozen=True)
 class Reranker:
-    """A model behind `/rerank`, in the form that Cohere, vLLM and llama.cpp share: a query and
-    documents go, `results` of `index` and `relevance_score` come. Its key is $RERANK_API_KEY."""
+    """A model behind `/rerank`, in the format shared by Cohere, vLLM and llama.cpp: a request of a query and
+    documents, a reply of `results` with `index` and `relevance_score`. Its key is $RERANK_API_KEY."""
 
     model: str
     base_url: str
     concurrency: int = 8
 
-    def rank(self, passages: list[Chunk], queries: list[str], candidates: list[list[int]]) -> list[list[int]]:
-        """The candidates of every query, best first. A query is paid for once, by its content."""
-        texts = [[f"{passages[n].name}\n{passages[n].text}" for n in row] for row in candidates]
-        asked = {self._key(*pair): pair for pair in zip(queries, texts, strict=True)}
+    def rank(self, chunks: list[Chunk], queries: list[str], candidates: list[list[int]]) -> list[list[int]]:
+        """Candidates of each query, best first. Scores are cached by content, so that a query is paid for once."""
+        pairs = [(query, [chunks[n].named_text for n in row]) for query, row in zip(queries, candidates, strict=True)]
         with Journal(paths.reranker_scores_file(self.model)) as journal:
             scores = {record["key"]: record["scores"] for record in journal.records}
 
-            def save(key: str, found: list[float]) -> None:
-                scores[key] = found
-                journal.append({"key": key, "scores": found})
+            def save(key: str, values: list[float]) -> None:
+                scores[key] = values
+                journal.append({"key": key, "scores": values})
 
-            missing = {key: pair for key, pair in asked.items() if key not in scores}
-            asyncio.run(self._ask(missing, save))
+            by_key = {self._key(*pair): pair for pair in pairs}
+            asyncio.run(self._score({key: pair for key, pair in by_key.items() if key not in scores}, save))
         rankings = []
-        for query, row, of_row in zip(queries, candidates, texts, strict=True):
-            of_query = dict(zip(row, scores[self._key(query, of_row)], strict=True))
-            rankings.append(sorted(row, key=lambda number: -of_query[number]))  # noqa: B023
+        for pair, row in zip(pairs, candidates, strict=True):
+            score_of = dict(zip(row, scores[self._key(*pair)], strict=True))
+            rankings.append(sorted(row, key=score_of.__getitem__, reverse=True))
         return rankings
 
     def _key(self, query: str, documents: list[str]) -> str:
         value = json.dumps([self.model, query, documents], ensure_ascii=False)
         return hashlib.sha256(value.encode()).hexdigest()[:32]
 
-    async def _ask(self, missing: dict[str, tuple[str, list[str]]], save: Callable) -> None:
+    async def _score(self, pairs: dict[str, tuple[str, list[str]]], save: Callable) -> None:
+        """Request the scores of (query, documents) pairs and save each by its key."""
         client, failures = Client(self.model, self.base_url, key_variable="RERANK_API_KEY"), []
 
-        async def ask(item: tuple[str, tuple[str, list[str]]]) -> None:
+        async def score(item: tuple[str, tuple[str, list[str]]]) -> None:
             key, (query, documents) = item
-            request = {"model": self.model, "query": query, "documents": documents}
+            body = {"model": self.model, "query": query, "documents": documents}
             try:
-                save(key, await client.post("/rerank", request, lambda reply: parse_scores(reply, len(documents))))
+                save(key, await client.post("/rerank", body, lambda reply: parse_scores(reply, len(documents))))
             except CallFailed as error:
                 failures.append(str(error))
 
         try:
-            await for_each(missing.items(), ask, self.concurrency)
+            await for_each(pairs.items(), score, self.concurrency)
         finally:
             await client.close()
         if failures:
             raise UserError(
-                f"--reranker {self.model}: {len(failures)} of {len(missing)} queries failed (the last, {failures[-1]}); the others are kept, and the same command asks these again"
+                f"--reranker {self.model}: {len(failures)} of {len(pairs)} queries failed (the last: {failures[-1]}); "
+                "the other scores are saved, and the same command retries the failed queries"
             )
 
 
-def parse_scores(reply: dict, number: int) -> list[float]:
-    """Of every document, in order. ValueError where some have none."""
-    results = reply.get("results")
-    if not isinstance(results, list) or not all(isinstance(item, dict) for item in results):
-        raise ValueError("the reply has no results")
-    found = {item.get("index"): item.get("relevance_score") for item in results}
-    if found.keys() != set(range(number)) or not all(isinstance(s, int | float) for s in found.values()):
-        raise ValueError(f"{len(found)} scores for {number} documents")
-    return [float(found[index]) for index in range(number)]
+def parse_scores(reply: dict, count: int) -> list[float]:
+    """Scores of a /rerank reply, in the order of the documents. Raises ValueError if some are missing."""
+    scores = parse_indexed(reply, "results", "relevance_score", count)
+    if not all(isinstance(score, int | float) for score in scores):
+        raise ValueError("the reply has scores that are not numbers")
+    return [float(score) for score in scores]
 
 
 def recall_and_mrr(ranks: list[int | None]) -> dict[str, float]:
-    """Recall at 1, 2, 4, ... and the mean reciprocal rank, from the rank, 1 and up, of the first right
-    passage of every query; None where it was not found."""
-    found = np.array([rank or np.inf for rank in ranks])
-    recalls = {f"recall@{k}": round(float((found <= k).mean()), 4) for k in (1, 2, 4, 8, 16, 128)}
-    return recalls | {"mrr": round(float((1 / found).mean()), 4)}
+    """Recall at the RECALL_CUTOFFS and mean reciprocal rank, from the rank (1 and up) of the first relevant chunk of
+    each query; None if it was not retrieved."""
+    values = np.array([rank or np.inf for rank in ranks])
+    recalls = {f"recall@{k}": round(float((values <= k).mean()), 4) for k in RECALL_CUTOFFS}
+    return recalls | {"mrr": round(float((1 / values).mean()), 4)}

@@ -1,10 +1,10 @@
-"""An OpenAI-compatible server that answers with nothing of worth, bills exactly, and behaves as badly as told.
+"""Fake OpenAI-compatible server for tests and benchmarks: exact bills, rate limits and injected faults.
 
     python tests/fake_openai.py --port 8001 --latency 1 --requests_per_minute 600 --fault_share 0.1
 
-Chat completions, completions, embeddings, reranking, files and batches, on a loopback port. It bills what a real one would:
-every reply that it has made, whether or not the client was still there to read it; refusals (429 and
-other HTTP errors) are free. `GET /count` returns that bill as JSON.
+Serves chat completions (also streaming), completions, models, embeddings, reranking, files and batches on a loopback
+port. It bills as a real server does: every reply it generated, whether or not the client still read it; HTTP errors
+are free, and so are streams, which are for the tests of chat. `GET /count` returns the bill as JSON.
 """
 
 import argparse
@@ -21,10 +21,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 ENTITIES = ["Ada", "Bell", "Clock", "Door", "Egg", "Fog"]
-# Each was seen of a real server or the proxy before it. Billed: all but the HTTP errors.
+# Each was seen from a real server or a proxy before it. All but the HTTP errors are billed.
 FAULTS = ("burst", 500, "hang", "torn", "bad_json", "no_entities", "length")
-# Replies that are JSON and odd, each seen of some server or proxy.
-ODD = {
+# Malformed replies in valid JSON, each seen from some server or proxy.
+MALFORMED = {
     "null_choice": {"choices": [None]},
     "text_message": {"choices": [{"message": "x"}]},
     "list_content": {"choices": [{"message": {"content": [{"text": "x"}]}, "finish_reason": "stop"}]},
@@ -34,37 +34,43 @@ ODD = {
     "surrogate": {"choices": [{"message": {"content": "half \ud83d of it"}, "finish_reason": "stop"}]},
     "no_reason": {"choices": [{"message": {"content": "Some text."}}]},
 }
-SPOILING = ("hang", "torn", "bad_json", "no_entities", "no_choices")
-BURST_S = 0.05  # how long a "burst" refuses every call
-CHARS_A_TOKEN = 4
-CACHE_FROM, CACHE_STEP = 1024, 128  # tokens: the shortest prefix that is cached, and its steps
+UNUSABLE = ("hang", "torn", "bad_json", "no_entities", "no_choices")
+BURST_S = 0.05  # duration of a "burst", which refuses every call
+CHARS_PER_TOKEN = 4
+MIN_CACHED_TOKENS, CACHE_STEP_TOKENS = 1024, 128
 
 
 @dataclass
 class FakeOpenAI:
-    """`faults` are used up first, one a call: a status code, or one of FAULTS, or `no_choices`,
-    `content_filter`, `insufficient_quota`, or one of ODD; then a `fault_share` of the calls has one of FAULTS. Times are in s."""
+    """`faults` are used first, one per call: a status code, one of FAULTS or MALFORMED, `no_choices`,
+    `content_filter` or `insufficient_quota`; then a `fault_share` of the calls has one of FAULTS. Times are in s."""
 
     latency: float = 0.0
-    tokens_per_s: float = 0.0  # of the completion, on top of the latency; 0: at once
+    tokens_per_s: float = 0.0  # of the completion, on top of the latency; 0: unlimited
     completion_tokens: int = 10
     entities: tuple[str, ...] = tuple(ENTITIES)
-    requests_per_minute: float = 0.0  # 0: no limit
-    burst: float = 1.0  # calls that the limit lets through at once
+    requests_per_minute: float = 0.0  # 0: unlimited
+    burst: float = 1.0  # calls that the rate limit accepts at once
     limit_headers: bool = True
-    no_refusals: bool = False  # of FAULTS, those alone that are billed
-    late_errors: bool = False  # 5xx after the latency, not at once
+    no_refusals: bool = False  # of FAULTS only those that are billed
+    late_errors: bool = False  # 5xx after the latency, not immediately
     caches: bool = False
     fault_share: float = 0.0
     seed: int = 0
     keeps_bodies: bool = True
-    answer: str = "Thought. Answer: B."
-    replies: Callable[[str], str] | None = None  # to a chat's prompt, in place of its own
+    answer: str = "Thought. Answer: B."  # to every /completions request
+    replies: Callable[[str], str] | None = None  # chat reply to a prompt, instead of the default
     batch_delay: float = 0.0
+    models: tuple[str, ...] = ("fake",)
+    max_model_len: int | None = None  # listed for every model
+    listed: object = None  # reply to /models, instead of the list
+    max_bytes: int = 1 << 30  # of the messages of a stream; beyond it a 400 like vLLM's
+    pieces: list[str] | None = None  # of every stream, instead of the default
+    broken: bool = False  # every stream is a 500
     faults: list = field(default_factory=list)
     requests: int = 0
     refused: int = 0
-    spoiled: int = 0  # replies that were billed and could not be used
+    spoiled: int = 0  # replies that were billed and unusable
     in_flight: int = 0
     most_in_flight: int = 0
     first_at: float = 0.0
@@ -85,7 +91,7 @@ class FakeOpenAI:
         self._batches: dict[str, dict] = {}
 
     def __enter__(self) -> "FakeOpenAI":
-        """Serve from a thread of its own, on a free port."""
+        """Serve from a new thread, on a free port."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -111,7 +117,7 @@ class FakeOpenAI:
         await asyncio.gather(*others, return_exceptions=True)
 
     def count(self) -> dict:
-        """What has been asked of it and what it has billed."""
+        """Counts of requests and replies, and the bill."""
         return {
             "requests": self.requests,
             "refused": self.refused,
@@ -126,7 +132,7 @@ class FakeOpenAI:
         }
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection after another request on it, until either side hangs up."""
+        """Serve the requests of a connection until either side closes it."""
         try:
             while await self._exchange(reader, writer):
                 await writer.drain()
@@ -143,6 +149,8 @@ class FakeOpenAI:
         path = path.split("?")[0].partition("/v1")[2] or path
         if path == "/count":
             return _send(writer, 200, self.count())
+        if path == "/models":
+            return _send(writer, 200, self._list_models())
         self.paths.append(path)
         if not path.endswith(("completions", "embeddings", "rerank")):
             return _send(writer, 200, self._files_and_batches(method, path, headers, content))
@@ -174,6 +182,8 @@ class FakeOpenAI:
             return self._refuse(writer, fault, f"fault {fault}, your key {key} was seen", 0.05)
         if wait := self._over_limit():
             return self._refuse(writer, 429, "Rate limit reached for requests", wait)
+        if body.get("stream"):
+            return await self._stream(writer, body, key)
         reply = self._reply(body, fault)
         seconds = self.latency
         if self.tokens_per_s:
@@ -189,14 +199,53 @@ class FakeOpenAI:
             return self._rng.choice(FAULTS[2:] if self.no_refusals else FAULTS)
         return None
 
+    def _list_models(self) -> object:
+        if self.listed is not None:
+            return self.listed
+        extra = {"max_model_len": self.max_model_len} if self.max_model_len else {}
+        models = [{"id": name, "object": "model", "created": 0, "owned_by": "x"} | extra for name in self.models]
+        return {"object": "list", "data": models}
+
+    async def _stream(self, writer: asyncio.StreamWriter, body: dict, key: str) -> bool:
+        """Stream `turn N:` and the first 60 characters of the last message, N being the number of user messages.
+
+        A word in that message can change the stream: with `slow` it has 400 words at intervals of 50 ms, with `die`
+        the connection is cut after two words, with `unended` there is no finish_reason, and with `refuse` it is a 500.
+        """
+        messages = body.get("messages") or [{"role": "user", "content": body["prompt"]}]
+        text = messages[-1]["content"]
+        if sum(len(message["content"].encode()) for message in messages) > self.max_bytes:
+            message = "This model's maximum context length is 100 tokens."
+            return _send(writer, 400, {"error": {"message": message, "code": 400}})
+        if "refuse" in text or self.broken:
+            message = f"\x1b[31mbusy <img src=x onerror='window.hacked=3'>, Bearer {key}"
+            return _send(writer, 500, {"error": {"message": message}})
+        turn = sum(message["role"] == "user" for message in messages)
+        words = [f"turn {turn}:", *text[:60].split()] if self.pieces is None else self.pieces
+        if "slow" in text:
+            words = [f"word{number}" for number in range(400)]
+        writer.write(b"HTTP/1.1 200 X\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        for number, word in enumerate(words):
+            if "die" in text and number == 2:
+                writer.transport.abort()
+                return False
+            _send_event(writer, _stream_chunk(body, f"{word} ", None))
+            await writer.drain()
+            await asyncio.sleep(0.05 if "slow" in text else 0.001)
+        if "unended" not in text:
+            _send_event(writer, _stream_chunk(body, "", "stop"))
+        _send_event(writer, "[DONE]")
+        writer.write(b"0\r\n\r\n")
+        return True
+
     async def _deliver(self, writer: asyncio.StreamWriter, reply: dict, fault: object) -> bool:
         if fault == "hang":
             await asyncio.sleep(3600)
         if fault == "torn":
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n" + b'{"id": "x", "choi')
             return False
-        if fault in ODD:
-            return _send(writer, 200, reply | ODD[fault])
+        if fault in MALFORMED:
+            return _send(writer, 200, reply | MALFORMED[fault])
         if fault == "bad_json":
             return _send(writer, 200, None, b"<html>busy</html>")
         return _send(writer, 200, reply, extra=self._limit_headers())
@@ -211,7 +260,7 @@ class FakeOpenAI:
         return _send(writer, status, {"error": error}, extra=extra)
 
     def _over_limit(self) -> float:
-        """Seconds until a call would be let through; 0 where this one is."""
+        """Seconds until a call is accepted; 0 accepts this one."""
         if not self.requests_per_minute:
             return 0
         now, rate = time.monotonic(), self.requests_per_minute / 60
@@ -233,16 +282,16 @@ class FakeOpenAI:
         )
 
     def _reply(self, body: dict, fault: object, batch: bool = False) -> dict:
-        """Make the reply, and bill it."""
+        """Generate a reply and bill it."""
         prompt = _prompt(body)
         usage = {
-            "prompt_tokens": len(prompt) // CHARS_A_TOKEN,
+            "prompt_tokens": len(prompt) // CHARS_PER_TOKEN,
             "prompt_tokens_details": {"cached_tokens": self._cached(prompt)},
             "completion_tokens": self.completion_tokens,
-            "total_tokens": len(prompt) // CHARS_A_TOKEN + self.completion_tokens,
+            "total_tokens": len(prompt) // CHARS_PER_TOKEN + self.completion_tokens,
         }
         self.billed[prompt] += 1
-        self.spoiled += fault in SPOILING
+        self.spoiled += fault in UNUSABLE
         count = self.batch_tokens if batch else self.tokens
         count["prompt"] += usage["prompt_tokens"]
         count["cached"] += usage["prompt_tokens_details"]["cached_tokens"]
@@ -274,12 +323,12 @@ class FakeOpenAI:
     def _cached(self, prompt: str) -> int:
         if not self.caches:
             return 0
-        found = 0
+        cached = 0
         for tokens, prefix in _prefixes(prompt):
             if prefix not in self._prefixes:
                 break
-            found = tokens
-        return found
+            cached = tokens
+        return cached
 
     def _remember(self, prompt: str) -> None:
         if self.caches:
@@ -294,38 +343,26 @@ class FakeOpenAI:
         if method == "POST":
             return self._start_batch(json.loads(content))
         if len(parts) > 1:
-            return self._look_at(self._batches[parts[1]])
-        found = [self._look_at(batch) for batch in reversed(self._batches.values())]
-        return {"object": "list", "data": found, "has_more": False}
+            return self._update_batch(self._batches[parts[1]])
+        batches = [self._update_batch(batch) for batch in reversed(self._batches.values())]
+        return {"object": "list", "data": batches, "has_more": False}
 
     def _store(self, content: bytes) -> dict:
         name = f"file-{len(self._files)}"
         self._files[name] = content
-        return {
-            "id": name,
-            "object": "file",
-            "bytes": len(content),
-            "created_at": 0,
-            "filename": "x.jsonl",
-            "purpose": "batch",
-            "status": "processed",
-        }
+        file = {"id": name, "object": "file", "bytes": len(content), "created_at": 0}
+        return file | {"filename": "x.jsonl", "purpose": "batch", "status": "processed"}
 
     def _start_batch(self, body: dict) -> dict:
-        batch = body | {
-            "id": f"batch_{len(self._batches)}",
-            "object": "batch",
-            "created_at": 0,
-            "status": "in_progress",
-            "begun": time.monotonic(),
-        }
+        head = {"id": f"batch_{len(self._batches)}", "object": "batch", "created_at": 0}
+        batch = body | head | {"status": "in_progress", "begun": time.monotonic()}
         self._batches[batch["id"]] = batch
         return batch
 
-    def _look_at(self, batch: dict) -> dict:
-        """A batch ends when it is looked at after its delay; a fault makes one of its calls fail."""
-        late = time.monotonic() - batch["begun"] >= self.batch_delay
-        if batch["status"] == "in_progress" and late:
+    def _update_batch(self, batch: dict) -> dict:
+        """End a batch that is retrieved after its delay; a fault makes one of its calls fail."""
+        due = time.monotonic() - batch["begun"] >= self.batch_delay
+        if batch["status"] == "in_progress" and due:
             good, bad = [], []
             for line in self._files[batch["input_file_id"]].splitlines():
                 request, fault = json.loads(line), self._next_fault()
@@ -347,14 +384,14 @@ def _batch_line(request: dict, status: int, body: dict) -> str:
 
 
 def _uploaded(headers: dict, content: bytes) -> bytes:
-    """The file out of a multipart form."""
+    """File in a multipart form."""
     boundary = b"--" + re.search(r'boundary="?([^";]+)', headers["content-type"])[1].encode()
     parts = [part.partition(b"\r\n\r\n") for part in content.split(boundary)]
     return next(body[:-2] for head, _, body in parts if b"filename=" in head)
 
 
 def _vectors(texts: list[str]) -> list[dict]:
-    """Words hashed into 64 places: texts that share words are near; not in the order of the texts."""
+    """Bags of words hashed into 64 dimensions, so that texts with common words are near; in reverse order."""
     data = []
     for index, text in enumerate(texts):
         vector = [0.0] * 64
@@ -365,7 +402,7 @@ def _vectors(texts: list[str]) -> list[dict]:
 
 
 def _relevance(body: dict) -> list[dict]:
-    """The share of a document's words that the query has, best first."""
+    """Share of each document's words that are in the query, best first."""
     query = set(re.findall(r"\w+", body["query"].lower()))
     results = []
     for index, document in enumerate(body["documents"]):
@@ -381,11 +418,12 @@ def _prompt(body: dict) -> str:
 
 
 def _prefixes(prompt: str):
-    step, digest = CACHE_STEP * CHARS_A_TOKEN, hashlib.blake2b(digest_size=8)
+    """(tokens, digest) of each prefix that can be cached."""
+    step, digest = CACHE_STEP_TOKENS * CHARS_PER_TOKEN, hashlib.blake2b(digest_size=8)
     for end in range(step, len(prompt) + 1, step):
         digest.update(prompt[end - step : end].encode())
-        if end // CHARS_A_TOKEN >= CACHE_FROM:
-            yield end // CHARS_A_TOKEN, digest.digest()
+        if end // CHARS_PER_TOKEN >= MIN_CACHED_TOKENS:
+            yield end // CHARS_PER_TOKEN, digest.digest()
 
 
 def _send(writer: asyncio.StreamWriter, status: int, value: object, data: bytes = b"", extra: str = "") -> bool:
@@ -398,15 +436,29 @@ def _send(writer: asyncio.StreamWriter, status: int, value: object, data: bytes 
     return True
 
 
+def _stream_chunk(body: dict, piece: str, finish_reason: str | None) -> dict:
+    is_chat = "messages" in body
+    choice = {"delta": {"content": piece}} if is_chat else {"text": piece}
+    choice |= {"index": 0, "finish_reason": finish_reason}
+    kind = "chat.completion.chunk" if is_chat else "text_completion"
+    return {"id": "1", "object": kind, "created": 0, "model": "fake", "choices": [choice]}
+
+
+def _send_event(writer: asyncio.StreamWriter, value: object) -> None:
+    """Write a server-sent event as one HTTP chunk."""
+    data = f"data: {value if isinstance(value, str) else json.dumps(value)}\n\n".encode()
+    writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--port", type=int, default=0, help="default: a free one, which is printed")
-    parser.add_argument("--entities", type=int, default=len(ENTITIES), help="named by each article")
-    parser.add_argument("--completion_tokens", type=int, default=1000, help="of every reply")
+    parser.add_argument("--port", type=int, default=0, help="default: a free port, which is printed")
+    parser.add_argument("--entities", type=int, default=len(ENTITIES), help="entities per article")
+    parser.add_argument("--completion_tokens", type=int, default=1000, help="length of every reply")
     for name in ("latency", "tokens_per_s", "requests_per_minute", "fault_share", "burst"):
         parser.add_argument(f"--{name}", type=float, default=float(name == "burst"), help="default %(default)s")
-    parser.add_argument("--no_limit_headers", action="store_true", help="429 and not a word more")
-    parser.add_argument("--no_refusals", action="store_true", help="of the faults, the billed alone")
+    parser.add_argument("--no_limit_headers", action="store_true", help="429 without headers")
+    parser.add_argument("--no_refusals", action="store_true", help="only faults that are billed")
     parser.add_argument("--late_errors", action="store_true", help="5xx after the latency")
     parser.add_argument("--caches", action="store_true", help="report cached prompt tokens")
     args = vars(parser.parse_args())

@@ -107,7 +107,8 @@ def progress_bar(desc: str = "", **settings: object):
     if sys.stderr.isatty():
         return tqdm(desc=desc, dynamic_ncols=True, mininterval=BAR_INTERVAL_S, **settings)
     line = "{desc}{n_fmt} of {total_fmt} {unit}s, {rate_fmt}, {remaining} left{postfix}\n"
-    return tqdm(desc=desc, mininterval=LOG_INTERVAL_S, maxinterval=LOG_INTERVAL_S, bar_format=line, **settings)
+    every = {"mininterval": LOG_INTERVAL_S, "maxinterval": LOG_INTERVAL_S, "delay": LOG_INTERVAL_S}
+    return tqdm(desc=desc, bar_format=line, leave=False, **every, **settings)
 
 
 def silence_transformers() -> None:

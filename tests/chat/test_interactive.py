@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from chat.conversation import Conversation, drop_oldest_turns
 from tests.conftest import ROOT, refused, succeed
-from tests.streaming_server import StreamingServer
+from tests.fake_openai import FakeOpenAI
 from utils import chat_template
 from utils.errors import UserError
 
@@ -34,7 +34,7 @@ def chat_model(tiny_llama, tmp_path_factory):
 
 @pytest.fixture
 def streaming():
-    with StreamingServer() as running:
+    with FakeOpenAI() as running:
         yield running
 
 
@@ -301,7 +301,7 @@ def test_control_characters_of_a_reply_are_removed(terminal):
 
 
 def test_whole_turns_are_dropped_from_a_full_context(home):
-    with StreamingServer(max_model_len=200) as server:
+    with FakeOpenAI(max_model_len=200) as server:
         done = piped("\n".join(f"message {n} " + "x" * 150 for n in range(4)), "--base_url", server.url)
     assert done.returncode == 0
     assert done.stderr.decode().count("the oldest") >= 1
@@ -313,7 +313,7 @@ def test_whole_turns_are_dropped_from_a_full_context(home):
 
 def test_a_server_with_a_shorter_context_than_estimated(home):
     """Older turns are dropped until the server accepts the prompt; a message that is too long by itself is an error."""
-    with StreamingServer(most_bytes=400) as server:
+    with FakeOpenAI(max_bytes=400) as server:
         done = piped("\n".join(f"message {n} " + "x" * 100 for n in range(4)), "--base_url", server.url)
         assert done.returncode == 0, done.stderr
         assert b"turns were dropped" in done.stderr
@@ -323,7 +323,7 @@ def test_a_server_with_a_shorter_context_than_estimated(home):
 
 
 def test_max_tokens_are_limited_to_a_server_s_context(home):
-    with StreamingServer(max_model_len=200) as server:
+    with FakeOpenAI(max_model_len=200) as server:
         done = piped("hi\nthere", "--base_url", server.url, "--max_tokens", 4000)
     assert done.returncode == 0, done.stderr
     assert all(0 < body["max_tokens"] < 200 for body in server.bodies)
@@ -331,7 +331,7 @@ def test_max_tokens_are_limited_to_a_server_s_context(home):
 
 @pytest.mark.parametrize("listed", [[], "<html>", {"object": "list"}, {"data": [{"name": "x"}]}, {"data": 1}])
 def test_not_an_openai_server(home, listed):
-    with StreamingServer() as server:
+    with FakeOpenAI() as server:
         server.listed = listed
         assert "no OpenAI-compatible server" in refused("interactive.py", "--base_url", server.url)
 
@@ -372,7 +372,7 @@ def test_bad_input(home, streaming, tiny_model):
     assert "--web" in says("--articles")
     assert "nowhere" in says("--model_path", "nowhere")
     assert "http://127.0.0.1:1/v1" in says("--base_url", "http://127.0.0.1:1/v1")
-    with StreamingServer(models=("a", "b")) as two:
+    with FakeOpenAI(models=("a", "b")) as two:
         assert "the server lists a, b; name one" in says("--base_url", two.url)
 
 

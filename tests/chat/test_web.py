@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT, free_port, refused
-from tests.streaming_server import StreamingServer
+from tests.fake_openai import FakeOpenAI
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(not CHROMIUM, reason="no Chromium: apt-get install chromium")
@@ -27,7 +27,7 @@ class Site:
     """interactive.py --web on a streaming server."""
 
     def __init__(self, *options, **server):
-        self.options, self.model = options, StreamingServer(**server)
+        self.options, self.model = options, FakeOpenAI(**server)
 
     def __enter__(self) -> "Site":
         self.model.__enter__()
@@ -137,7 +137,7 @@ def test_html_is_shown_verbatim(page):
 @needs_browser
 def test_notices(page):
     """A message that is too long, a lost connection and a stopped reply each give a notice; the conversation continues."""
-    with Site(most_bytes=3000) as site:
+    with Site(max_bytes=3000) as site:
         opens(page, site)
         types(page, "hello", "turn 1: hello")
         types(page, "x" * 4000, "send a shorter message")
@@ -175,7 +175,7 @@ def test_it_listens_on_loopback_by_default(home):
 
 
 def test_a_taken_port_is_named(home):
-    with StreamingServer() as server, socket.socket() as taken:
+    with FakeOpenAI() as server, socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]

@@ -5,7 +5,7 @@ from tests.conftest import refused, run_script, succeed
 from tests.fake_openai import ENTITIES
 from utils import paths
 
-CALLS = 1 + 15 + 4  # of one article, at most four triples
+CALLS = 1 + 15 + 4  # per article, with at most four triples
 assert len(ENTITIES) == 6
 
 
@@ -36,7 +36,7 @@ def state():
     return paths.passages_dir("example", "m") / "batches.state"
 
 
-def test_two_rounds_give_what_live_calls_give(home, server):
+def test_two_rounds_give_the_same_records_as_live_calls(home, server):
     assert "2 calls submitted" in succeed(*batch(server, "submit"))
     assert "0 calls submitted" in succeed(*batch(server, "submit"))  # they are under way
     assert "2 of 2 done" in succeed(*batch(server, "status"))
@@ -56,7 +56,7 @@ def test_two_rounds_give_what_live_calls_give(home, server):
     assert "live calls and batches" not in (state().parent / "summary.json").read_text()
 
 
-def test_live_calls_wait_for_batches_and_batches_for_their_own_arguments(home, server):
+def test_live_calls_wait_for_batches_and_batches_need_their_own_arguments(home, server):
     succeed(*batch(server, "submit"))
     assert "2 calls are under way in batches" in refused(*batch(server, "submit")[:-2])
     assert "--batch collect with those of the submission" in refused(*batch(server, "collect", articles="0"))
@@ -65,7 +65,7 @@ def test_live_calls_wait_for_batches_and_batches_for_their_own_arguments(home, s
     assert max(server.billed.values()) == 1
 
 
-def test_what_fails_in_a_batch_is_submitted_again_and_nothing_else(home, server):
+def test_only_failed_calls_of_a_batch_are_submitted_again(home, server):
     succeed(*batch(server, "submit"))
     succeed(*batch(server, "collect"))
     succeed(*batch(server, "submit"))
@@ -77,8 +77,8 @@ def test_what_fails_in_a_batch_is_submitted_again_and_nothing_else(home, server)
     assert max(server.billed.values()) == 1
 
 
-def test_a_kill_between_submitting_and_noting_it(home, server):
-    """The batch is on the server and bears the token of the journal: it is found, not sent again."""
+def test_a_kill_between_submitting_and_recording_it(home, server):
+    """The batch is on the server with the token of the journal: it is adopted, not submitted again."""
     succeed(*batch(server, "submit"))
     lines = state().read_text().splitlines(keepends=True)
     assert len(lines) == 2
@@ -101,7 +101,7 @@ def test_a_kill_while_collecting_counts_nothing_twice(home, server):
     ledger.close()
 
 
-def test_a_budget_counts_batches_under_way(home, server, tmp_path):
+def test_a_budget_counts_pending_batches(home, server, tmp_path):
     prices = tmp_path / "prices.json"
     prices.write_text('{"m": {"prompt": 10, "cached": 10, "completion": 30, "batch": 0.5}}')
     one_article = ["--prices", prices, "--budget_usd", 0.1]

@@ -23,43 +23,43 @@ def test_dollars():
 def test_a_call_is_reserved_until_it_is_answered():
     async def main():
         book = ledger(budget_usd=1.0)
-        most = Usage(10_000, 0, 20_000)  # 0.70 dollars
-        call = await book.admit("a", most)
-        waiting = asyncio.create_task(book.admit("b", most))
+        max_usage = Usage(10_000, 0, 20_000)  # 0.70 dollars
+        call = await book.reserve("a", max_usage)
+        waiting = asyncio.create_task(book.reserve("b", max_usage))
         await asyncio.sleep(0.01)
-        assert not waiting.done()  # it may fit when the first is known
-        book.answered(call, Usage(9000, 0, 1000))
+        assert not waiting.done()  # it may fit once the first is answered
+        book.record_reply(call, Usage(9000, 0, 1000))
         call = await waiting
-        book.answered(call, Usage(9000, 0, 18_000))
+        book.record_reply(call, Usage(9000, 0, 18_000))
         with pytest.raises(BudgetExhausted):
-            await book.admit("c", most)
+            await book.reserve("c", max_usage)
         assert book.usd() == pytest.approx(0.12 + 0.63)
 
     asyncio.run(main())
 
 
-def test_a_budget_of_tokens():
+def test_a_token_budget():
     async def main():
         book = Ledger(max_tokens=1000)
-        book.answered(await book.admit("a", Usage(500, 0, 400)), Usage(500, 0, 100))
+        book.record_reply(await book.reserve("a", Usage(500, 0, 400)), Usage(500, 0, 100))
         with pytest.raises(BudgetExhausted):
-            await book.admit("b", Usage(300, 0, 101))
-        book.failed(await book.admit("c", Usage(300, 0, 100)))  # it never went out
+            await book.reserve("b", Usage(300, 0, 101))
+        book.record_failure(await book.reserve("c", Usage(300, 0, 100)))  # it was never sent
         assert book.tokens() == 600
 
     asyncio.run(main())
 
 
-def test_lost_calls_cost_the_most_until_they_are_answered():
+def test_lost_calls_cost_the_upper_bound_until_answered():
     async def main():
         book = ledger()
         for _ in range(2):
-            call = await book.admit("a", Usage(1000, 0, 500))
-            book.sent(call)
-            book.failed(call)
+            call = await book.reserve("a", Usage(1000, 0, 500))
+            book.record_sent(call)
+            book.record_failure(call)
         assert book.summary()["lost"] == 2
         assert book.tokens() == 3000
-        book.answered(await book.admit("a", Usage(1000, 0, 500)), Usage(300, 200, 50))
+        book.record_reply(await book.reserve("a", Usage(1000, 0, 500)), Usage(300, 200, 50))
         assert book.summary() | {"seconds": 0} == {
             "calls": 1,
             "lost": 2,
@@ -74,48 +74,48 @@ def test_lost_calls_cost_the_most_until_they_are_answered():
     asyncio.run(main())
 
 
-def test_after_a_kill_at_any_byte_nothing_paid_is_forgotten(tmp_path):
-    """What the ledger says after a kill is never below what was answered, and never above what was
-    answered and sent; and reading it twice says the same."""
+def test_a_kill_at_any_byte_loses_no_paid_call(tmp_path):
+    """After a kill the ledger is never below the answered usage and never above the answered and sent usage; a second
+    reading gives the same figures."""
 
     async def write(path):
         rng, book, open_calls, bounds = random.Random(1), ledger(path), [], []
         for number in range(40):
             under_way = {call.id for call in open_calls}
             free = [f"id{n}" for n in range(9) if f"id{n}" not in under_way]
-            call = await book.admit(free[number % len(free)], Usage(100, 0, 100))
-            book.sent(call)
+            call = await book.reserve(free[number % len(free)], Usage(100, 0, 100))
+            book.record_sent(call)
             open_calls.append(call)
             if len(open_calls) > 3:
                 call = open_calls.pop(rng.randrange(4))
-                end = rng.choice([book.answered] * 3 + [book.failed, book.refused])
-                end(call, Usage(60, 0, 20)) if end == book.answered else end(call)
+                end = rng.choice([book.record_reply] * 3 + [book.record_failure, book.record_refusal])
+                end(call, Usage(60, 0, 20)) if end == book.record_reply else end(call)
             bounds.append((path.stat().st_size, book.totals.live.total, book.tokens() + 200 * 4))
         book.close()
         return bounds
 
-    bounds = asyncio.run(write(tmp_path / "whole"))
-    content = (tmp_path / "whole").read_bytes()
-    for size, least, most in bounds:
+    bounds = asyncio.run(write(tmp_path / "complete"))
+    content = (tmp_path / "complete").read_bytes()
+    for size, lower, upper in bounds:
         for cut in (size, size + 5):
             path = tmp_path / "cut"
             path.write_bytes(content[:cut])
             first = ledger(path)
             figures = first.summary()
             first.close()
-            assert least <= first.tokens() <= most
+            assert lower <= first.tokens() <= upper
             again = ledger(path)
             assert again.summary() | {"seconds": 0} == figures | {"seconds": 0}
             again.close()
             path.unlink()
 
 
-def test_the_sum_is_there_before_the_lines_go(tmp_path, monkeypatch):
-    """Whatever fails while a ledger is opened, its file says what was spent."""
+def test_the_snapshot_is_written_before_the_records_are_dropped(tmp_path, monkeypatch):
+    """A failure while a ledger is opened loses no usage from its file."""
 
     async def spend(path):
         book = ledger(path)
-        book.answered(await book.admit("a", Usage(100, 0, 100)), Usage(60, 0, 20))
+        book.record_reply(await book.reserve("a", Usage(100, 0, 100)), Usage(60, 0, 20))
         book.close()
 
     asyncio.run(spend(tmp_path / "l"))
@@ -130,13 +130,13 @@ def test_the_sum_is_there_before_the_lines_go(tmp_path, monkeypatch):
 def test_a_full_disk_does_not_leave_a_call_in_flight(tmp_path, monkeypatch):
     async def main():
         book = ledger(tmp_path / "l", budget_usd=0.01)
-        call = await book.admit("a", Usage(100, 0, 100))
+        call = await book.reserve("a", Usage(100, 0, 100))
         with monkeypatch.context() as patch:
             patch.setattr(Journal, "append", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
-                book.answered(call, Usage(60, 0, 20))
+                book.record_reply(call, Usage(60, 0, 20))
         with pytest.raises(BudgetExhausted):
-            await asyncio.wait_for(book.admit("b", Usage(1000, 0, 1000)), 1)
+            await asyncio.wait_for(book.reserve("b", Usage(1000, 0, 1000)), 1)
 
     asyncio.run(main())
 
@@ -144,11 +144,11 @@ def test_a_full_disk_does_not_leave_a_call_in_flight(tmp_path, monkeypatch):
 def test_batches_count_once(tmp_path):
     book = ledger(tmp_path / "l")
     for _ in range(2):
-        book.batch_answered("batch_1", Usage(1_000_000, 0, 0), 7)
+        book.record_batch("batch_1", Usage(1_000_000, 0, 0), 7)
     assert (book.usd(), book.summary()["calls"]) == (5.0, 7)
     book.close()
     book = ledger(tmp_path / "l", budget_usd=10.0)
-    book.batch_answered("batch_1", Usage(1_000_000, 0, 0), 7)
+    book.record_batch("batch_1", Usage(1_000_000, 0, 0), 7)
     assert book.usd() == 5.0
     assert book.fits_batch(Usage(1_000_000, 0, 0))
     assert not book.fits_batch(Usage(1_000_001, 0, 0))

@@ -2,9 +2,10 @@ import asyncio
 
 import pytest
 
-from inference import client as wire
-from inference.client import MAX_TRIES, TEMPLATE_TOKENS, Client, find_key, for_each
+from inference import client as client_module
+from inference.client import MAX_ATTEMPTS, TEMPLATE_TOKENS, Client, for_each
 from inference.completions import CallFailed, CallStopped
+from inference.keys import find_key
 from utils.errors import UserError
 
 KEY = "sk-secret-123"
@@ -13,12 +14,12 @@ KEY = "sk-secret-123"
 @pytest.fixture
 def client(home, server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setattr(wire, "FIRST_DELAY_S", 0.01)
+    monkeypatch.setattr(client_module, "FIRST_DELAY_S", 0.01)
     return Client("m", server.url)
 
 
 def run(client, work):
-    """The result of `work`, in a loop in which the client's connections end too."""
+    """Result of `work`, in an event loop that also closes the client's connections."""
 
     async def main():
         try:
@@ -41,28 +42,28 @@ def test_a_reply_and_its_bill(client, server):
 
 
 @pytest.mark.parametrize("fault", [429, 500, 503, "torn", "bad_json", "no_choices"])
-def test_passing_faults_are_retried(client, server, fault):
+def test_transient_faults_are_retried(client, server, fault):
     server.faults = [fault, fault]
     assert run(client, client.chat("hello # Task\n- x", max_tokens=9)).text == "About x"
     assert client.retries == 2
 
 
 @pytest.mark.parametrize("odd", ["null_choice", "text_message", "list_content", "an_error"])
-def test_odd_replies_are_asked_for_again(client, server, odd):
+def test_malformed_replies_are_requested_again(client, server, odd):
     server.faults = [odd]
     assert run(client, client.chat("hello # Task\n- x", max_tokens=9)).text == "About x"
     assert client.retries == 1
 
 
 @pytest.mark.parametrize("odd", ["no_usage", "odd_usage"])
-def test_what_a_server_does_not_count_is_the_most_it_can_be(client, server, odd):
+def test_missing_usage_counts_as_the_upper_bound(client, server, odd):
     server.faults = [odd]
     reply = run(client, client.chat("hello # Task\n- x", max_tokens=9))
     assert (reply.text, reply.usage) == ("About x", {})
     assert client.ledger.tokens() == len("hello # Task\n- x") + TEMPLATE_TOKENS + 9
 
 
-def test_half_a_character_and_no_reason_to_finish(client, server):
+def test_half_a_surrogate_pair_and_no_finish_reason(client, server):
     server.faults = ["surrogate", "no_reason"]
 
     async def both():
@@ -73,9 +74,9 @@ def test_half_a_character_and_no_reason_to_finish(client, server):
     assert (other.text, other.finish_reason) == ("Some text.", "stop")
 
 
-def test_stopping_frees_what_waits_for_its_turn(client, server):
+def test_stopping_releases_waiting_calls(client, server):
     async def main():
-        client.pace.pause(3600)
+        client.rate_limiter.pause(3600)
         waiting = asyncio.create_task(client.chat("hello", max_tokens=9))
         await asyncio.sleep(0.05)
         client.stop()
@@ -90,12 +91,12 @@ def test_retries_are_bounded(client, server):
     server.faults = [500] * 100
     with pytest.raises(CallFailed, match="500") as caught:
         run(client, client.chat("hello", max_tokens=9))
-    assert server.requests == MAX_TRIES
+    assert server.requests == MAX_ATTEMPTS
     assert KEY not in str(caught.value)
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_refusal_stops_at_once_and_shows_no_key(client, server, status):
+def test_a_refusal_is_not_retried_and_shows_no_key(client, server, status):
     server.faults = [status] * 10
     with pytest.raises(UserError, match=str(status)) as caught:
         run(client, client.chat("hello", max_tokens=9))
@@ -110,24 +111,24 @@ def test_a_bad_request_fails_alone(client, server):
     assert server.requests == 1
 
 
-def test_choices_that_a_server_leaves_out_are_asked_for_again(client, server):
+def test_missing_choices_are_requested_again(client, server):
     assert run(client, client.complete("p", 3)) == [server.answer] * 3
     assert server.requests == 3
 
 
 def test_for_each_is_bounded_and_in_order(client):
-    running, most, begun = 0, 0, []
+    running, max_running, begun = 0, 0, []
 
     async def work(item):
-        nonlocal running, most
+        nonlocal running, max_running
         begun.append(item)
         running += 1
-        most = max(most, running)
+        max_running = max(max_running, running)
         await asyncio.sleep(0.001)
         running -= 1
 
     asyncio.run(for_each(range(50), work, 7))
-    assert most == 7
+    assert max_running == 7
     assert begun == list(range(50))
 
 

@@ -1,4 +1,4 @@
-"""Retrieval and open book, with the real local parts: embedding model, FAISS, BM25; only the servers are played."""
+"""Retrieval and open-book evaluation with the real embedding model, FAISS and BM25; only the servers are fake."""
 
 import json
 import signal
@@ -37,7 +37,7 @@ OPEN = (
 
 @pytest.fixture
 def few(home) -> tuple:
-    """The search by meaning alone, on four of the articles."""
+    """Dense retrieval only, on four of the articles."""
     raw = home / "data/dataset/raw/few.jsonl"
     raw.parent.mkdir(parents=True)
     articles = (ROOT / "data/example/articles.jsonl").read_bytes().splitlines(True)
@@ -49,7 +49,7 @@ def vectors() -> bytes:
     return b"".join(path.read_bytes() for path in sorted(paths.cache_dir().glob("vectors-*")))
 
 
-def test_splitting_loses_no_word():
+def test_splitting_keeps_every_word():
     for document in load_task("example")[:3]:
         for size in (64, 256, 1024):
             parts = retrieval.split(document.text, size)
@@ -60,7 +60,7 @@ def test_splitting_loses_no_word():
 
 
 def test_fusion():
-    # 1 stands second in both; 0 first in one alone.
+    # 1 is second in both rankings; 0 is first in only one.
     assert retrieval.fuse([[0, 1, 2], [3, 1, 4]], 9) == [1, 0, 3, 2, 4]
     assert retrieval.fuse([[5, 6], []], 1) == [5]
 
@@ -71,13 +71,13 @@ def test_recall_and_mrr():
     assert found["mrr"] == pytest.approx((1 + 1 / 2 + 1 / 8) / 4, abs=1e-4)
 
 
-def test_words_and_their_stems():
-    passages = [Chunk("a", 0, '"Of Whales"', "The lamps burned."), Chunk("b", 0, '"Of Tides"', "A gull.")]
-    assert retrieval.bm25(passages, ["burning lamp", "tides", "nothing"], 2) == [[0], [1], []]
+def test_bm25_matches_stems():
+    chunks = [Chunk("a", 0, '"Of Whales"', "The lamps burned."), Chunk("b", 0, '"Of Tides"', "A gull.")]
+    assert retrieval.bm25(chunks, ["burning lamp", "tides", "nothing"], 2) == [[0], [1], []]
 
 
 def test_every_stage_on_the_example_corpus(home):
-    """The local embedding model: the same meaning is near; each text is embedded once."""
+    """With the local embedding model texts of similar meaning are near; each text is embedded once."""
     out = succeed(*SEARCH)
     found = json.loads(out.splitlines()[-1])
     assert list(found) == ["passages", "dense", "bm25", "fusion"]
@@ -89,13 +89,13 @@ def test_every_stage_on_the_example_corpus(home):
     assert vectors() == before
     bare = json.loads(succeed(*SEARCH, "--query", "question").splitlines()[-1])
     assert bare["fusion"]["recall@8"] >= 0.98
-    assert vectors().startswith(before)  # the queries came to it, the passages were there
+    assert vectors().startswith(before)  # only the queries were added
     one, other, third = embed(["A dog barked.", "A hound was barking.", "Bread is dear."], LocalEmbedder(None))
     assert one @ other > 0.6 > 0.3 > one @ third
     assert np.linalg.norm(one) == pytest.approx(1)
 
 
-def test_a_search_that_was_killed_goes_on_and_ends_alike(few):
+def test_a_killed_search_resumes_to_the_same_result(few):
     whole = succeed(*few)
     (file,) = paths.cache_dir().glob("vectors-*")
     kept = file.read_bytes()
@@ -122,8 +122,7 @@ def test_two_searches_at_once_take_turns(few):
 
 
 def test_served_embeddings_and_reranking(home, server, monkeypatch):
-    """Servers that fail, and that send fewer vectors or scores than asked for: nothing is lost, and
-    nothing is paid for twice."""
+    """Servers that fail or return fewer vectors or scores than requested: nothing is lost or paid for twice."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-mine")
     server.faults = [500, "fewer", "bad_json", None, None, None, 500, "fewer"]
     served = (
@@ -142,9 +141,9 @@ def test_served_embeddings_and_reranking(home, server, monkeypatch):
     assert list(found) == ["passages", "dense", "bm25", "fusion", "rerank"]
     assert found["rerank"]["recall@8"] > 0.9
     assert {"/embeddings", "/rerank"} == set(server.paths)
-    # OpenAI's key is not for the reranker.
-    of_path = {path: body["headers"]["authorization"] for path, body in zip(server.paths, server.bodies, strict=True)}
-    assert of_path == {"/embeddings": "Bearer sk-mine", "/rerank": "Bearer none"}
+    # OpenAI's key is not sent to the reranker.
+    key_of = {path: body["headers"]["authorization"] for path, body in zip(server.paths, server.bodies, strict=True)}
+    assert key_of == {"/embeddings": "Bearer sk-mine", "/rerank": "Bearer none"}
     asked = server.requests
     assert json.loads(succeed(*SEARCH, *served).splitlines()[-1]) == found
     assert server.requests == asked
@@ -158,28 +157,27 @@ def test_served_embeddings_and_reranking(home, server, monkeypatch):
     assert server.requests == asked + 3
 
 
-def test_vectors_that_are_missing_are_seen(server, monkeypatch):
+def test_missing_vectors_are_an_error(server, monkeypatch):
     server.faults = ["fewer"] * 6
     embedder = ApiEmbedder("m", server.url)
     monkeypatch.setattr(client, "FIRST_DELAY_S", 0.001)
-    with pytest.raises(UserError, match="1 vectors for 2 texts"):
+    with pytest.raises(UserError, match="embedding for 1 of 2 texts"):
         next(embedder.embed(["a", "b"]))
 
 
-def test_passages_stand_before_the_question(home):
+def test_chunks_precede_the_question(home):
     documents = load_task("example")
     items = [(document, question) for document in documents for question in document.questions]
 
     def passages(**settings):
-        how = SearchSettings(retriever="bm25", top_k=4, **settings)
-        return retrieve(documents, items, how).passages
+        return retrieve(documents, items, SearchSettings(retriever="bm25", top_k=4, **settings)).passages
 
     first, last = passages(order="best_first"), passages()
     assert [row[::-1] for row in last] == first
     document, question = items[0]
     assert last[0][-1].source == document.uid
     shown = [(p.name, p.text) for p in last[0]]
-    prompt = multiple_choice.build_prompt(document, question, "cot", 2, None, shown)
+    prompt = multiple_choice.build_prompt(document, question, "cot", 2, chunks=shown)
     assert prompt.index("Answer: A.") < prompt.index("### Passages") < prompt.index(last[0][0].text)
     assert prompt.index(last[0][3].text) < prompt.rindex("### Question") < prompt.index(question.text)
 
@@ -187,7 +185,7 @@ def test_passages_stand_before_the_question(home):
 def test_open_book_evaluation(home, tiny_model):
     out = succeed(*OPEN, tiny_model)
     target = paths.evaluation_file(str(tiny_model), "chunk256-k2-best_last-loglik")
-    assert out.splitlines()[-2] == str(target)
+    assert json.loads(out.splitlines()[-1])["file"] == str(target)
     result = json.loads(target.read_text())
     assert result["retrieval"]["bm25"]["recall@8"] == 1
     question = result["documents"][0]["questions"][0]
@@ -202,7 +200,7 @@ def test_open_book_evaluation(home, tiny_model):
     assert "other prompts" in refused("evaluation.py", "--compare", closed, target)
 
 
-def test_what_the_model_cannot_read_is_said(home, tmp_path):
+def test_a_prompt_beyond_the_context_is_an_error(home, tmp_path):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from tests.conftest import make_tiny_model
@@ -210,10 +208,10 @@ def test_what_the_model_cannot_read_is_said(home, tmp_path):
     folder = make_tiny_model(tmp_path / "short")
     GPT2LMHeadModel(GPT2Config(vocab_size=700, n_embd=32, n_layer=1, n_head=2, n_positions=256)).save_pretrained(folder)
     line = refused(*OPEN, folder, "--top_k", 8, "--chunk_size", 1024)
-    assert "the model reads 256: smaller --top_k" in line
+    assert "the model's context is 256; lower --top_k" in line
 
 
-def test_options_of_the_search_that_do_not_go_together(home):
+def test_incompatible_search_options(home):
     assert "--top_k: for --rag" in refused("evaluation.py", "--task", "example", "--model_path", "x", "--top_k", 4)
     assert "BM25 has no vectors" in refused(*SEARCH, "--retriever", "bm25", "--embedding", "x")
     assert "--give_up: for --base_url" in refused(

@@ -53,13 +53,13 @@ def test_evaluation_reports_it(home, tiny_model, tmp_path):
     result = json.loads(paths.evaluation_file("trained").read_text())
     assert question["question_unique_id"] in result["leakage"]["leaked"]
     n = len(result["leakage"]["leaked"])
-    assert f"leakage: {n} of 84 questions" in out
+    assert f"contamination: {n} of 84 questions" in out
     assert result["leakage"]["n_without"] == 84 - n
     assert result["leakage"]["training"] == ["mine_all-raw.bin"]
     run["data"]["train"]["sha256"] = "another"
     (checkpoint / "run.json").write_text(json.dumps(run))
     paths.evaluation_file("trained").unlink()
-    assert "was made again since" in succeed(*command)
+    assert "was replaced after training" in succeed(*command)
     paths.articles_bin("mine").unlink()
     paths.evaluation_file("trained").unlink()
-    assert "leakage: not known (" in succeed(*command)
+    assert "contamination: not known (" in succeed(*command)

@@ -111,6 +111,7 @@ def test_a_quiz_is_made_checked_and_taken(home, server, corpus, tiny_model):
     server.faults = [500, None, "torn", "hang"]
     out = succeed(*options(corpus, server), "--timeout", 2)
     counts = json.loads(out.splitlines()[-1])
+    assert counts.pop("file") == str(paths.questions_file("islands"))
     assert counts == {
         "written": 24,
         "unnamed": 6,
@@ -161,7 +162,7 @@ def test_what_the_user_can_mend(home, server, corpus):
     assert done.returncode == 2
     assert "18 replies that could not be read" in done.stdout
     assert "no question was kept" in done.stderr
-    assert "--base_model_url: which" in refused(*options(corpus, server), "--base_model_url", server.url)
+    assert "--base_model_url: name" in refused(*options(corpus, server), "--base_model_url", server.url)
 
 
 def test_a_document_that_fails_does_not_stop_the_others(home, server, corpus):

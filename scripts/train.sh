@@ -1,15 +1,13 @@
 #!/usr/bin/env bash
-# Step 4: train.py with one process per GPU (FSDP2), or one process on a machine with one or none.
+# Step 4 on one machine: train.py with one process per GPU (FSDP2), or one process with one GPU or none.
 # All arguments go to train.py; `./scripts/train.sh --help` lists them.
 #
 #   ./scripts/train.sh --lr 5e-06 --rr 0.1 --epochs 2 --bs 16 --wd 0.01 --warmup 0.05 --task_name quality
-#
-# GPUS=2 ./scripts/train.sh ...   takes two GPUs in place of all
+#   GPUS=2 ./scripts/train.sh …    # the first two GPUs instead of all
 set -euo pipefail
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 bash "$root/scripts/setup.sh"
-python="$root/.venv/bin/python"
-# The GPUs of CUDA_VISIBLE_DEVICES, else all; of these GPUS=n takes the first n.
+# The GPUs in CUDA_VISIBLE_DEVICES, else all; GPUS=n keeps the first n of them.
 visible="${CUDA_VISIBLE_DEVICES-$( (nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null || true) | paste -sd, -)}"
 case "${GPUS:-all}" in
     all) ;;

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Step 4 on several nodes under Slurm: one torchrun a node, one process a GPU, FSDP2 over all of them.
-# All arguments go to train.py. Run scripts/setup.sh once, on a disk that all nodes see.
+# Step 4 on several nodes under Slurm: one torchrun per node, one process per GPU, FSDP2 over all of them.
+# All arguments go to train.py. Run scripts/setup.sh once, on a disk shared by all nodes.
 #
 #   sbatch --nodes 4 scripts/train_slurm.sh --lr 5e-06 --rr 0.1 --epochs 2 --bs 64 --sharding hybrid
 #
-# Slurm requeues the job when a node fails; when its time is over, the same sbatch line goes on from the
-# newest checkpoint.
+# Slurm requeues the job if a node fails. After the time limit, the same sbatch line resumes from the newest
+# checkpoint.
 #SBATCH --job-name=scp
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
@@ -14,10 +14,11 @@
 #SBATCH --requeue
 #SBATCH --output=slurm-%j.out
 set -euo pipefail
-# sbatch runs a copy of this file; the repository is where it was called.
-root="${SCP_ROOT:-${SLURM_SUBMIT_DIR:?start me by sbatch, from the repository}}"
-python="$root/.venv/bin/python"
-[ -x "$python" ] || { echo "error: $python: not there; run: bash scripts/setup.sh" >&2; exit 2; }
+# sbatch runs a copy of this file; the repository is the folder it was called from.
+source "${SCP_ROOT:-${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}}/scripts/common.sh"
+show_help "$@"
+[ -n "${SLURM_JOB_ID:-}" ] || fail "no Slurm job; start this script by sbatch, from the repository"
+[ -x "$python" ] || fail "$python: no such file; run: bash scripts/setup.sh"
 first="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 gpus="${SLURM_GPUS_ON_NODE:-8}"
 exec srun --kill-on-bad-exit=1 "$python" -m torch.distributed.run \

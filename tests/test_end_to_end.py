@@ -1,4 +1,4 @@
-"""All numbered steps, one after the other, as the README types them: a tiny model, a fake generator."""
+"""All numbered steps in sequence, as in the README, with a tiny model and a fake generator."""
 
 import json
 

@@ -1,3 +1,5 @@
+"""The notebooks, executed on outputs of a tiny model."""
+
 import json
 
 import nbformat
@@ -16,7 +18,7 @@ def execute(name: str):
     return notebook
 
 
-def test_accuracies_are_shown_as_a_table_and_a_figure(home, tiny_model):
+def test_accuracies_as_a_table_and_a_figure(home, tiny_model):
     out = succeed("evaluation.py", "--task", "example", "--protocol", "loglik", "--model_path", tiny_model)
     accuracy = json.loads(out.splitlines()[-1])["accuracy"]
     outputs = [output for cell in execute("nb_qa_eval.ipynb").cells for output in cell.get("outputs", [])]
@@ -45,7 +47,7 @@ def test_notebooks_are_committed_without_outputs():
 
 
 def test_scaling_curves(home):
-    """Points of the paper's curve: the notebook says what five points more cost."""
+    """On points of the paper's curve the notebook reports the tokens for five more points."""
     curve = scaling_law.Mixture(64.55, (13.84, 8.47, 3.93), (0.9989, 0.8961, 0.0546))
     points = []
     for tokens in (0, 0.3, 1, 3, 10, 30, 100, 300, 455):

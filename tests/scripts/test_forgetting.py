@@ -1,3 +1,5 @@
+"""Perplexity and accuracy of two checkpoints, before and after training."""
+
 import json
 import math
 import shutil
@@ -21,8 +23,8 @@ def test_before_and_after(token_files, tiny_model, tmp_path, monkeypatch):
     shutil.copytree(tiny_model, before)
     command = ("scripts/forgetting.py", "--before", before, "--after", tiny_model, "--block_size", 64, "--blocks", 3)
     out = succeed(*command)
-    found = json.loads(out.splitlines()[-1])
-    assert found["before"]["perplexity"] == found["after"]["perplexity"]
+    results = json.loads(out.splitlines()[-1])
+    assert results["before"]["perplexity"] == results["after"]["perplexity"]
     assert "accuracy: not known" in out
     for checkpoint in (before, tiny_model):
         succeed("evaluation.py", "--task", "example", "--protocol", "loglik", "--model_path", checkpoint)
@@ -37,13 +39,13 @@ def test_before_and_after(token_files, tiny_model, tmp_path, monkeypatch):
     with torch.no_grad():
         logprobs = model.model(blocks).logits[:, :-1].log_softmax(-1)
     loss = -logprobs.gather(2, blocks[:, 1:, None]).mean()
-    assert found["after"]["perplexity"] == pytest.approx(math.exp(loss), rel=1e-4)
+    assert results["after"]["perplexity"] == pytest.approx(math.exp(loss), rel=1e-4)
     assert json.loads((paths.out_dir() / "forgetting-tiny.json").read_text()) == json.loads(out.splitlines()[-1])
     assert "perplexity" in out
     assert "tokens are less than a block" in refused(*command, "--block_size", 10**6)
 
 
-def test_what_the_user_can_mend(home, tiny_model):
+def test_user_errors_are_one_line(home, tiny_model):
     assert "rename one" in refused("scripts/forgetting.py", "--before", tiny_model, "--after", tiny_model)
     command = ("scripts/forgetting.py", "--before", "ckpts/none", "--after", tiny_model)
     assert "for --harness" in refused(*command, "--limit", 3)

@@ -1,4 +1,4 @@
-"""llama.cpp's real server with the real small model."""
+"""llama.cpp's server with the example model."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def answers(url: str) -> bool:
     return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
-def test_the_server_lives_as_long_as_the_command(gguf):
+def test_the_server_runs_as_long_as_the_command(gguf):
     done = subprocess.run(beside_server(gguf, sys.executable, "-c", ASK), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     url, tokens = done.stdout.split()[-2:]
@@ -44,7 +44,7 @@ def test_the_server_lives_as_long_as_the_command(gguf):
     assert not answers(url)
 
 
-def test_its_status_is_the_commands(gguf):
+def test_the_exit_status_is_the_commands(gguf):
     command = beside_server(gguf, sys.executable, "-c", "raise SystemExit(7)")
     assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 7
 
@@ -61,7 +61,7 @@ def test_ctrl_c_leaves_nothing_running(gguf):
     )
     url = next(line for line in process.stdout if line.startswith("http")).strip()
     assert answers(url)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
+    os.killpg(process.pid, signal.SIGINT)  # to the whole process group, as a terminal does
     assert process.wait(timeout=10) != 0
     assert not answers(url)
     time.sleep(0.2)
@@ -70,7 +70,7 @@ def test_ctrl_c_leaves_nothing_running(gguf):
 
 
 def test_step_1_over_the_real_server(home, gguf):
-    """A handful of tokens: the entity call is cut short, is paid for three times, and is named."""
+    """With 8 tokens the entity call is truncated, fails after three attempts, and is reported."""
     command = (
         sys.executable,
         ROOT / "data/entigraph.py",

@@ -1,4 +1,4 @@
-"""The shell scripts, as a user calls them."""
+"""The shell scripts, as users run them."""
 
 import hashlib
 import json
@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import ROOT, free_port, succeed
 
 
@@ -18,10 +20,31 @@ def shell(*command: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_download_says_when_it_cannot(home):
+@pytest.mark.parametrize("name", ["quickstart", "scaling", "rag_sweep", "download_data", "train_slurm"])
+def test_help_is_the_header_comment(name):
+    done = shell(ROOT / f"scripts/{name}.sh", "--help")
+    header = (ROOT / f"scripts/{name}.sh").read_text().split("\n")[1].removeprefix("# ")
+    assert (done.returncode, done.stdout.split("\n")[0], done.stderr) == (0, header, "")
+    assert f"scripts/{name}.sh" in done.stdout
+    assert "set -" not in done.stdout
+
+
+def test_json_value_shows_the_output_and_passes_errors_on(tmp_path):
+    """The output is appended to a log file, and a failing command keeps its exit status."""
+    common = f"set -euo pipefail; source {ROOT}/scripts/common.sh"
+    (tmp_path / "log").write_text("before\n")
+    command = 'n=$(json_value n printf \'a line\\n{"n": 7}\\n\'); echo "n is $n"'
+    done = shell("-c", f"{common}; {{ {command}; }} >> {tmp_path}/log 2>&1")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "log").read_text() == 'before\na line\n{"n": 7}\nn is 7\n'
+    done = shell("-c", f"{common}; n=$(json_value n bash -c 'echo begun; exit 2'); echo not reached")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "begun\n")
+
+
+def test_a_failed_download_names_the_file(home):
     done = shell(ROOT / "scripts/download_data.sh", QUALITY_URL="http://127.0.0.1:9/none")
     assert done.returncode == 2
-    assert "error: cannot fetch" in done.stderr
+    assert "cannot be downloaded; copy the file to" in done.stderr
     assert "QuALITY.v1.0.1.htmlstripped.train" in done.stderr
     assert not list(home.rglob("*.part"))
 
@@ -37,8 +60,7 @@ def test_download_refuses_a_damaged_train_file_and_records_the_dev_file(home):
 
 
 def test_download_fetches_and_checks(home, tmp_path):
-    """From a folder in place of the net; the train file of the real hash is not here to be served,
-    so a copy of the script with another hash stands in."""
+    """From a folder instead of the network, by a copy of the script with the hash of a stand-in train file."""
     source = tmp_path / "source"
     source.mkdir()
     for split in ("train", "dev"):
@@ -48,6 +70,7 @@ def test_download_fetches_and_checks(home, tmp_path):
     script = script.replace("4011e9952d5395beb8ff7637b963481a400630c1bbe2f40dc0d83f5d59f926ed", ours)
     (tmp_path / "scripts").mkdir()
     (tmp_path / "scripts/download_data.sh").write_text(script)
+    shutil.copy(ROOT / "scripts/common.sh", tmp_path / "scripts")
     copy, url = tmp_path / "scripts/download_data.sh", f"file://{source}"
     done = shell(copy, QUALITY_URL=url)
     assert done.returncode == 0, done.stderr
@@ -55,12 +78,12 @@ def test_download_fetches_and_checks(home, tmp_path):
     assert (raw / "QuALITY.v1.0.1.htmlstripped.dev").read_text() == "dev\n"
     recorded = (raw / "QuALITY.v1.0.1.htmlstripped.dev.sha256").read_text().strip()
     assert recorded == hashlib.sha256(b"dev\n").hexdigest()
-    assert shell(copy, QUALITY_URL="http://127.0.0.1:9/none").returncode == 0  # files there are kept
+    assert shell(copy, QUALITY_URL="http://127.0.0.1:9/none").returncode == 0  # existing files are kept
     (raw / "QuALITY.v1.0.1.htmlstripped.dev").write_text("damaged")
     assert "delete it and run this again" in shell(copy, QUALITY_URL=url).stderr
 
 
-def test_setup_takes_no_time_when_it_is_done():
+def test_setup_does_nothing_when_it_is_done():
     done = shell(ROOT / "scripts/setup.sh")
     assert (done.returncode, done.stdout) == (0, "")
 
@@ -71,8 +94,8 @@ def test_scripts_parse():
         assert os.access(path, os.X_OK), path
 
 
-def test_slurm_starts_one_torchrun_a_node(tmp_path):
-    """With stand-ins for Slurm's two commands: what srun would be told to run."""
+def test_slurm_starts_one_torchrun_per_node(tmp_path):
+    """Stand-ins for srun and scontrol print the command that srun would run."""
     (tmp_path / "srun").write_text('#!/bin/sh\necho "$@"\n')
     (tmp_path / "scontrol").write_text("#!/bin/sh\necho node7\necho node8\n")
     for name in ("srun", "scontrol"):
@@ -98,8 +121,7 @@ def test_slurm_starts_one_torchrun_a_node(tmp_path):
 
 
 def test_serving_a_checkpoint(home, tiny_llama):
-    """`transformers serve` answers interactive.py and evaluation.py; Ctrl-C ends it
-    and leaves nothing running."""
+    """`transformers serve` answers interactive.py and evaluation.py; Ctrl-C leaves no process running."""
     folder = home / "ckpts/tiny-chat"
     shutil.copytree(tiny_llama, folder)
     shutil.copy(ROOT / "utils/llama3.1.jinja", folder / "chat_template.jinja")
@@ -149,7 +171,7 @@ def test_serving_a_checkpoint(home, tiny_llama):
         assert probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def test_serving_what_is_no_checkpoint(home):
+def test_serving_requires_a_checkpoint(home):
     done = shell(ROOT / "scripts/serve.sh")
     assert done.returncode == 2
     assert "error: name a checkpoint" in done.stderr
@@ -163,7 +185,7 @@ def test_serving_what_is_no_checkpoint(home):
         assert f"error: {name}: no such folder" in done.stderr
 
 
-def test_the_quickstart_takes_chat_or_nothing():
+def test_the_quickstart_rejects_unknown_options():
     done = shell(ROOT / "scripts/quickstart.sh", "--chatt")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
+    assert done.stderr.startswith("error: --chatt: ")

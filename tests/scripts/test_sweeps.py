@@ -1,4 +1,4 @@
-"""The sweep and the 2 x 2, on a tiny model and with BM25 alone."""
+"""The RAG sweep, the 2 x 2 table and the scaling run, on a tiny model and with BM25."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def points() -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (paths.out_dir() / "rag").glob("*.json")}
 
 
-def test_the_sweep_is_killed_and_goes_on(home, tiny_model):
+def test_a_killed_sweep_resumes(home, tiny_model):
     assert "rag_sweep.sh" in refused("scripts/rag_table.py", "--model_path", tiny_model)
     first = sweep(tiny_model)
     while not points():
@@ -40,7 +40,7 @@ def test_the_sweep_is_killed_and_goes_on(home, tiny_model):
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
     stamps = {path: path.stat().st_mtime_ns for path in (paths.out_dir() / "rag").glob("*.json")}
-    # A task of an array does its own point, the loop what is left.
+    # A task of a Slurm array evaluates its own point, the loop all that are missing.
     task = sweep(tiny_model, SLURM_ARRAY_TASK_ID="1", SLURM_SUBMIT_DIR=str(ROOT))
     assert task.wait() == 0, task.stderr.read()
     assert "qualityqa-tiny-chunk256-k2-best_last-loglik.json" in points()
@@ -49,17 +49,17 @@ def test_the_sweep_is_killed_and_goes_on(home, tiny_model):
     assert second.returncode == 0, err
     assert len(points()) == 2
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
-    found = json.loads(out.splitlines()[-1])
-    assert found["points"] == 2
+    result = json.loads(out.splitlines()[-1])
+    assert result["points"] == 2
     rows = [line.split() for line in out[out.index("chunk_size") :].splitlines()[1:3]]
-    assert found["best"]["val"] == max(float(row[6]) for row in rows)
-    low, high = found["best"]["ci95"]
-    assert low <= found["best"]["test"] <= high
+    assert result["best"]["val"] == max(float(row[6]) for row in rows)
+    low, high = result["best"]["ci95"]
+    assert low <= result["best"]["test"] <= high
 
 
-def test_the_sweep_wants_a_checkpoint():
+def test_the_sweep_requires_a_checkpoint():
     done = subprocess.run(["bash", ROOT / "scripts/rag_sweep.sh"], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (2, "error: --model_path: which checkpoint?\n")
+    assert (done.returncode, done.stderr) == (2, "error: --model_path: missing; name a checkpoint\n")
     done = subprocess.run(["bash", ROOT / "scripts/rag_sweep.sh", "--help"], capture_output=True, text=True)
     assert "sbatch --array" in done.stdout
 
@@ -70,18 +70,18 @@ def test_the_two_by_two(home, tiny_model):
     out = succeed(
         "scripts/two_by_two.py", "--base", tiny_model, "--entigraph", after, *OPTIONS, "--chunk_size", 256, "--top_k", 1
     )
-    found = json.loads(out.splitlines()[-1])
-    assert found["base_open"] == found["entigraph_open"]
-    assert found["gain_closed"] == {"difference": 0, "ci95": [0, 0], "p": 1}
-    assert found["base_closed"]["n"] == 84
+    result = json.loads(out.splitlines()[-1])
+    assert result["base_open"] == result["entigraph_open"]
+    assert result["gain_closed"] == {"difference": 0, "ci95": [0, 0], "p": 1}
+    assert result["base_closed"]["n"] == 84
     assert (paths.out_dir() / "two_by_two.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((paths.out_dir() / "two_by_two.json").read_text()) == found
+    assert json.loads((paths.out_dir() / "two_by_two.json").read_text()) == result
     wrong = ("--base", "no/such/model", "--entigraph", after)
     assert "no/such/model" in refused("scripts/two_by_two.py", *wrong, *OPTIONS)
 
 
 def test_the_scaling_run(token_files, tiny_model, tmp_path, monkeypatch):
-    """Nested subsets are trained and evaluated once; a second run finds all of it."""
+    """Nested subsets are trained and evaluated once; a second run reuses all results."""
     shutil.copytree(token_files, tmp_path / "home")
     monkeypatch.setenv("SCP_HOME", str(tmp_path / "home"))
     command = [
@@ -125,4 +125,7 @@ def test_the_scaling_run(token_files, tiny_model, tmp_path, monkeypatch):
     done = subprocess.run(
         ["bash", ROOT / "scripts/scaling.sh", "--subsample_ratio", "1"], capture_output=True, text=True
     )
-    assert (done.returncode, done.stderr) == (2, "error: --subsample_ratio: RATIOS says which subsets\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: --subsample_ratio: the subsets are set by RATIOS; leave the option out\n",
+    )

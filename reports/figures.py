@@ -1,0 +1,41 @@
+"""Bar charts of accuracies."""
+
+from pathlib import Path
+
+from utils.io import atomic_write
+
+COLORS = {"base": "#9aa5b1", "raw": "#d9a441", "entigraph": "#2f6f9f"}
+CHANCE_PERCENT = 25  # four options
+GROUP_WIDTH = 0.8  # of the distance between two groups
+
+
+def draw_accuracies(
+    path: Path, groups: list[str], metrics: dict[str, list[dict]], labels: dict[str, str], title: str = ""
+) -> None:
+    """Write grouped bars with 95% intervals and the chance line as a PNG file.
+
+    `metrics` maps a key of COLORS to one evaluation's metrics (`accuracy`, `ci95`) per group; `labels` maps the
+    same keys to the texts of the legend.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    width = GROUP_WIDTH / len(metrics)
+    for index, (name, values) in enumerate(metrics.items()):
+        shift = (index - (len(metrics) - 1) / 2) * width
+        heights = [100 * value["accuracy"] for value in values]
+        below = [100 * (value["accuracy"] - value["ci95"][0]) for value in values]
+        above = [100 * (value["ci95"][1] - value["accuracy"]) for value in values]
+        style = {"width": 0.95 * width, "capsize": 5, "color": COLORS[name], "label": labels[name]}
+        bars = axes.bar([group + shift for group in range(len(groups))], heights, yerr=[below, above], **style)
+        axes.bar_label(bars, fmt="%.0f%%", label_type="center", color="white", fontsize=12)
+    axes.axhline(CHANCE_PERCENT, color="black", linewidth=0.8, linestyle=":", label="chance")
+    axes.set(ylabel="accuracy, %", ylim=(0, 100), title=title)
+    axes.set_xticks(range(len(groups)), groups)
+    axes.legend(frameon=False, loc="upper left")
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=150)
+    pyplot.close(figure)

@@ -1,4 +1,4 @@
-"""A run's checkpoints as single .mdl files, made of the Trainer's folders and unpacked into them."""
+"""Checkpoints as single .mdl files, packed from the Trainer's checkpoint folders and unpacked into them."""
 
 import json
 import re
@@ -15,80 +15,86 @@ from utils.errors import UserError
 from utils.io import atomic_write
 
 NAME = re.compile(r"checkpoint_(\d+)\.mdl")
-KEPT_AS_BYTES = re.compile(r"trainer_state\.json|rng_state(_\d+)?\.pth")  # what only the Trainer reads
+STORED_AS_BYTES = re.compile(r"trainer_state\.json|rng_state(_\d+)?\.pth")  # read by the Trainer only
 
 
-def checkpoints(folder: Path) -> dict[int, Path]:
-    """step -> file, in order of steps."""
-    found = {NAME.fullmatch(path.name): path for path in folder.glob("checkpoint_*.mdl")}
-    return dict(sorted((int(match[1]), path) for match, path in found.items() if match))
+def list_checkpoints(folder: Path) -> dict[int, Path]:
+    """step -> file, in the order of steps."""
+    matches = {NAME.fullmatch(path.name): path for path in folder.glob("checkpoint_*.mdl")}
+    return dict(sorted((int(match[1]), path) for match, path in matches.items() if match))
 
 
-def load(path: Path) -> dict:
-    return torch.load(path, map_location="cpu", weights_only=True)
+def newest_checkpoint(folder: Path) -> Path | None:
+    return next(reversed(list_checkpoints(folder).values()), None)
 
 
-def pack(folder: Path, target: Path, data: dict) -> None:
-    """A complete checkpoint folder of the Trainer -> one file. `data` says what the run reads."""
+def pack(folder: Path, target: Path, identity: dict) -> None:
+    """Pack a complete checkpoint folder of the Trainer into one file. `identity` describes the data and the
+    optimizer of the run, see check_identity."""
     state = formats.to_cs(formats.load_hf(folder))
     content = {
         "model": {f"model.{name}": tensor for name, tensor in state.items()},
-        "optimizer": load(folder / "optimizer.pt"),
-        "lr_scheduler": load(folder / "scheduler.pt"),
+        "optimizer": load_state(folder / "optimizer.pt"),
+        "lr_scheduler": load_state(folder / "scheduler.pt"),
         "global_step": json.loads((folder / "trainer_state.json").read_text())["global_step"],
-        "data": json.dumps(data),
+        "data": json.dumps(identity),
         "trainer": {
             path.name: torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
             for path in sorted(folder.iterdir())
-            if KEPT_AS_BYTES.fullmatch(path.name)
+            if STORED_AS_BYTES.fullmatch(path.name)
         },
     }
     with atomic_write(target) as file:
         torch.save(content, file)
 
 
+def load_state(path: Path) -> dict:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def save_weights(model, target: Path) -> None:
-    """The weights alone, as the converter writes them."""
+    """Save the weights without optimizer, as convert_checkpoint.py does."""
     with atomic_write(target) as file:
         torch.save({"model": formats.to_cs(model.state_dict())}, file)
 
 
-def unpack(loaded: dict, folder: Path) -> None:
-    """The other way: a folder that the Trainer goes on from."""
+def unpack(checkpoint: dict, folder: Path) -> None:
+    """Write the content of a .mdl file as a folder from which the Trainer resumes."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    save_file(formats.to_hf(loaded["model"]), folder / "model.safetensors", {"format": "pt"})
-    torch.save(loaded["optimizer"], folder / "optimizer.pt")
-    torch.save(loaded["lr_scheduler"], folder / "scheduler.pt")
-    for name, content in loaded["trainer"].items():
-        if KEPT_AS_BYTES.fullmatch(name):
+    save_file(formats.to_hf(checkpoint["model"]), folder / "model.safetensors", {"format": "pt"})
+    torch.save(checkpoint["optimizer"], folder / "optimizer.pt")
+    torch.save(checkpoint["lr_scheduler"], folder / "scheduler.pt")
+    for name, content in checkpoint["trainer"].items():
+        if STORED_AS_BYTES.fullmatch(name):
             (folder / name).write_bytes(content.numpy().tobytes())
     (folder / COMPLETE).touch()
 
 
-def check_data(loaded: dict, data: dict, path: Path) -> None:
-    """Raises UserError where a checkpoint is of a run with other data, by name."""
-    then = json.loads(loaded["data"])
-    for name, value in data.items():
-        if then.get(name) != value:
+def check_identity(checkpoint: dict, identity: dict, path: Path) -> None:
+    """Raise UserError for a checkpoint of a run with other data or another optimizer."""
+    stored = json.loads(checkpoint["data"])
+    for name, value in identity.items():
+        if stored.get(name) != value:
             raise UserError(
-                f"{path}: begun with other {name} ({then.get(name)} there, {value} now); give "
-                "--is_pretrained_checkpoint to begin anew from its weights"
+                f"{path}: comes from a run with other {name} (there {stored.get(name)}, now {value}); "
+                "--is_pretrained_checkpoint starts a new run from its weights"
             )
 
 
-class SingleFiles(TrainerCallback):
-    """Turns each of the Trainer's checkpoints into checkpoint_<step>.mdl, and keeps the newest."""
+class MdlCheckpoints(TrainerCallback):
+    """Replaces each checkpoint folder of the Trainer by checkpoint_<step>.mdl, and keeps the newest `keep` files
+    (None: all)."""
 
-    def __init__(self, folder: Path, data: dict, keep: int | None):
-        self.folder, self.data, self.keep = folder, data, keep
+    def __init__(self, folder: Path, identity: dict, keep: int | None):
+        self.folder, self.identity, self.keep = folder, identity, keep
 
     def on_save(self, args, state, control, **unused) -> None:
         if not state.is_world_process_zero:
             return
-        made = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        pack(made, self.folder / f"checkpoint_{state.global_step}.mdl", self.data)
-        shutil.rmtree(made)
-        paths = list(checkpoints(self.folder).values())
-        for old in paths[: -self.keep] if self.keep else []:
-            old.unlink()
+        source = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        pack(source, self.folder / f"checkpoint_{state.global_step}.mdl", self.identity)
+        shutil.rmtree(source)
+        paths = list(list_checkpoints(self.folder).values())
+        for path in paths[: -self.keep] if self.keep else []:
+            path.unlink()

@@ -1,5 +1,6 @@
-"""TODO gptj.eval_loop."""
+"""Evaluation: loss, perplexity and accuracy on the rows of `eval_input`."""
 
+import argparse
 import math
 from pathlib import Path
 
@@ -10,106 +11,119 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, default_data_collator
 
 from gptj import formats
-from gptj.checkpoint import checkpoints
-from gptj.hdf5 import Data, Hdf5Rows, order_of_rows
+from gptj.checkpoint import list_checkpoints
+from gptj.hdf5 import Hdf5Rows, InputData, row_order
 from gptj.model import Start, build_model
+from gptj.params import Params
 from utils.cli import print_main
-from utils.device import is_main_process
+from utils.device import device_type, is_main_process
 from utils.errors import UserError
 from utils.token_file import IGNORE_INDEX
 
 
-class Evaluation(TrainerCallback):
-    """Evaluates every runconfig.eval_frequency steps, and at the end."""
+def evaluate(params: Params, model, data: InputData, step: int, folder: Path) -> dict:
+    """Evaluate, print the metrics and write them as TensorBoard events.
 
-    def __init__(self, params: dict, data: Data, folder: Path):
-        self.params, self.data, self.folder = params, data, folder
+    loss: mean over batches of Σ(cross-entropy · mask) / Σmask, in nats
+    eval/lm_perplexity: exp of the mean cross-entropy over all counted tokens
+    eval/accuracy: share of counted labels that are the most likely token
 
-    def on_step_end(self, args, state, control, model=None, **unused) -> None:
-        every = self.params["runconfig"]["eval_frequency"]
-        if every and state.global_step % every == 0 and state.global_step < state.max_steps:
-            evaluate(self.params, model, self.data, state.global_step, self.folder)
+    Raises UserError where there is no full batch or no counted label.
+    """
+    loader = make_loader(data)
+    was_training = model.training
+    model.to(device_type()).eval()
+    metrics = measure(model, loader, params.runconfig.eval_steps, params.model.mixed_precision)
+    model.train(was_training)
+    report(metrics, step, folder)
+    return metrics
 
-    def on_train_end(self, args, state, control, model=None, **unused) -> None:
-        evaluate(self.params, model, self.data, state.global_step, self.folder)
 
-
-def evaluate(params: dict, model, data: Data, step: int, folder: Path) -> dict:
-    """The mean over batches of Σ(ce·mask)/Σmask; the perplexity, exp of the same over all tokens at
-    once; and the share of counted labels that are the likeliest. Printed, and written as TensorBoard
-    events."""
-    bs, most = data.section["batch_size"], params["runconfig"]["eval_steps"]
-    order = order_of_rows(data.rows, bs, data.steps(1), data.section["drop_last"], data.seed())
-    order = order[: data.rows]
+def make_loader(data: InputData) -> DataLoader:
+    """Batches of one epoch."""
+    section = data.section
+    order = row_order(data.rows, section.batch_size, data.steps(1), section.drop_last, data.seed())[: data.rows]
     if not len(order):
-        raise UserError(f"eval_input.batch_size: {bs}, and there are {data.rows} rows; give drop_last: false")
+        raise UserError(f"eval_input.batch_size: {section.batch_size} for {data.rows} rows; set drop_last: false")
     if len(order) < data.rows:
         print_main(f"{data.rows - len(order)} rows, less than a batch, are left out (eval_input.drop_last)")
-    rows = Hdf5Rows(data.files, data.counts, order)
-    workers = data.section["num_workers"]
-    loader = DataLoader(
-        rows,
-        bs,
+    return DataLoader(
+        Hdf5Rows(data.files, data.counts, order),
+        section.batch_size,
         collate_fn=default_data_collator,
-        num_workers=workers,
-        prefetch_factor=data.section["prefetch_factor"] if workers else None,
-        persistent_workers=data.section["persistent_workers"] and workers > 0,
+        num_workers=section.num_workers,
+        prefetch_factor=section.prefetch_factor if section.num_workers else None,
+        persistent_workers=section.persistent_workers and section.num_workers > 0,
     )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device)
+
+
+@torch.no_grad()
+def measure(model, loader: DataLoader, limit: int | None, mixed_precision: bool) -> dict:
+    """Metrics over the first `limit` batches (None: all)."""
+    device = device_type()
     losses = []
-    total = torch.zeros((), device=device)  # in fp32, as the release's
-    right = counted = torch.zeros((), dtype=torch.int64, device=device)
-    was_training = model.training
-    model.eval()
-    with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=params["model"]["mixed_precision"]):
+    total_nll = torch.zeros((), device=device)  # fp32, as in the published release
+    correct = counted = torch.zeros((), dtype=torch.int64, device=device)
+    with torch.autocast(device, torch.bfloat16, enabled=mixed_precision):
         for number, batch in enumerate(loader):
-            if number == most:
+            if number == limit:
                 break
             ids, labels = batch["input_ids"].to(device), batch["labels"].to(device).flatten()
             hidden = model.transformer(input_ids=ids).last_hidden_state.flatten(0, 1)
-            # Not the model's own output layer, which hands hidden states on while it is trained.
+            # Not model.lm_head(...): during training the head passes hidden states through (training/loss.py).
             logits = linear(hidden, model.lm_head.weight, model.lm_head.bias).float()
             tokens = (labels != IGNORE_INDEX).sum()
             if not tokens:
                 continue
             nll = cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="none").sum()
             losses.append((nll / tokens).item())
-            total, counted = total + nll, counted + tokens
-            right += (logits.argmax(-1) == labels).sum()
-    model.train(was_training)
+            total_nll, counted = total_nll + nll, counted + tokens
+            correct += (logits.argmax(-1) == labels).sum()
     if not losses:
-        raise UserError("eval_input: no label is counted by the mask")
-    found = {
+        raise UserError("eval_input: the loss mask counts no label")
+    return {
         "loss": float(np.mean(losses)),
-        "eval/lm_perplexity": math.exp((total / counted).item()),
-        "eval/accuracy": (right / counted).item(),
+        "eval/lm_perplexity": math.exp((total_nll / counted).item()),
+        "eval/accuracy": (correct / counted).item(),
     }
-    report(found, step, folder)
-    return found
 
 
-def report(found: dict, step: int, folder: Path) -> None:
+def report(metrics: dict, step: int, folder: Path) -> None:
     if not is_main_process():
         return
     from tensorboardX import SummaryWriter
 
-    print_main(f"| Eval Step={step}, Avg Eval Loss={found['loss']}")
-    print_main(f"Metric: eval/lm_perplexity = {found['eval/lm_perplexity']}")
-    print_main(f"Metric: eval/accuracy = {found['eval/accuracy']}")
+    print_main(f"| Eval Step={step}, Avg Eval Loss={metrics['loss']}")
+    print_main(f"Metric: eval/lm_perplexity = {metrics['eval/lm_perplexity']}")
+    print_main(f"Metric: eval/accuracy = {metrics['eval/accuracy']}")
     with SummaryWriter(str(folder / "eval")) as writer:
-        for name, value in found.items():
+        for name, value in metrics.items():
             writer.add_scalar(name, value, step)
 
 
-def evaluate_all(args, params: dict, data: Data):
-    """Every checkpoint of the folder, in order of steps; returns the last one's model."""
-    model = None
-    for step, path in checkpoints(args.model_dir).items():
+def evaluate_all(args: argparse.Namespace, params: Params, data: InputData) -> dict:
+    """Evaluate every checkpoint in --model_dir, in the order of steps; returns step and metrics of the last one."""
+    result = {}
+    for step, path in list_checkpoints(args.model_dir).items():
         weights = formats.to_hf(formats.load_mdl(path)["model"], str(path))
-        start = Start(step, weights, path=path)
-        model = build_model(params, start, not args.disable_strict_checkpoint_loading)
-        evaluate(params, model, data, step, args.model_dir)
-    if model is None:
-        raise UserError(f"--model_dir {args.model_dir}: holds no checkpoint; run: --mode train")
-    return model
+        model = build_model(params, Start(step, weights, path=path), not args.disable_strict_checkpoint_loading)
+        result = {"step": step} | evaluate(params, model, data, step, args.model_dir)
+    if not result:
+        raise UserError(f"--model_dir {args.model_dir}: holds no checkpoint; run --mode train first")
+    return result
+
+
+class Evaluation(TrainerCallback):
+    """Evaluates every runconfig.eval_frequency steps and at the end of training; `metrics` are the last ones."""
+
+    def __init__(self, params: Params, data: InputData, folder: Path):
+        self.params, self.data, self.folder = params, data, folder
+        self.metrics: dict = {}
+
+    def on_step_end(self, args, state, control, model=None, **unused) -> None:
+        frequency = self.params.runconfig.eval_frequency
+        if frequency and state.global_step % frequency == 0 and state.global_step < state.max_steps:
+            evaluate(self.params, model, self.data, state.global_step, self.folder)
+
+    def on_train_end(self, args, state, control, model=None, **unused) -> None:
+        self.metrics = evaluate(self.params, model, self.data, state.global_step, self.folder)

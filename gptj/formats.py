@@ -1,5 +1,5 @@
-"""GPT-J's checkpoints and configurations under two sets of names: Hugging Face's (hf) and the
-published release's (cs-1.8). Pure renames; no tensor is changed.
+"""Names of GPT-J's weights and configuration keys in Hugging Face (hf) and in the published release (cs-1.8), and
+readers of both kinds of checkpoint. Conversion renames; no tensor is changed.
 """
 
 import re
@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from utils.errors import UserError, first_line
 from utils.io import read_json
 
-# Hugging Face's name -> cs-1.8's; N is the layer's number.
+# Hugging Face name -> cs-1.8 name; N is the number of the layer.
 RENAMES = [
     ("transformer.wte", "embedding_layer.word_embeddings"),
     ("transformer.h.N.ln_1", "transformer_decoder.layers.N.norm1"),
@@ -27,8 +27,8 @@ RENAMES = [
     ("transformer.ln_f", "ln_f"),
     ("lm_head", "lm_head"),
 ]
-TWIN = ("ln_f.", "transformer_decoder.norm.")  # cs-1.8 holds the last norm under both names
-MADE_BY_CODE = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")  # in old HF files
+TWIN = ("ln_f.", "transformer_decoder.norm.")  # cs-1.8 stores the final layer norm under both names
+BUFFERS = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")  # computed by the code; in old hf files
 CONFIG_RENAMES = [
     ("vocab_size", "vocab_size"),
     ("n_positions", "max_position_embeddings"),
@@ -45,7 +45,7 @@ CONFIG_RENAMES = [
     ("initializer_range", "initializer_range"),
     ("tie_word_embeddings", "share_embedding_weights"),
 ]
-# What GPT-J is in the release's words, whatever the Hugging Face configuration says.
+# Further keys of a converted configuration, the same for every GPT-J.
 FIXED = {
     "position_embedding_type": "rotary",
     "use_projection_bias_in_attention": False,
@@ -68,8 +68,33 @@ HF_DEFAULTS = {
 }
 
 
-def _renamed(state: dict, pairs: list[tuple[str, str]], where: str) -> dict:
-    """Every tensor under its other name. Raises UserError that lists names nobody knows."""
+def to_cs(state: dict, source: str = "the checkpoint") -> dict:
+    """Hugging Face names -> cs-1.8 names. `source` is named in errors."""
+    renamed = _rename(drop_buffers(state), RENAMES, source)
+    name, twin = TWIN
+    for kind in ("weight", "bias"):
+        if f"{name}{kind}" in renamed:
+            renamed[f"{twin}{kind}"] = renamed[f"{name}{kind}"]
+    return renamed
+
+
+def to_hf(state: dict, source: str = "the checkpoint") -> dict:
+    """cs-1.8 names, with or without the prefix `model.` of a training run, -> Hugging Face names."""
+    state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
+    for twin in [name for name in state if name.startswith(TWIN[1])]:
+        name = twin.replace(TWIN[1], TWIN[0])
+        tensor = state.pop(twin)
+        if not torch.equal(state.setdefault(name, tensor), tensor):
+            raise UserError(f"{source}: {twin} and {name} differ")
+    return _rename(state, [(new, old) for old, new in RENAMES], source)
+
+
+def drop_buffers(state: dict) -> dict:
+    return {name: tensor for name, tensor in state.items() if not BUFFERS.fullmatch(name)}
+
+
+def _rename(state: dict, pairs: list[tuple[str, str]], source: str) -> dict:
+    """Every tensor under its other name. Raises UserError for unknown names."""
     patterns = [(re.compile(re.escape(old).replace("N", r"(\d+)", 1) + r"\.(weight|bias)"), new) for old, new in pairs]
     renamed, unknown = {}, []
     for name, tensor in state.items():
@@ -81,35 +106,12 @@ def _renamed(state: dict, pairs: list[tuple[str, str]], where: str) -> dict:
         else:
             unknown.append(name)
     if unknown:
-        raise UserError(f"{where}: {len(unknown)} names that GPT-J does not have, {unknown[0]} for one")
+        raise UserError(f"{source}: {len(unknown)} names are not GPT-J's, {unknown[0]} for example")
     return renamed
-
-
-def to_cs(state: dict, where: str = "the checkpoint") -> dict:
-    """Hugging Face names -> cs-1.8's."""
-    state = {name: tensor for name, tensor in state.items() if not MADE_BY_CODE.fullmatch(name)}
-    renamed = _renamed(state, RENAMES, where)
-    ours, twin = TWIN
-    for kind in ("weight", "bias"):
-        if f"{ours}{kind}" in renamed:
-            renamed[f"{twin}{kind}"] = renamed[f"{ours}{kind}"]
-    return renamed
-
-
-def to_hf(state: dict, where: str = "the checkpoint") -> dict:
-    """cs-1.8's names, with a training run's prefix `model.` or without, -> Hugging Face's."""
-    state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
-    ours, twin = TWIN
-    for name in [name for name in state if name.startswith(twin)]:
-        other = state.setdefault(name.replace(twin, ours), state[name])
-        if not torch.equal(other, state[name]):
-            raise UserError(f"{where}: {name} and {name.replace(twin, ours)} differ")
-        del state[name]
-    return _renamed(state, [(new, old) for old, new in RENAMES], where)
 
 
 def config_to_cs(config: dict) -> dict:
-    """Hugging Face's config.json -> the `model` section of a YAML file."""
+    """Content of a Hugging Face config.json -> the `model` section of a YAML file."""
     if config.get("model_type", "gptj") != "gptj":
         raise UserError(f"model_type {config['model_type']}: only gptj is supported")
     config = HF_DEFAULTS | config
@@ -122,48 +124,31 @@ def config_to_cs(config: dict) -> dict:
 
 
 def config_to_hf(model: dict) -> dict:
-    """The `model` section of a YAML file -> what transformers needs to build a GPT-J."""
+    """The `model` section of a YAML file -> content of a Hugging Face config.json."""
     for key in ("position_embedding_type", "use_projection_bias_in_attention", "use_ffn_bias"):
         if model.get(key, FIXED[key]) != FIXED[key]:
-            raise UserError(f"model.{key}: {model[key]}; GPT-J has {FIXED[key]}")
+            raise UserError(f"model.{key}: {model[key]}; for GPT-J it is {FIXED[key]}")
     missing = [new for old, new in CONFIG_RENAMES if new not in model and old not in HF_DEFAULTS]
     if missing:
         raise UserError(f"model.{missing[0]}: missing")
     config = {old: model.get(new, HF_DEFAULTS.get(old)) for old, new in CONFIG_RENAMES}
-    end = 50256 if config["vocab_size"] > 50256 else None  # GPT-2's end token
-    config |= {"bos_token_id": end, "eos_token_id": end, "dtype": "float32"}
+    eos = 50256 if config["vocab_size"] > 50256 else None  # GPT-2's end-of-text token
+    config |= {"bos_token_id": eos, "eos_token_id": eos, "dtype": "float32"}
     return config | {"model_type": "gptj", "architectures": ["GPTJForCausalLM"]}
 
 
-def load_torch(path: Path) -> dict:
-    """A file of torch.save, as data alone: what would run code in it is refused."""
-    if not path.is_file():
-        raise UserError(f"{path}: not there")
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except UnpicklingError as error:
-        raise UserError(f"{path}: refused, it holds more than tensors ({first_line(error)})") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        kind = "an HDF5 checkpoint (release 2.0 and later; ours are 1.8's), or damaged"
-        raise UserError(f"{path}: {kind} ({first_line(error)})") from error
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path}: holds a {type(loaded).__name__}, no checkpoint")
-    return loaded
-
-
 def load_mdl(path: Path) -> dict:
-    """A .mdl checkpoint: `model` and, of a training run, `optimizer`, `lr_scheduler`, `global_step`."""
+    """Read a .mdl checkpoint: `model` and, from a training run, `optimizer`, `lr_scheduler`, `global_step`."""
     loaded = load_torch(path)
     if not isinstance(loaded.get("model"), dict):
         raise UserError(
-            f"{path}: has no `model` in it; a Hugging Face file is made a .mdl by: "
-            "python gptj/convert_checkpoint.py convert"
+            f"{path}: has no `model` entry; convert a Hugging Face file with: python gptj/convert_checkpoint.py convert"
         )
     return loaded
 
 
 def load_hf(path: Path) -> dict:
-    """Tensors by Hugging Face's names: a .safetensors or .bin file, an index of shards, or a folder."""
+    """Read tensors with Hugging Face names from a .safetensors or .bin file, an index of shards, or a folder."""
     if path.is_dir():
         names = (
             "model.safetensors",
@@ -171,18 +156,34 @@ def load_hf(path: Path) -> dict:
             "pytorch_model.bin",
             "pytorch_model.bin.index.json",
         )
-        found = next((path / name for name in names if (path / name).is_file()), None)
-        if not found:
-            raise UserError(f"{path}: holds no weights (model.safetensors or pytorch_model.bin)")
-        return load_hf(found)
+        weights = next((path / name for name in names if (path / name).is_file()), None)
+        if not weights:
+            raise UserError(f"{path}: contains no weights (model.safetensors or pytorch_model.bin)")
+        return load_hf(weights)
     if path.name.endswith(".index.json"):
         shards = sorted(set(read_json(path, "download it again").get("weight_map", {}).values()))
         if any(Path(shard).name != shard for shard in shards):
-            raise UserError(f"{path}: names files outside its folder")
-        return {name: t for shard in shards for name, t in load_hf(path.parent / shard).items()}
+            raise UserError(f"{path}: lists files outside its folder")
+        return {name: tensor for shard in shards for name, tensor in load_hf(path.parent / shard).items()}
     if path.suffix != ".safetensors":
         return load_torch(path)
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not there, or damaged ({first_line(error)})") from error
+        raise UserError(f"{path}: missing or damaged ({first_line(error)})") from error
+
+
+def load_torch(path: Path) -> dict:
+    """Read a file of torch.save as data. Raises UserError for a file that could run code."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except UnpicklingError as error:
+        raise UserError(f"{path}: refused, since it holds more than tensors ({first_line(error)})") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        kind = "damaged, or an HDF5 checkpoint (release 2.0 and later; 1.8 is supported)"
+        raise UserError(f"{path}: {kind} ({first_line(error)})") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path}: holds a {type(loaded).__name__}, not a checkpoint")
+    return loaded

@@ -1,5 +1,6 @@
-"""TODO gptj.model."""
+"""The model of a run: where training starts from, and a GPT-J with those weights."""
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,31 +8,31 @@ import torch
 from transformers import GPTJConfig, GPTJForCausalLM
 
 from gptj import formats
-from gptj.checkpoint import check_data, checkpoints
-from gptj.hdf5 import Data
-from gptj.params import recipe
+from gptj.checkpoint import check_identity, newest_checkpoint
+from gptj.hdf5 import InputData
+from gptj.params import Params
 from utils.cli import print_main
-from utils.device import is_main_process
 from utils.errors import UserError
-from utils.io import read_json
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a run begins from: weights (Hugging Face names; None: random ones) and the step. `resumed`
-    is a checkpoint's whole content, where the optimizer goes on, too."""
+    """Step and weights that a run starts from."""
 
     step: int = 0
-    weights: dict | None = None
-    resumed: dict | None = None
+    weights: dict | None = None  # by Hugging Face names; None: random
+    checkpoint: dict | None = None  # content of the .mdl file, where optimizer and schedule are resumed too
     path: Path | None = None
 
 
-def find_start(args, params: dict, training: Data | None) -> Start:
-    there = checkpoints(args.model_dir)
+def find_start(args: argparse.Namespace, params: Params, training: InputData | None) -> Start:
+    """--checkpoint_path, else the newest checkpoint in --model_dir, else random weights.
+
+    Raises UserError for a missing, damaged or foreign checkpoint, and for one of a run with other data.
+    """
     path = args.checkpoint_path
-    if path is None and there and params["runconfig"]["autoload_last_checkpoint"]:
-        path = list(there.values())[-1]
+    if path is None and params.runconfig.autoload_last_checkpoint:
+        path = newest_checkpoint(args.model_dir)
     if path is None:
         if args.is_pretrained_checkpoint:
             raise UserError("--is_pretrained_checkpoint: needs --checkpoint_path")
@@ -39,64 +40,41 @@ def find_start(args, params: dict, training: Data | None) -> Start:
             raise UserError(f"--model_dir {args.model_dir}: holds no checkpoint; give --checkpoint_path")
         return Start()
     if path.is_dir():
-        return Start(weights=without_made(formats.load_hf(path)), path=path)
-    loaded = formats.load_mdl(path)
-    weights = formats.to_hf(loaded["model"], str(path))
-    if args.is_pretrained_checkpoint or "optimizer" not in loaded:
+        return Start(weights=formats.drop_buffers(formats.load_hf(path)), path=path)
+    checkpoint = formats.load_mdl(path)
+    weights = formats.to_hf(checkpoint["model"], str(path))
+    if args.is_pretrained_checkpoint or "optimizer" not in checkpoint:
         return Start(weights=weights, path=path)
-    step = int(loaded["global_step"])
+    step = int(checkpoint["global_step"])
     if training is None:
         return Start(step, weights, path=path)
-    if "trainer" not in loaded:
+    if "trainer" not in checkpoint:
         raise UserError(
-            f"{path}: its optimizer is of another program; give --is_pretrained_checkpoint to begin from its weights"
+            f"{path}: its optimizer state comes from another program; --is_pretrained_checkpoint starts from its weights"
         )
-    check_data(loaded, training.identity() | recipe(params), path)
-    return Start(step, weights, loaded, path)
+    check_identity(checkpoint, training.identity() | params.optimizer.identity(), path)
+    return Start(step, weights, checkpoint, path)
 
 
-def without_made(state: dict) -> dict:
-    return {name: tensor for name, tensor in state.items() if not formats.MADE_BY_CODE.fullmatch(name)}
-
-
-def build_model(params: dict, start: Start, strict: bool):
-    """A GPT-J with fp32 weights; random ones where there is no checkpoint."""
-    config = GPTJConfig(**formats.config_to_hf(params["model"]), use_cache=False)
+def build_model(params: Params, start: Start, strict: bool) -> GPTJForCausalLM:
+    """A GPT-J with the weights of `start` in fp32. Without `strict`, weights missing there stay random."""
+    config = GPTJConfig(**formats.config_to_hf(params.model.model_dump()), use_cache=False)
     with torch.random.fork_rng():
-        torch.manual_seed(params["runconfig"]["seed"])
+        torch.manual_seed(params.runconfig.seed)
         model = GPTJForCausalLM(config).float()
     if start.weights is None:
         return model
     try:
         weights = {name: tensor.float() for name, tensor in start.weights.items()}
-        differing = model.load_state_dict(weights, strict=False)
+        differences = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
+        message = " ".join(str(error).split())[:200]
+        raise UserError(f"{start.path}: shapes differ from the `model` section ({message})") from error
+    names = differences.missing_keys + differences.unexpected_keys
+    if names and strict:
         raise UserError(
-            f"{start.path}: of another shape than `model` says ({' '.join(str(error).split())[:200]})"
-        ) from error
-    wrong = differing.missing_keys + differing.unexpected_keys
-    if wrong and strict:
-        raise UserError(
-            f"{start.path}: {len(wrong)} weights missing or too many, {wrong[0]} for one; --disable_strict_checkpoint_loading takes what fits"
+            f"{start.path}: {len(names)} weights are missing or unknown, {names[0]} for example; "
+            "--disable_strict_checkpoint_loading loads the others"
         )
     print_main(f"weights from {start.path}, step {start.step}")
     return model
-
-
-def export(model, folder: Path, tokenizer: str | None, data: Data) -> None:
-    """A folder that evaluation.py and transformers take: weights, configuration, tokenizer."""
-    if not is_main_process():
-        return
-    manifest = data.files[0].parent / "data_params.json"
-    model.save_pretrained(folder)
-    if tokenizer is None and manifest.is_file():
-        # The release's own manifest has no `settings`.
-        found = read_json(manifest, "give --tokenizer")
-        tokenizer = found.get("settings", {}).get("tokenizer") if isinstance(found, dict) else None
-    if tokenizer and tokenizer != "None":
-        from utils.tokenizer import load_tokenizer
-
-        load_tokenizer(tokenizer).save_pretrained(folder)
-    else:
-        print_main(f"{folder}: without a tokenizer; give --tokenizer NAME_OR_FOLDER")
-    print_main(f"{folder}: a Hugging Face checkpoint")

@@ -1,6 +1,5 @@
-"""TODO gptj.text_files."""
+"""Documents of .txt, .jsonl and .csv files."""
 
-import argparse
 import csv
 import json
 from collections.abc import Iterator
@@ -9,70 +8,73 @@ from pathlib import Path
 
 from utils.errors import UserError
 
-LISTS = ("train_meta.txt", "val_meta.txt")  # gptj/trc2.py's: no text
+LISTS = ("train_meta.txt", "val_meta.txt")  # written by trc2.py; not documents
+MAX_FIELD_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
-class Document:
-    """`where` names it in an error."""
+class Source:
+    """Where documents come from: files in a folder, or the rows of a CSV file."""
 
-    where: str
-    text: str
-
-
-def find_files(args: argparse.Namespace) -> list[Path]:
-    if args.metadata_files:
-        names = [line for meta in args.metadata_files for line in meta.read_text().splitlines()]
-        files = [args.input_dir / name.strip() for name in names if name.strip()]
-    else:
-        files = sorted(
-            path for path in args.input_dir.rglob("*") if path.suffix in (".txt", ".jsonl") and path.name not in LISTS
-        )
-    for path in files:
-        if not path.is_file():
-            raise UserError(f"{path}: named in the list, but not there")
-    if not files:
-        raise UserError(f"{args.input_dir}: no .txt or .jsonl files in it")
-    return files
+    input_dir: Path | None
+    metadata_files: list[Path] | None  # lists of files in input_dir; None: all
+    csv: Path | None
+    text_column: str
+    jsonl_key: str
 
 
-def read_documents(args: argparse.Namespace) -> Iterator[Document]:
-    """All documents, in one order for any number of processes."""
-    if args.csv:
-        yield from csv_documents(args.csv, args.text_column)
+def read_documents(source: Source) -> Iterator[str]:
+    """All documents, in the same order in every process. Raises UserError naming file and line."""
+    if source.csv:
+        yield from read_csv(source.csv, source.text_column)
         return
-    for path in find_files(args):
+    for path in list_files(source):
         try:
             if path.suffix == ".jsonl":
-                yield from jsonl_documents(path, args.jsonl_key)
+                yield from read_jsonl(path, source.jsonl_key)
             else:
-                yield Document(str(path), path.read_text(encoding="utf-8"))
+                yield path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert it first") from error
 
 
-def csv_documents(path: Path, column: str) -> Iterator[Document]:
-    csv.field_size_limit(1 << 30)
+def list_files(source: Source) -> list[Path]:
+    folder = source.input_dir
+    if source.metadata_files:
+        names = [line for path in source.metadata_files for line in path.read_text().splitlines()]
+        files = [folder / name.strip() for name in names if name.strip()]
+    else:
+        files = sorted(p for p in folder.rglob("*") if p.suffix in (".txt", ".jsonl") and p.name not in LISTS)
+    for path in files:
+        if not path.is_file():
+            raise UserError(f"{path}: no such file, although --metadata_files lists it")
+    if not files:
+        raise UserError(f"{folder}: contains no .txt or .jsonl files")
+    return files
+
+
+def read_csv(path: Path, column: str) -> Iterator[str]:
+    csv.field_size_limit(MAX_FIELD_BYTES)
     number = 0
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = next(reader, [])
             if column not in header:
-                raise UserError(f"--text_column {column}: {path} has {', '.join(header)}")
-            at = header.index(column)
+                raise UserError(f"--text_column {column}: the columns of {path} are {', '.join(header)}")
+            position = header.index(column)
             for number, row in enumerate(reader, 1):
                 if row and len(row) != len(header):
                     raise UserError(f"{path}: row {number} has {len(row)} columns, the header has {len(header)}")
                 if row:
-                    yield Document(f"{path} row {number}", row[at])
+                    yield row[position]
     except csv.Error as error:
         raise UserError(f"{path}: row {number + 1}: {error}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: row {number + 1}: not UTF-8") from error
 
 
-def jsonl_documents(path: Path, key: str) -> Iterator[Document]:
+def read_jsonl(path: Path, key: str) -> Iterator[str]:
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -80,7 +82,7 @@ def jsonl_documents(path: Path, key: str) -> Iterator[Document]:
             try:
                 text = json.loads(line)[key]
             except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path}: line {number}: no JSON object with a text {key!r}") from error
+                raise UserError(f"{path}: line {number}: not a JSON object with a text {key!r}") from error
             if not isinstance(text, str):
-                raise UserError(f"{path}: line {number}: {key!r} is no text")
-            yield Document(f"{path} line {number}", text)
+                raise UserError(f"{path}: line {number}: {key!r} is not a text")
+            yield text

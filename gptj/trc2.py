@@ -1,16 +1,15 @@
-"""TRC2's tagged news: clean it, and split it into files to train and to validate on.
+"""Clean the tagged news of TRC2, and split them into training and validation files.
 
     python gptj/trc2.py clean data/example/news.txt /tmp/news
     python gptj/trc2.py split --input_file /tmp/news/news.txt.clean --out_dir /tmp/news
 
-`clean` takes a file or a folder of them and writes OUT/<name>.clean. It makes the six substitutions
-of the published recipe, each on the first match in a line and byte for byte, then drops what is not
-UTF-8. The third eats the number a story begins with ("10 people killed"); --keep_numbers lets it take
-only lines that are nothing but digits, dashes and colons, such as a date.
+`clean` reads a file, or all files of a folder, and writes OUT/<name>.clean. It applies the six substitutions of the
+published recipe, each to its first match in a line and byte for byte, then drops bytes that are not UTF-8. The third
+substitution removes the number at the start of a story ("10 people killed"); with --keep_numbers it removes only
+lines of nothing but digits, dashes and colons, such as a date.
 
-`split` writes OUT/split_files/<name>-<n>.txt, and train_meta.txt and val_meta.txt with their names,
-relative to OUT, one a line. Every line of the input is in exactly one of them; at least one file is
-for validation.
+`split` writes OUT/split_files/<name>-<n>.txt, and train_meta.txt and val_meta.txt with their names relative to OUT,
+one per line. Every line of the input is in exactly one file; at least one file is for validation.
 """
 
 import argparse
@@ -20,8 +19,8 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from utils.cli import HelpFormatter, add_seed_flag, make_parser, open_fraction, positive_int, print_result, progress_bar
 from utils.errors import UserError, run
 from utils.io import atomic_write
 
@@ -29,13 +28,13 @@ from utils.io import atomic_write
 SUBSTITUTIONS = [
     rb"</[A-Z0-9]*>",
     rb"<[A-Z0-9]*>",
-    rb"[-0-9: ]*",  # matches at the line's begin, be it nothing
+    rb"[-0-9: ]*",  # matches at the start of the line, possibly empty
     rb"TRC2-[-0-9]*",
     rb"\[.*\]",
     rb"\(Click on the Z.*",
 ]
-WHOLE_LINE_OF_NUMBERS = rb"^[-0-9: ]*$"  # --keep_numbers has it in the third one's place
-# What glibc's `iconv -c` lets through: UTF-8, and four-byte forms beyond U+10FFFF, but no surrogates.
+LINE_OF_NUMBERS = rb"^[-0-9: ]*$"  # replaces the third with --keep_numbers
+# Accepted by glibc's `iconv -c`: UTF-8, and four-byte forms beyond U+10FFFF, but no surrogates.
 VALID = re.compile(
     rb"[\x00-\x7f]+|[\xc2-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]|\xed[\x80-\x9f][\x80-\xbf]"
     rb"|[\xe1-\xec\xee\xef][\x80-\xbf]{2}|\xf0[\x90-\xbf][\x80-\xbf]{2}|[\xf1-\xf7][\x80-\xbf]{3}"
@@ -43,56 +42,106 @@ VALID = re.compile(
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    clean = commands.add_parser("clean", help="tagged text -> plain text")
+    clean = commands.add_parser("clean", help="tagged text -> plain text", formatter_class=HelpFormatter)
     clean.add_argument("raw", type=Path, help="a file, or a folder of files")
     clean.add_argument("out", type=Path, help="folder for the .clean files")
-    clean.add_argument("--keep_numbers", action="store_true", help="leave the number that a story begins with")
-    split = commands.add_parser("split", help="one text -> files to train and to validate on")
-    split.add_argument("--input_file", type=Path, required=True)
-    split.add_argument("--out_dir", type=Path, required=True)
-    split.add_argument("--buffer_len", type=int, default=10_000, help="lines a file (default 10000)")
-    split.add_argument(
-        "--val_split_ratio", type=float, default=0.1, help="share of the files for validation (default 0.1)"
-    )
-    split.add_argument(
-        "--by_article", action="store_true", help="cut between articles alone, those of validation drawn by chance"
-    )
-    split.add_argument("--seed", type=int, default=0, help="of --by_article (default 0)")
+    clean.add_argument("--keep_numbers", action="store_true", help="keep the number at the start of a story")
+    split = commands.add_parser("split", help="training and validation files", formatter_class=HelpFormatter)
+    add = split.add_argument
+    add("--input_file", type=Path, required=True)
+    add("--out_dir", type=Path, required=True)
+    add("--buffer_len", type=positive_int, default=10_000, help="lines per file")
+    add("--val_split_ratio", type=open_fraction, default=0.1, help="fraction of the files for validation")
+    add("--by_article", action="store_true", help="cut between articles only, and draw those for validation randomly")
+    add_seed_flag(split, "of --by_article")
     return parser.parse_args()
 
 
-def clean_line(line: bytes, patterns: list[re.Pattern]) -> bytes:
-    """A line without its newline."""
-    for pattern in patterns:
-        line = pattern.sub(b"", line, count=1)
-    return line
-
-
-def clean_file(source: Path, target: Path, keep_numbers: bool) -> None:
-    kept = list(SUBSTITUTIONS)
-    if keep_numbers:
-        kept[2] = WHOLE_LINE_OF_NUMBERS
-    # Newlines are no part of a line here, and . is any other byte, as for sed.
-    patterns = [re.compile(pattern, re.DOTALL) for pattern in kept]
-    with open(source, "rb") as file, atomic_write(target) as out:
-        for line in file:
-            body = line.removesuffix(b"\n")
-            end = line[len(body) :]
-            out.write(b"".join(VALID.findall(clean_line(body, patterns))) + end)
+def main() -> None:
+    args = parse_arguments()
+    {"clean": clean, "split": split}[args.command](args)
 
 
 def clean(args: argparse.Namespace) -> None:
     if not args.raw.exists():
-        raise UserError(f"{args.raw}: not there; name TRC2's text, or data/example/news.txt")
-    found = sorted(args.raw.iterdir()) if args.raw.is_dir() else [args.raw]
-    files = [path for path in found if path.is_file() and path.suffix != ".clean"]
+        raise UserError(f"{args.raw}: no such file; name the text of TRC2, or data/example/news.txt")
+    paths = sorted(args.raw.iterdir()) if args.raw.is_dir() else [args.raw]
+    files = [path for path in paths if path.is_file() and path.suffix != ".clean"]
     if not files:
-        raise UserError(f"{args.raw}: no files in this folder")
-    for path in tqdm(files, desc="cleaning", unit="file", disable=None):
+        raise UserError(f"{args.raw}: this folder contains no files")
+    for path in progress_bar(iterable=files, desc="cleaning: ", unit="file"):
         clean_file(path, args.out / f"{path.name}.clean", args.keep_numbers)
-    print(f"{args.out}: {len(files)} files cleaned")
+    print_result({"files": len(files)}, f"{args.out}: {len(files)} files cleaned")
+
+
+def clean_file(source: Path, target: Path, keep_numbers: bool) -> None:
+    substitutions = list(SUBSTITUTIONS)
+    if keep_numbers:
+        substitutions[2] = LINE_OF_NUMBERS
+    # As in sed: a line ends before its newline, and . matches any other byte.
+    patterns = [re.compile(pattern, re.DOTALL) for pattern in substitutions]
+    with open(source, "rb") as file, atomic_write(target) as out:
+        for line in file:
+            text = line.removesuffix(b"\n")
+            newline = line[len(text) :]
+            for pattern in patterns:
+                text = pattern.sub(b"", text, count=1)
+            out.write(b"".join(VALID.findall(text)) + newline)
+
+
+def split(args: argparse.Namespace) -> None:
+    if not args.input_file.is_file():
+        raise UserError(f"{args.input_file}: no such file; run python gptj/trc2.py clean RAW OUT")
+    training, validation = (split_articles if args.by_article else split_lines)(args)
+    for name, names in (("train_meta.txt", training), ("val_meta.txt", validation)):
+        with atomic_write(args.out_dir / name) as file:
+            file.write("".join(f"{name}\n" for name in names).encode())
+    shard = re.compile(re.escape(args.input_file.name) + r"-\d+\.txt")
+    for path in (args.out_dir / "split_files").iterdir():
+        if shard.fullmatch(path.name) and f"split_files/{path.name}" not in training + validation:
+            path.unlink()  # left by an earlier split into more files
+    print_result(
+        {"train": len(training), "val": len(validation)},
+        f"{args.out_dir}: {len(training)} training files, {len(validation)} validation files",
+    )
+
+
+def split_lines(args: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Validate on the last files; a text that fits one file is cut in two. Returns the names of both kinds."""
+    with open(args.input_file, "rb") as file:
+        lines = sum(1 for _ in file)
+    if lines < 2:
+        raise UserError(f"{args.input_file}: {lines} lines cannot be split")
+    files = -(-lines // args.buffer_len)
+    validation = min(max(1, int(files * args.val_split_ratio)), max(1, files - 1))
+    with open(args.input_file, "rb") as file:
+        shards = shards_of_lines(file, args.buffer_len)
+        if files == 1:
+            (shard,) = shards
+            cut = lines - max(1, int(lines * args.val_split_ratio))
+            shards = iter([shard[:cut], shard[cut:]])
+        names = write_shards(shards, args, 0)
+    return names[:-validation], names[-validation:]
+
+
+def split_articles(args: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Validate on random articles. Returns the names of the training and of the validation files."""
+    with open(args.input_file, "rb") as file:
+        number = sum(1 for _ in read_articles(file))
+    if number < 2:
+        raise UserError(f"{args.input_file}: {number} article cannot be split")
+    validation = min(max(1, round(number * args.val_split_ratio)), number - 1)
+    held_out = np.zeros(number, bool)
+    held_out[np.random.default_rng(args.seed).permutation(number)[:validation]] = True
+    names: list[list[str]] = []
+    for part in (False, True):
+        with open(args.input_file, "rb") as file:
+            articles = (a for a, held in zip(read_articles(file), held_out, strict=True) if held == part)
+            shards = shards_of_articles(articles, args.buffer_len)
+            names.append(write_shards(shards, args, sum(map(len, names))))
+    return names[0], names[1]
 
 
 def shards_of_lines(lines: Iterable[bytes], length: int) -> Iterator[list[bytes]]:
@@ -101,26 +150,10 @@ def shards_of_lines(lines: Iterable[bytes], length: int) -> Iterator[list[bytes]
         yield shard
 
 
-def articles(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """Lines grouped by article: one begins with a <DOC> tag, and in cleaned text, where tags are
-    blank lines, after two blank lines or more."""
-    article, blank = [], 0
-    for line in lines:
-        text = line.strip()
-        begins = text.startswith(b"<DOC>") or (text and blank > 1)
-        if begins and any(part.strip() for part in article):
-            yield article
-            article = []
-        blank = 0 if text else blank + 1
-        article.append(line)
-    if article:
-        yield article
-
-
-def shards_of_articles(parts: Iterable[list[bytes]], length: int) -> Iterator[list[bytes]]:
-    """Whole articles, until a file has `length` lines or more."""
+def shards_of_articles(articles: Iterable[list[bytes]], length: int) -> Iterator[list[bytes]]:
+    """Complete articles, `length` lines or more per shard."""
     shard = []
-    for article in parts:
+    for article in articles:
         shard += article
         if len(shard) >= length:
             yield shard
@@ -129,8 +162,24 @@ def shards_of_articles(parts: Iterable[list[bytes]], length: int) -> Iterator[li
         yield shard
 
 
+def read_articles(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Lines of one article at a time. An article starts at a <DOC> tag or, in cleaned text, where tags are blank
+    lines, after two or more blank lines."""
+    article, blank = [], 0
+    for line in lines:
+        text = line.strip()
+        starts = text.startswith(b"<DOC>") or (text and blank > 1)
+        if starts and any(part.strip() for part in article):
+            yield article
+            article = []
+        blank = 0 if text else blank + 1
+        article.append(line)
+    if article:
+        yield article
+
+
 def write_shards(shards: Iterable[list[bytes]], args: argparse.Namespace, first: int) -> list[str]:
-    """Writes files numbered from `first`; returns their names relative to --out_dir."""
+    """Write files numbered from `first`; returns their names relative to --out_dir."""
     names = []
     for number, shard in enumerate(shards, first):
         name = f"split_files/{args.input_file.name}-{number}.txt"
@@ -138,65 +187,6 @@ def write_shards(shards: Iterable[list[bytes]], args: argparse.Namespace, first:
             file.writelines(shard)
         names.append(name)
     return names
-
-
-def split_lines(args: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """The last tenth of the files is for validation; a text of one file is cut in two."""
-    with open(args.input_file, "rb") as file:
-        lines = sum(1 for _ in file)
-    if lines < 2:
-        raise UserError(f"{args.input_file}: {lines} lines, and one alone cannot be split")
-    files = -(-lines // args.buffer_len)
-    validation = min(max(1, int(files * args.val_split_ratio)), max(1, files - 1))
-    with open(args.input_file, "rb") as file:
-        shards = shards_of_lines(file, args.buffer_len)
-        if files == 1:
-            (whole,) = shards
-            cut = lines - max(1, int(lines * args.val_split_ratio))
-            shards = iter([whole[:cut], whole[cut:]])
-        names = write_shards(shards, args, 0)
-    return names[:-validation], names[-validation:]
-
-
-def split_articles(args: argparse.Namespace) -> tuple[list[str], list[str]]:
-    with open(args.input_file, "rb") as file:
-        number = sum(1 for _ in articles(file))
-    if number < 2:
-        raise UserError(f"{args.input_file}: {number} article, and one alone cannot be split")
-    wanted = min(max(1, round(number * args.val_split_ratio)), number - 1)
-    chosen = np.zeros(number, bool)
-    chosen[np.random.default_rng(args.seed).permutation(number)[:wanted]] = True
-    names: list[list[str]] = []
-    for part in (False, True):
-        with open(args.input_file, "rb") as file:
-            mine = (a for a, held in zip(articles(file), chosen, strict=True) if held == part)
-            shards = shards_of_articles(mine, args.buffer_len)
-            names.append(write_shards(shards, args, sum(map(len, names))))
-    return names[0], names[1]
-
-
-def split(args: argparse.Namespace) -> None:
-    if not args.input_file.is_file():
-        raise UserError(f"{args.input_file}: not there; run: python gptj/trc2.py clean RAW OUT")
-    if args.buffer_len < 1:
-        raise UserError(f"--buffer_len {args.buffer_len}: must be above 0")
-    if not 0 < args.val_split_ratio < 1:
-        raise UserError(f"--val_split_ratio {args.val_split_ratio}: above 0 and below 1")
-    training, validation = (split_articles if args.by_article else split_lines)(args)
-    for name, names in (("train_meta.txt", training), ("val_meta.txt", validation)):
-        with atomic_write(args.out_dir / name) as file:
-            file.write("".join(f"{name}\n" for name in names).encode())
-    mine = re.compile(re.escape(args.input_file.name) + r"-\d+\.txt")
-    for path in (args.out_dir / "split_files").iterdir():
-        left_over = f"split_files/{path.name}" not in training + validation
-        if mine.fullmatch(path.name) and left_over:
-            path.unlink()  # of an earlier split into more files
-    print(f"{args.out_dir}: {len(training)} files to train on, {len(validation)} to validate")
-
-
-def main() -> None:
-    args = parse_arguments()
-    {"clean": clean, "split": split}[args.command](args)
 
 
 if __name__ == "__main__":

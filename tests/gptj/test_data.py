@@ -1,4 +1,4 @@
-"""gptj/trc2.py and gptj/create_hdf5.py: nothing is lost, and sed agrees."""
+"""gptj/trc2.py and gptj/create_hdf5.py: no line or token is lost, and cleaning equals sed's."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptj import create_hdf5
-from gptj.hdf5 import Hdf5Rows, check_hdf5, order_of_rows
+from gptj.hdf5 import Hdf5Rows, check_files, row_order
 from gptj.trc2 import clean_file
 from tests.conftest import ROOT, SHARED, refused, start_script, succeed
 from utils.errors import UserError
@@ -54,7 +54,7 @@ HARD = [
 
 
 @pytest.mark.skipif(not (shutil.which("sed") and shutil.which("iconv")), reason="no sed or iconv")
-def test_cleaning_is_seds_and_iconvs(tmp_path):
+def test_cleaning_equals_sed_and_iconv(tmp_path):
     assert cleaned(NEWS.read_bytes(), tmp_path) == by_sed_and_iconv(NEWS.read_bytes())
     for content in HARD:
         assert cleaned(content, tmp_path) == by_sed_and_iconv(content), content
@@ -83,8 +83,9 @@ def test_keep_numbers(tmp_path):
 
 def split(folder, content: bytes, *options) -> tuple[list[bytes], list[bytes]]:
     (folder / "n.clean").write_bytes(content)
-    succeed("gptj/trc2.py", "split", "--input_file", folder / "n.clean", "--out_dir", folder, *options)
+    out = succeed("gptj/trc2.py", "split", "--input_file", folder / "n.clean", "--out_dir", folder, *options)
     lists = [(folder / name).read_text().split() for name in ("train_meta.txt", "val_meta.txt")]
+    assert json.loads(out.splitlines()[-1]) == {"train": len(lists[0]), "val": len(lists[1])}
     return [[(folder / name).read_bytes() for name in names] for names in lists]
 
 
@@ -103,7 +104,7 @@ def test_the_split_loses_nothing(tmp_path):
 
 
 def test_split_by_article(tmp_path):
-    succeed("gptj/trc2.py", "clean", NEWS, tmp_path)
+    assert json.loads(succeed("gptj/trc2.py", "clean", NEWS, tmp_path).splitlines()[-1]) == {"files": 1}
     content = (tmp_path / "news.txt.clean").read_bytes()
     options = ("--by_article", "--buffer_len", 30, "--seed", 3)
     training, validation = split(tmp_path, content, *options)
@@ -182,14 +183,15 @@ def test_short_windows_and_single_documents_lose_nothing_either(texts, tiny_mode
     assert (rows_of(tmp_path / "b")[:, 2] == 1).sum() == counts["documents"]
 
 
-def test_processes_share_the_documents(texts, tiny_model, tmp_path):
+def test_processes_share_the_documents(texts, tiny_model, tmp_path, capsys):
     manifest = hdf5(tmp_path, tiny_model, "--input_dir", texts, "--processes", 2)
     rows = [h5py.File(tmp_path / f"examples_0_{p}.h5")["data"][:] for p in (0, 1)]
     for process, part in enumerate(rows):
         mask = part[:, 1] > 0
-        found = [*part[:, 0][mask].tolist(), part[:, 2][mask][-1]]
-        assert found == stream(texts, tiny_model, slice(process, None, 2))
+        ids = [*part[:, 0][mask].tolist(), part[:, 2][mask][-1]]
+        assert ids == stream(texts, tiny_model, slice(process, None, 2))
     assert manifest["counts"]["documents"] == 12
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == manifest["counts"] | {"files": 2}
 
 
 def test_killed_and_resumed_is_the_same(texts, tiny_model, tmp_path):
@@ -238,15 +240,15 @@ def test_csv_and_its_faults(tiny_model, tmp_path):
 
 @settings(max_examples=80, deadline=None)
 @given(rows=st.integers(1, 40), bs=st.integers(1, 8), steps=st.integers(1, 12), drop=st.booleans())
-def test_order_of_rows(rows, bs, steps, drop):
+def test_row_order(rows, bs, steps, drop):
     for seed in (None, 5):
-        order = order_of_rows(rows, bs, steps, drop, seed)
+        order = row_order(rows, bs, steps, drop, seed)
         kept = rows // bs * bs if drop else rows
         assert len(order) == (steps * bs if kept else 0)
         for begin in range(0, len(order) - kept + 1, kept or 1):  # an epoch has no row twice
             assert len(set(order[begin : begin + kept])) == kept
         # A longer run begins as a shorter one.
-        assert np.array_equal(order_of_rows(rows, bs, steps + 3, drop, seed)[: len(order)], order)
+        assert np.array_equal(row_order(rows, bs, steps + 3, drop, seed)[: len(order)], order)
 
 
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 1), (1, 2), (2, 0), (2, 2)])
@@ -256,8 +258,8 @@ def test_ranks_and_workers_read_the_same_rows(texts, tiny_model, tmp_path, ranks
 
     hdf5(tmp_path, tiny_model, "--input_dir", texts, "--files_per_record", 7)
     files = sorted(tmp_path.glob("*.h5"))
-    counts, length = check_hdf5(files, 600, 64)
-    rows = Hdf5Rows(files, counts, order_of_rows(sum(counts), 4, 8, True, 1))
+    counts, length = check_files(files, 600, 64)
+    rows = Hdf5Rows(files, counts, row_order(sum(counts), 4, 8, True, 1))
     seen = []
     for rank in range(ranks):
         loader = prepare_data_loader(
@@ -285,11 +287,11 @@ def test_damaged_files_are_named(tmp_path):
 
     def says(vocabulary=10, longest=8):
         with pytest.raises(UserError) as caught:
-            check_hdf5([good, bad], vocabulary, longest)
+            check_files([good, bad], vocabulary, longest)
         return str(caught.value)
 
     write(bad, np.ones((5, 3, 9), np.int32))
-    assert "b.h5: rows of 9 tokens, and a.h5 has rows of 8" in says(longest=100)
+    assert "b.h5: rows of 9 tokens, but a.h5 has rows of 8" in says(longest=100)
     write(bad, rows, examples=False)
     assert "b.h5: has no attribute n_examples" in says()
     write(bad, rows * 10)

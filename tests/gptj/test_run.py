@@ -13,14 +13,14 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPTJConfig, GPTJForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTJConfig, GPTJForCausalLM
 
 from data.mixture import BlockDataset, make_plan
 from data.packing import TextBlocks, cut_blocks
 from gptj import convert_checkpoint, formats
 from gptj import run as script
 from gptj.hdf5 import Hdf5Rows
-from gptj.params import MODEL, checked, learning_rate, load
+from gptj.params import Model, Optimizer, load, make_schedule
 from tests.conftest import ROOT, SHARED, refused, start_script
 from utils.errors import UserError
 
@@ -90,6 +90,21 @@ def go(tmp_path, monkeypatch):
     return lambda params, *options: run_gptj(tmp_path, params, *options, monkeypatch=monkeypatch)
 
 
+@pytest.fixture
+def convert(monkeypatch):
+    """gptj/convert_checkpoint.py convert in this process."""
+
+    def convert(*options) -> None:
+        monkeypatch.setattr(sys, "argv", ["x", "convert", *map(str, options), "--model", "gptj"])
+        convert_checkpoint.main()
+
+    return convert
+
+
+def last_line(capsys) -> dict:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
 def losses(folder: Path) -> list[float]:
     lines = [json.loads(line) for line in (folder / "m/metrics.jsonl").read_text().splitlines()]
     return [line["loss"] for line in lines if "loss" in line]
@@ -115,16 +130,10 @@ def test_the_published_figures(tmp_path, go, capsys):
 
 @pytest.mark.skipif(not ORACLE.exists(), reason="no shared data")
 @pytest.mark.parametrize("source", ["pytorch_model.bin", "model.safetensors", "."])
-def test_conversion_is_the_published_one(tmp_path, monkeypatch, source):
-    def convert(*options):
-        monkeypatch.setattr(
-            sys,
-            "argv",
-            ["x", "convert", *map(str, options), "--model", "gptj", "--output-dir", str(tmp_path), "--check"],
-        )
-        convert_checkpoint.main()
-
-    convert(ORACLE / "hf" / source, "--src-fmt", "hf", "--tgt-fmt", "cs-1.8", "--config", ORACLE / "hf/config.json")
+def test_conversion_is_the_published_one(tmp_path, convert, source):
+    options = ("--output-dir", tmp_path, "--check")
+    formats_to_cs = ("--src-fmt", "hf", "--tgt-fmt", "cs-1.8")
+    convert(ORACLE / "hf" / source, *formats_to_cs, "--config", ORACLE / "hf/config.json", *options)
     (made,) = tmp_path.glob("*_to_cs-1.8.mdl")
     ours, theirs = (
         torch.load(path, weights_only=True)["model"] for path in (made, ORACLE / "cs-1.8/pytorch_model_to_cs-1.8.mdl")
@@ -135,7 +144,8 @@ def test_conversion_is_the_published_one(tmp_path, monkeypatch, source):
     assert yaml.safe_load((tmp_path / "config_to_cs-1.8.yaml").read_text()) == yaml.safe_load(
         (ORACLE / "cs-1.8/config_to_cs-1.8.yaml").read_text()
     )
-    convert(made, "--src-fmt", "cs-1.8", "--tgt-fmt", "hf", "--config", ORACLE / "cs-1.8/config_to_cs-1.8.yaml")
+    formats_to_hf = ("--src-fmt", "cs-1.8", "--tgt-fmt", "hf")
+    convert(made, *formats_to_hf, "--config", ORACLE / "cs-1.8/config_to_cs-1.8.yaml", *options)
     (back,) = tmp_path.glob("*_to_hf.bin")
     ours, theirs = torch.load(back, weights_only=True), load_file(ORACLE / "hf/model.safetensors")
     assert ours.keys() == theirs.keys()
@@ -181,6 +191,8 @@ def test_six_and_six_steps_are_twelve(tmp_path, params, go, capsys):
     go(params, "--mode", "train")
     whole, final = losses(tmp_path), torch.load(tmp_path / "m/checkpoint_12.mdl", weights_only=True)
     assert len(whole) == 12
+    result = {"mode": "train", "checkpoint": str(tmp_path / "m/checkpoint_12.mdl"), "step": 12}
+    assert last_line(capsys) == result
     assert sorted(p.name for p in (tmp_path / "m").glob("checkpoint*")) == ["checkpoint_12.mdl", "checkpoint_6.mdl"]
     with pytest.raises(UserError, match="at step 12, and max_steps is 12"):
         go(params, "--mode", "train")
@@ -229,7 +241,7 @@ def test_bin_and_hdf5_give_the_same_losses(tmp_path):
         "bin": BlockDataset(plan, TextBlocks(ids, 24)),
         "hdf5": Hdf5Rows([tmp_path / "h5/examples_0_0.h5"], [16], plan.block),
     }
-    found = {}
+    results = {}
     for name, dataset in datasets.items():
         settings = TrainingSettings(
             lr=1e-2,
@@ -243,17 +255,17 @@ def test_bin_and_hdf5_give_the_same_losses(tmp_path):
             precision="fp32",
         )
         torch.manual_seed(0)
-        config = GPTJConfig(**formats.config_to_hf(checked(TINY, MODEL, "model")))
+        config = GPTJConfig(**formats.config_to_hf(Model.model_validate(TINY).model_dump()))
         model = GPTJForCausalLM(config)
         model.config.use_cache = False
         trainer.train(model, None, (dataset, None), settings, tmp_path / name)
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-        found[name] = [json.loads(line)["loss"] for line in lines]
-    assert len(found["bin"]) == 8
-    assert max(abs(a - b) for a, b in zip(*found.values(), strict=True)) < 1e-6
+        results[name] = [json.loads(line)["loss"] for line in lines]
+    assert len(results["bin"]) == 8
+    assert max(abs(a - b) for a, b in zip(*results.values(), strict=True)) < 1e-6
 
 
-def test_eval_modes_spellings_and_export(tmp_path, params, go, capsys):
+def test_eval_modes_spellings_and_export(tmp_path, params, go, capsys, convert, tiny_model):
     params["optimizer"]["weight_decay_rate"] = params["optimizer"].pop("weight_decay")
     for entry in params["optimizer"]["learning_rate"][:2]:
         entry["steps"] = entry.pop("total_iters")
@@ -267,16 +279,36 @@ def test_eval_modes_spellings_and_export(tmp_path, params, go, capsys):
     assert list((tmp_path / "m/train").rglob("events*"))
     assert list((tmp_path / "m/eval").rglob("events*"))
     go(params, "--mode", "eval_all")
-    steps = [line.split()[2] for line in capsys.readouterr().out.splitlines() if "Eval Step" in line]
+    out = capsys.readouterr().out
+    steps = [line.split()[2] for line in out.splitlines() if "Eval Step" in line]
+    result = json.loads(out.splitlines()[-1])
+    assert f"Avg Eval Loss={result['loss']}\n" in out
+    assert f"eval/lm_perplexity = {result['eval/lm_perplexity']}\n" in out
+    assert f"eval/accuracy = {result['eval/accuracy']}\n" in out
+    assert (result["mode"], result["step"]) == ("eval_all", 12)
+    assert result["checkpoint"] == str(tmp_path / "m/checkpoint_12.mdl")
     assert steps == ["Step=8,", "Step=10,", "Step=12,"]
-    go(params, "--mode", "eval_all", "--eval_steps", 1, "--export_hf", tmp_path / "hf")
+    go(params, "--mode", "eval_all", "--eval_steps", 1)
+    capsys.readouterr()
+    convert(
+        *(tmp_path / "m/checkpoint_12.mdl", "--src-fmt", "cs-1.8", "--tgt-fmt", "hf"),
+        *("--config", tmp_path / "m/params_eval_all.yaml", "--hf-folder", tmp_path / "hf", "--tokenizer", tiny_model),
+    )
     weights = torch.load(tmp_path / "m/checkpoint_12.mdl", weights_only=True)["model"]
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").state_dict()
     back = formats.to_hf(weights)
     assert all(torch.equal(exported[name], back[name]) for name in back)
+    assert AutoTokenizer.from_pretrained(tmp_path / "hf").eos_token == "</s>"
+    assert last_line(capsys) == {
+        "tensors": len(back),
+        "output": str(tmp_path / "hf"),
+        "config": str(tmp_path / "hf/config.json"),
+    }
     capsys.readouterr()
     go(params, "--mode", "eval", "--eval_steps", 1, "--checkpoint_path", tmp_path / "hf")
     assert "Eval Step=0" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--tokenizer: needs --hf-folder"):
+        convert(tmp_path / "hf", *("--src-fmt", "hf", "--tgt-fmt", "cs-1.8", "--config", "x", "--tokenizer", "y"))
 
 
 def test_initial_checkpoint_and_rows_left_out(tmp_path, params, go, capsys):
@@ -287,7 +319,7 @@ def test_initial_checkpoint_and_rows_left_out(tmp_path, params, go, capsys):
     assert "1 rows, less than a batch, are left out" in capsys.readouterr().out
 
 
-def test_two_ranks_go_on_like_one(tmp_path, params, go):
+def test_two_ranks_resume_like_one(tmp_path, params, go):
     """Over gloo, 3 + 3 steps; losses within rounding."""
     go(params, "--mode", "train", "--max_steps", 6)
     alone = losses(tmp_path)
@@ -330,7 +362,7 @@ def test_workers_read_the_same(tmp_path, params, go):
     assert losses(tmp_path) == alone
 
 
-def test_what_is_left_out_or_null_has_its_default(tmp_path, params, go):
+def test_missing_and_null_keys_have_defaults(tmp_path, params, go):
     del params["optimizer"]["max_gradient_norm"]
     params["optimizer"] |= {"weight_decay": None, "learning_rate": "1e-3"}  # YAML 1.1: a text
     params["runconfig"] |= {"seed": None, "log_steps": None, "max_steps": 2}
@@ -339,7 +371,7 @@ def test_what_is_left_out_or_null_has_its_default(tmp_path, params, go):
     assert len(losses(tmp_path)) == 2
 
 
-def test_another_trainers_checkpoints_are_left_alone_and_other_settings_refused(tmp_path, params, go):
+def test_foreign_checkpoints_are_kept_and_other_settings_refused(tmp_path, params, go):
     there = tmp_path / "m/checkpoint-40/model.safetensors"
     there.parent.mkdir(parents=True)
     there.touch()
@@ -354,12 +386,11 @@ def test_another_trainers_checkpoints_are_left_alone_and_other_settings_refused(
 
 
 def test_learning_rates():
-    rate = learning_rate(RATES)
+    rate = make_schedule(Optimizer(learning_rate=RATES).learning_rate)
     assert [rate(step) for step in (0, 2, 4)] == [0, 0.005, 0.01]
     assert rate(7) == pytest.approx(0.001 + 0.009 / 2)
     assert rate(10) == rate(1000) == 0.001
-    spec = load(ROOT / "gptj/configs/params_gptj_6B_TRC2.yaml")[0]["optimizer"]
-    rate = learning_rate(spec["learning_rate"])
+    rate = make_schedule(load(ROOT / "gptj/configs/params_gptj_6B_TRC2.yaml")[0].optimizer.learning_rate)
     assert rate(250) == pytest.approx(3e-6)
     assert rate(25_500) == pytest.approx(3.6e-6)
 
@@ -375,37 +406,41 @@ def changed(params: dict, path: str, value) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "said"),
+    ("path", "value", "message"),
     [
         ("optimizer.wieght_decay", 0.1, "optimizer.wieght_decay: unknown; did you mean weight_decay?"),
         ("model.hiden_size", 16, "model.hiden_size: unknown; did you mean hidden_size?"),
         ("train_input.batchsize", 4, "train_input.batchsize: unknown; did you mean batch_size?"),
         ("eval_input.shufle", True, "eval_input.shufle: unknown; did you mean shuffle?"),
         ("runconfig.max_step", 4, "runconfig.max_step: unknown; did you mean max_steps?"),
-        ("runconfigs", {}, "runconfigs: unknown section; did you mean runconfig?"),
-        ("optimizer.learning_rate.0.scheduler", "Linnear", "learning_rate[0].scheduler: 'Linnear' is unknown"),
+        ("runconfigs", {}, "runconfigs: unknown; did you mean runconfig?"),
+        (
+            "optimizer.learning_rate.0.scheduler",
+            "Linnear",
+            "optimizer.learning_rate[0]: input tag 'Linnear' found using 'scheduler' does not match any",
+        ),
         ("optimizer.learning_rate.0.end", 1, "learning_rate[0].end: unknown"),
         ("optimizer.weight_decay_rate", 0.1, "given twice"),
         ("train_input.batch_size", "four", "train_input.batch_size: 'four'"),
         ("train_input.batch_size", True, "train_input.batch_size: True"),
-        ("train_input.batch_size", 400, "train_input.batch_size: 400, and there are 21 rows"),
-        ("model.hidden_size", 15, "model.num_heads: 2 does not divide"),
+        ("train_input.batch_size", 400, "train_input.batch_size: 400 is more than the 21 rows"),
+        ("model.hidden_size", 15, "model.num_heads: 2: does not divide hidden_size 15"),
         ("model.rotary_dim", 12, "model.rotary_dim: 12"),
-        ("model.use_ffn_bias", False, "model.use_ffn_bias: False, where true is wanted"),
-        ("model.vocab_size", 50, "token id 59, and model.vocab_size is 50"),
+        ("model.use_ffn_bias", False, "model.use_ffn_bias: False: input should be True"),
+        ("model.vocab_size", 50, "token id 59; model.vocab_size is 50"),
         ("model.max_position_embeddings", 20, "model.max_position_embeddings is 20"),
         ("optimizer.eps", "tiny", "optimizer.eps: 'tiny'"),
-        ("optimizer.optimizer_type", "sgd", "optimizer.optimizer_type: 'sgd', where adamw"),
+        ("optimizer.optimizer_type", "sgd", "optimizer.optimizer_type: 'sgd': input should be 'adamw'"),
         ("runconfig.check_loss_values", False, "runconfig.check_loss_values"),
         ("runconfig.max_steps", None, "runconfig.max_steps: missing"),
-        ("train_input.data_dir", "/nowhere", "train_input.data_dir: /nowhere: no .h5 files"),
+        ("train_input.data_dir", "/nowhere", "train_input.data_dir: /nowhere: contains no .h5 files"),
         ("train_input.max_sequence_length", 30, "train_input.max_sequence_length: 30"),
     ],
 )
-def test_what_is_wrong_in_the_file_is_named(params, go, path, value, said):
+def test_errors_name_the_key(params, go, path, value, message):
     with pytest.raises(UserError) as caught:
         go(changed(params, path, value), "--mode", "train")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -420,14 +455,14 @@ def test_bad_checkpoints(tmp_path, params, go):
             go(params, "--mode", "train", "--checkpoint_path", path, *options)
         return str(caught.value)
 
-    assert "not there" in says(tmp_path / "none.mdl")
+    assert "no such file" in says(tmp_path / "none.mdl")
     bad = tmp_path / "bad.mdl"
     Path("/tmp/gptj_payload_ran").unlink(missing_ok=True)
     torch.save({"model": Payload()}, bad)
-    assert "refused, it holds more than tensors" in says(bad)
+    assert "refused, since it holds more than tensors" in says(bad)
     assert not Path("/tmp/gptj_payload_ran").exists()
     torch.save({"lm_head.weight": torch.ones(3)}, bad)  # a Hugging Face .bin under the name
-    assert "has no `model` in it" in says(bad)
+    assert "has no `model` entry" in says(bad)
     go(params, "--mode", "train", "--max_steps", 2)
     whole = (tmp_path / "m/checkpoint_2.mdl").read_bytes()
     (tmp_path / "cut.mdl").write_bytes(whole[:-500])
@@ -435,20 +470,20 @@ def test_bad_checkpoints(tmp_path, params, go):
     loaded = torch.load(tmp_path / "m/checkpoint_2.mdl", weights_only=True)
     loaded["model"].pop("model.lm_head.bias")
     torch.save(loaded, bad)
-    assert "lm_head.bias for one" in says(bad)
+    assert "lm_head.bias for example" in says(bad)
     weights_alone = ("--checkpoint_path", bad, "--is_pretrained_checkpoint", "--disable_strict_checkpoint_loading")
     with pytest.raises(UserError, match="later than step 0"):  # they would be mixed with this run's
         go(params, "--mode", "train", "--max_steps", 3, *weights_alone)
     go(params, "--mode", "train", "--max_steps", 3, *weights_alone, "--model_dir", tmp_path / "other")
     wide = changed(params, "model.filter_size", 64)
-    with pytest.raises(UserError, match="of another shape"):
+    with pytest.raises(UserError, match="shapes differ"):
         go(wide, "--mode", "train", "--max_steps", 9)
 
 
-def test_as_a_command(tmp_path, params):
+def test_command_line_errors(tmp_path, params):
     (tmp_path / "p.yaml").write_text(yaml.safe_dump(changed(params, "optimizer.wieght_decay", 1)))
     line = refused("gptj/run.py", "CPU", "--mode", "train", "--params", tmp_path / "p.yaml")
     assert "did you mean weight_decay?" in line
-    assert "no YAML" in refused(
+    assert "not a YAML file" in refused(
         "gptj/run.py", "CPU", "-m", "train", "-p", ORACLE / "hf/model.safetensors" if ORACLE.exists() else __file__
     )

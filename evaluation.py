@@ -23,27 +23,18 @@ from tasks.attempts import AttemptSettings, collect_attempts, prompt_questions
 from tasks.contamination import print_contamination
 from tasks.documents import load_task
 from tasks.scoring import SELECTION_RULES
-from utils.cli import (
-    add_base_url_flag,
-    add_corpus_flags,
-    add_seed_flag,
-    make_parser,
-    non_negative_float,
-    non_negative_int,
-    positive_float,
-    positive_int,
-    print_result,
-)
+from utils import cli
+from utils.cli import non_negative_float, non_negative_int, positive_float, positive_int
 from utils.errors import UserError, run
 from utils.io import read_json, write_json
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = make_parser(__doc__)
+    parser = cli.make_parser(__doc__)
     parser.add_argument("--model_path", help="checkpoint folder or hub name; with --base_url the server's model name")
     compare_help = "print the paired difference of two evaluations"
     parser.add_argument("--compare", type=Path, nargs=2, metavar="FILE", help=compare_help)
-    add_corpus_flags(parser)
+    cli.add_corpus_flags(parser)
     add_protocol_arguments(parser)
     add_server_arguments(parser)
     rag.add_search_arguments(parser)
@@ -67,12 +58,12 @@ def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     add("--temperature", type=non_negative_float, default=0.1, help="cot: 0 is greedy, with one attempt")
     add("--max_tokens", type=positive_int, default=512, help="cot: maximum tokens per attempt")
     add("--batch_size", type=positive_int, default=8, help="questions per batch")
-    add_seed_flag(group, "of sampling and of --select random")
+    cli.add_seed_flag(group, "of sampling and of --select random")
 
 
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("server")
-    add_base_url_flag(group, "an OpenAI-compatible server to ask instead of loading the model (cot only)")
+    cli.add_base_url_flag(group, "an OpenAI-compatible server to ask instead of loading the model (cot only)")
     group.add_argument("--concurrency", type=positive_int, default=32, help="questions in flight")
     group.add_argument("--timeout", type=positive_float, default=600.0, help="seconds per try of a call")
     give_up_help = "score questions that the server fails to answer as wrong"
@@ -108,7 +99,9 @@ def main() -> None:
         rag.print_recall(retrieved, len(items))
     if args.retrieval_only:
         stage, values = list(retrieved.stages.items())[-1]
-        print_result({"passages": retrieved.total} | retrieved.stages, f"{stage}: recall@8 {values['recall@8']:.3f}")
+        cli.print_result(
+            {"passages": retrieved.total} | retrieved.stages, f"{stage}: recall@8 {values['recall@8']:.3f}"
+        )
         return
 
     settings = AttemptSettings.from_args(args, task)
@@ -132,7 +125,7 @@ def main() -> None:
 def report(target: Path, metrics: dict) -> None:
     low, high = metrics["ci95"]
     accuracy = f"accuracy {metrics['accuracy']:.1%} ({low:.1%}–{high:.1%}) of {metrics['n']:,} questions"
-    print_result(metrics | {"file": str(target)}, f"{accuracy} -> {target}")
+    cli.print_result(metrics | {"file": str(target)}, f"{accuracy} -> {target}")
 
 
 if __name__ == "__main__":

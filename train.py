@@ -13,13 +13,13 @@ import argparse
 from dataclasses import asdict, replace
 
 from data.mixture import MixtureSettings, make_datasets, open_files
-from training.run_record import is_finished, make_record
+from training.run_record import is_finished, make_record, write_record
 from training.settings import add_data_arguments, add_machine_arguments, add_recipe_arguments
 from utils import paths
 from utils.cli import make_parser, print_main, print_result, silence_transformers
 from utils.device import is_main_process
 from utils.errors import run
-from utils.io import read_json, write_json
+from utils.io import read_json
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -39,7 +39,6 @@ def main() -> None:
     # Heavy imports, after parsing.
     from training import hardware, memory, trainer
     from training.flops import flops_per_token, model_shape
-    from utils.checkpoint import remove_checkpoints
     from utils.tokenizer import load_tokenizer, vocabulary_sha256
 
     silence_transformers()
@@ -50,8 +49,6 @@ def main() -> None:
     blocks, held_out = make_datasets(files, mixture, args.eval_blocks)
     record = make_record(args, settings, files)
     if is_finished(folder, record):
-        if is_main_process():
-            remove_checkpoints(folder)
         report(folder, read_json(folder / "run.json", "delete the folder"), finished_before=True)
         return
     model = load_model(args, tokenizer, settings)
@@ -64,13 +61,9 @@ def main() -> None:
     print_main(f"{len(blocks):,} blocks of {args.block_size}, {replay}, {settings.precision} -> {folder}")
     print_main(memory_needed)
     record["settings"] = asdict(settings)
-    if is_main_process():
-        write_json(folder / "run.json", record)
-    result = trainer.train(model, tokenizer, (blocks, held_out), settings, folder)
-    record |= {"finished": True} | result
-    if is_main_process():
-        write_json(folder / "run.json", record)
-        remove_checkpoints(folder)
+    write_record(folder, record)
+    record |= {"finished": True} | trainer.train(model, tokenizer, (blocks, held_out), settings, folder)
+    write_record(folder, record)
     report(folder, record)
 
 
@@ -90,6 +83,11 @@ def load_model(args: argparse.Namespace, tokenizer, settings):
 
 
 def report(folder, record: dict, finished_before: bool = False) -> None:
+    """Remove the checkpoints of a finished run, and print its result."""
+    from utils.checkpoint import remove_checkpoints
+
+    if is_main_process():
+        remove_checkpoints(folder)
     keys = ("steps", "tokens", "tokens_per_s", "last_losses", "held_out_loss_before", "held_out_loss_after")
     result = {"checkpoint": str(folder), "finished_before": finished_before} | {key: record.get(key) for key in keys}
     if finished_before:

@@ -10,26 +10,17 @@ import argparse
 import itertools
 
 from data.mixture import MixtureSettings, mix, open_replay_file, open_training_file
-from utils import paths
-from utils.cli import (
-    add_generator_flag,
-    add_seed_flag,
-    fraction,
-    make_parser,
-    non_negative_int,
-    positive_float,
-    positive_int,
-    print_result,
-)
+from utils import cli, paths
+from utils.cli import fraction, non_negative_int, positive_float, positive_int
 from utils.errors import run
 from utils.token_file import IGNORE_INDEX
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = make_parser(__doc__)
+    parser = cli.make_parser(__doc__)
     add = parser.add_argument
     add("--task_name", default="quality", help="as in train.py")
-    add_generator_flag(parser)
+    cli.add_generator_flag(parser)
     add("--model_name", default=paths.DEFAULT_TOKENIZER, help="hub name or checkpoint folder whose tokenizer decodes")
     add("--replay", default=paths.DEFAULT_REPLAY, help="name of the replay token files")
     add(
@@ -40,7 +31,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--bs", type=positive_int, default=16, help="blocks per optimizer step")
     add("--block_size", type=positive_int, default=2048, help="tokens per block")
     add("--blocks", type=non_negative_int, default=5, help="blocks to print")
-    add_seed_flag(parser, "of the data order")
+    cli.add_seed_flag(parser, "of the data order")
     return parser.parse_args()
 
 
@@ -73,7 +64,7 @@ def main() -> None:
         "train_tokens": files["train"].meta["tokens"],
     }
     sentence = f"plan: {len(blocks):,} blocks of {args.block_size} in {result['steps']:,} steps of {args.bs}; "
-    print_result(result, sentence + f"{blocks.plan.replay_share():.1%} replay")
+    cli.print_result(result, sentence + f"{blocks.plan.replay_share():.1%} replay")
 
 
 def block_text(labels: list[int], ids: list[int], tokenizer) -> str:

@@ -14,7 +14,7 @@ from tasks import scoring
 from tasks.documents import Item
 from tasks.multiple_choice import PromptedQuestion, build_prompt
 from tasks.rag import Retrieved
-from utils.cli import progress_bar, silence_transformers
+from utils.cli import progress_bar, settings_from_args, silence_transformers
 from utils.errors import UserError
 from utils.io import Journal
 
@@ -46,22 +46,15 @@ class AttemptSettings:
     def from_args(cls, args: Namespace, task: str) -> "AttemptSettings":
         """From the options of evaluation.py. At temperature 0 all attempts are equal, so there is one."""
         greedy = args.select == "greedy" or not args.temperature
-        return cls(
+        return settings_from_args(
+            cls,
+            args,
             task=task,
             model=args.model_path,
-            protocol=args.protocol,
             select="greedy" if greedy else args.select or "first",
             few_shot=DEFAULT_FEW_SHOT if args.few_shot is None else args.few_shot,
-            examples=args.examples,
-            n_samples=1 if greedy else args.n_samples,
-            temperature=0.0 if greedy else args.temperature,
-            max_tokens=args.max_tokens,
-            batch_size=args.batch_size,
-            seed=args.seed,
-            base_url=args.base_url,
-            concurrency=args.concurrency,
             timeout_s=args.timeout,
-            give_up=args.give_up,
+            **{"n_samples": 1, "temperature": 0.0} if greedy else {},
         )
 
 

@@ -15,7 +15,7 @@ from inference.completions import CallFailed, json_object_in
 from tasks.documents import OPTIONS, Document, article_text
 from tasks.prompts import fill, task_prompt
 from tasks.scoring import parse_answer
-from utils.cli import progress_bar
+from utils.cli import progress_bar, settings_from_args
 from utils.io import Journal, json_digest
 
 MAX_LENGTH_RATIO = 1.4  # of the correct option to the longest (or shortest) wrong one: beyond, its length reveals it
@@ -41,8 +41,7 @@ class QuizSettings:
     @classmethod
     def from_args(cls, args: Namespace) -> "QuizSettings":
         base_model_url = args.base_model_url or args.base_url
-        models = (args.model, args.base_url, args.base_model, base_model_url)
-        return cls(args.per_document, *models, args.concurrency, args.timeout, args.seed)
+        return settings_from_args(cls, args, base_model_url=base_model_url, timeout_s=args.timeout)
 
 
 @dataclass(frozen=True)

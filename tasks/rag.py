@@ -8,7 +8,7 @@ from inference.embeddings import ApiEmbedder, LocalEmbedder
 from inference.retrieval import RETRIEVERS, Chunk, Reranker
 from tasks.documents import Document, Item, Question, document_reference
 from utils import paths
-from utils.cli import non_negative_int, positive_int
+from utils.cli import non_negative_int, positive_int, settings_from_args
 from utils.errors import UserError
 from utils.io import blocking_lock
 
@@ -98,7 +98,7 @@ def validate_search(args: Namespace) -> None:
 
 
 def search_settings(args: Namespace) -> SearchSettings:
-    return SearchSettings(**{name: getattr(args, name) for name in SEARCH_DEFAULTS})
+    return settings_from_args(SearchSettings, args)
 
 
 def retrieve(documents: list[Document], items: list[Item], settings: SearchSettings) -> Retrieved:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from training.settings import TrainingSettings
+from utils.cli import settings_from_args
 from utils.device import choose_precision, device_type, local_world_size, world_size
 from utils.errors import UserError
 
@@ -19,23 +20,9 @@ MIN_FLOPS_TO_COMPILE = {"cpu": 2e14, "cuda": 2e17}
 
 def resolve_settings(args: argparse.Namespace) -> TrainingSettings:
     """The settings of a run on this machine. Raises UserError where the batch does not divide by the ranks."""
-    settings = TrainingSettings(
-        lr=float(args.lr),
-        bs=int(args.bs),
-        wd=float(args.wd),
-        warmup=float(args.warmup),
-        seed=args.seed,
-        block_size=args.block_size,
-        save_steps=args.save_steps,
-        keep_checkpoints=args.keep_checkpoints,
-        precision=choose_precision(args.precision),
-        optim_state_dtype=args.optim_state_dtype,
-        micro_batch=args.micro_batch,
-        sharding=choose_sharding(args.sharding, args.lora_rank),
-        lora_rank=args.lora_rank,
-        run_eval=args.run_eval,
-        report_to=args.report_to,
-    )
+    recipe = {name: float(getattr(args, name)) for name in ("lr", "wd", "warmup")} | {"bs": int(args.bs)}
+    precision, sharding = choose_precision(args.precision), choose_sharding(args.sharding, args.lora_rank)
+    settings = settings_from_args(TrainingSettings, args, **recipe, precision=precision, sharding=sharding)
     choose_micro_batch(settings)
     return settings
 

@@ -7,23 +7,14 @@ from pathlib import Path
 
 from training.settings import TrainingSettings
 from utils import paths
+from utils.device import is_main_process
 from utils.errors import UserError
-from utils.io import read_json
+from utils.io import read_json, write_json
 
 # Arguments that do not decide the result of a run.
-NOT_IDENTIFYING = {
-    "conversations",
-    "save_steps",
-    "keep_checkpoints",
-    "run_eval",
-    "eval_blocks",
-    "report_to",
-    "micro_batch",
-    "precision",
-    "gradient_checkpointing",
-    "compile",
-    "sharding",
-}
+NOT_IDENTIFYING = """
+    conversations save_steps keep_checkpoints run_eval eval_blocks report_to micro_batch precision
+    gradient_checkpointing compile sharding"""
 
 
 def make_record(args: argparse.Namespace, settings: TrainingSettings, files: dict) -> dict:
@@ -40,6 +31,12 @@ def make_record(args: argparse.Namespace, settings: TrainingSettings, files: dic
         "code": code_revision(),
         "finished": False,
     }
+
+
+def write_record(folder: Path, record: dict) -> None:
+    """Write run.json, on rank 0."""
+    if is_main_process():
+        write_json(folder / "run.json", record)
 
 
 def code_revision() -> str:
@@ -73,6 +70,7 @@ def is_finished(folder: Path, record: dict) -> bool:
 
 def identity(record: dict) -> dict:
     """The entries of a run.json that decide the result, by name."""
-    arguments = {name: value for name, value in record["arguments"].items() if name not in NOT_IDENTIFYING}
+    ignored = NOT_IDENTIFYING.split()
+    arguments = {name: value for name, value in record["arguments"].items() if name not in ignored}
     data = {name: [file["sha256"], file.get("mask_sha256")] for name, file in record["data"].items()}
     return arguments | data | {"precision": record["settings"]["precision"], "base": record["base"]}

@@ -3,17 +3,8 @@
 import argparse
 from dataclasses import dataclass
 
-from utils import paths
-from utils.cli import (
-    add_generator_flag,
-    add_seed_flag,
-    as_typed,
-    fraction,
-    non_negative_int,
-    positive_float,
-    positive_fraction,
-    positive_int,
-)
+from utils import cli, paths
+from utils.cli import as_typed, fraction, non_negative_int, positive_float, positive_fraction, positive_int
 
 
 @dataclass(frozen=True)
@@ -57,7 +48,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     add("--warmup", type=as_typed(fraction), default="0.05", help="fraction of the steps")
     add("--model_name", default=paths.DEFAULT_TOKENIZER, help="hub name or checkpoint folder to start from")
     add("--lora_rank", type=non_negative_int, default=0, help="train low-rank adapters only; 0 trains all weights")
-    add_seed_flag(group, "of the data order and of the adapters")
+    cli.add_seed_flag(group, "of the data order and of the adapters")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +59,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "EntiGraph's; instruct for conversations"
     )
     add("--task_name", default="quality", help=task_help)
-    add_generator_flag(group)
+    cli.add_generator_flag(group)
     add(
         "--conversations", default=paths.DEFAULT_CONVERSATIONS, help="for --task_name instruct: name of the token files"
     )

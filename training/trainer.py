@@ -110,14 +110,9 @@ def train(
         save(trainer, folder)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     held_out_losses = metrics.held_out_losses() or [None]
-    return {
-        "steps": len(blocks) // settings.bs,
-        "tokens": len(blocks) * settings.block_size,
-        "tokens_per_s": round(tokens_per_s, 1),
-        "last_losses": losses[-10:],
-        "held_out_loss_before": held_out_losses[0],
-        "held_out_loss_after": held_out_losses[-1],
-    }
+    result = {"steps": len(blocks) // settings.bs, "tokens": len(blocks) * settings.block_size}
+    result |= {"tokens_per_s": round(tokens_per_s, 1), "last_losses": losses[-10:]}
+    return result | {"held_out_loss_before": held_out_losses[0], "held_out_loss_after": held_out_losses[-1]}
 
 
 def make_trainer(

@@ -6,6 +6,7 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 from utils import paths
@@ -72,6 +73,12 @@ def as_typed(number: Callable) -> Callable:
         return text
 
     return parse
+
+
+def settings_from_args(cls: type, args: argparse.Namespace, **values: object):
+    """An instance of the dataclass `cls`: `values`, and the options named like its other fields."""
+    options = {field.name: getattr(args, field.name) for field in fields(cls) if hasattr(args, field.name)}
+    return cls(**options | values)
 
 
 def add_task_flag(group, help: str = "quality, example, or your own corpus (data/dataset/raw/<task>.jsonl)") -> None:

@@ -10,6 +10,7 @@ from data.generation.passages import FAILED, FILTERED, FINISHED, PassageStore
 from inference.budget import Ledger
 from inference.completions import Reply
 from tasks.documents import Document
+from utils.cli import settings_from_args
 from utils.io import write_json
 
 
@@ -29,9 +30,7 @@ class CallSettings:
     @classmethod
     def from_args(cls, args: Namespace) -> "CallSettings":
         """From the options of entigraph.py."""
-        reply = (args.max_tokens, args.temperature, args.response_format)
-        limits = (args.requests_per_minute, args.tokens_per_minute)
-        return cls(args.base_url, args.concurrency, args.timeout, *reply, *limits)
+        return settings_from_args(cls, args, timeout_s=args.timeout)
 
 
 class GenerationRun:

@@ -35,7 +35,7 @@ def draw_accuracies(
     axes.axhline(CHANCE_PERCENT, color="black", linewidth=0.8, linestyle=":", label="chance")
     axes.set(ylabel="accuracy, %", ylim=(0, 100), title=title)
     axes.set_xticks(range(len(groups)), groups)
-    axes.legend(frameon=False, loc="upper left")
+    figure.legend(frameon=False, loc="outside lower center", ncols=2)
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=150)
     pyplot.close(figure)

@@ -34,12 +34,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--harness", metavar="TASKS", help="comma-separated tasks of lm-evaluation-harness")
     add("--harness_tasks", metavar="DIR", help="folder with further task definitions")
     add("--limit", type=positive_int, help="questions per harness task (default: all)")
-    args = parser.parse_args()
-    validate(args)
-    return args
+    return validate(parser.parse_args())
 
 
-def validate(args: argparse.Namespace) -> None:
+def validate(args: argparse.Namespace) -> argparse.Namespace:
     if args.block_size < 2:
         raise UserError(f"--block_size {args.block_size}: the first token of a block is not predicted; give 2 or more")
     if not args.harness and (args.harness_tasks or args.limit):
@@ -48,21 +46,15 @@ def validate(args: argparse.Namespace) -> None:
         name = paths.short_name(args.after)
         raise UserError(f"--before, --after: both are named {name}, and so are their files in out/; rename one")
     if args.harness and not importlib.util.find_spec("lm_eval"):
-        raise UserError(
-            '--harness: lm-evaluation-harness is not installed; run: .venv/bin/pip install "lm-eval[hf]==0.4.13"'
-        )
+        raise UserError('--harness: not installed; run: .venv/bin/pip install "lm-eval[hf]==0.4.13"')
+    return args
 
 
 def main() -> None:
     args = parse_arguments()
-    results = {}
-    for when in ("before", "after"):
-        checkpoint = getattr(args, when)
-        results[when] = {"checkpoint": checkpoint, "perplexity": perplexity(checkpoint, args)}
-        if args.harness:
-            results[when] |= run_harness(checkpoint, args)
+    before, after = (measure(checkpoint, args) for checkpoint in (args.before, args.after))
+    results = {"before": before, "after": after}
     add_accuracies(results)
-    before, after = results["before"], results["after"]
     names = [name for name in after if name != "checkpoint"]
     rows = [(n, f"{before[n]:.3f}", f"{after[n]:.3f}", f"{after[n] - before[n]:+.3f}") for n in names]
     print_table([("", "before", "after", "change"), *rows])
@@ -71,11 +63,13 @@ def main() -> None:
     print_result(results, str(target))
 
 
-def perplexity(checkpoint: str, args: argparse.Namespace) -> float:
-    """exp of the mean negative log-likelihood per token.
+def measure(checkpoint: str, args: argparse.Namespace) -> dict:
+    result = {"checkpoint": checkpoint, "perplexity": perplexity(checkpoint, args)}
+    return result | run_harness(checkpoint, args) if args.harness else result
 
-    Blocks are independent; the first token of each is given. Raises UserError if the file holds less than a block.
-    """
+
+def perplexity(checkpoint: str, args: argparse.Namespace) -> float:
+    """exp of the mean negative log-likelihood per token; blocks are independent, and their first tokens given."""
     # Heavy imports, after parsing.
     import numpy as np
     import torch
@@ -114,12 +108,8 @@ def run_harness(checkpoint: str, args: argparse.Namespace) -> dict[str, float]:
         device=device_type(),
         log_samples=False,
     )["results"]
-    preferred = {task: preferred_metric(task, values) for task, values in results.items()}
-    return {
-        f"{task} {metric.split(',')[0]}": round(float(results[task][metric]), 4)
-        for task, metric in preferred.items()
-        if metric
-    }
+    preferred = [(task, preferred_metric(task, values)) for task, values in results.items()]
+    return {f"{task} {key.split(',')[0]}": round(float(results[task][key]), 4) for task, key in preferred if key}
 
 
 def preferred_metric(task: str, values: dict) -> str | None:

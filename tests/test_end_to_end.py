@@ -12,34 +12,12 @@ def test_documents_to_accuracy(home, server, tiny_model):
     assert len(list(paths.passages_dir("example", "org/fake-1").glob("*.jsonl"))) == 12
     succeed("data/tokenize_entigraph.py", *generator, "--tokenizer", tiny_model)
     succeed("data/tokenize_entigraph.py", "--task", "example", "--raw", "--tokenizer", tiny_model)
-    succeed(
-        "data/tokenize_redpj.py",
-        "--text",
-        ROOT / "data/example/replay.jsonl",
-        "--test_tokens",
-        3000,
-        "--tokenizer",
-        tiny_model,
-    )
+    replay = ROOT / "data/example/replay.jsonl"
+    succeed("data/tokenize_redpj.py", "--text", replay, "--test_tokens", 3000, "--tokenizer", tiny_model)
     checkpoints = {"base": str(tiny_model)}
     for name, task in (("raw", "example-raw"), ("entigraph", "example")):
-        succeed(
-            "train.py",
-            "--task_name",
-            task,
-            "--model",
-            "org/fake-1",
-            "--model_name",
-            tiny_model,
-            "--lr",
-            "1e-3",
-            "--bs",
-            2,
-            "--block_size",
-            128,
-            "--epochs",
-            1,
-        )
+        recipe = "--model org/fake-1 --lr 1e-3 --bs 2 --block_size 128 --epochs 1"
+        succeed("train.py", "--task_name", task, "--model_name", tiny_model, *recipe.split())
         checkpoints[name] = f"ckpts/{task}-lr1e-3-rr0.1-epochs1-bs2-wd0.01-warmup0.05-tiny"
     for checkpoint in checkpoints.values():
         succeed("evaluation.py", "--task", "example", "--protocol", "loglik", "--model_path", checkpoint)

@@ -71,17 +71,7 @@ def test_ctrl_c_leaves_nothing_running(gguf):
 
 def test_step_1_over_the_real_server(home, gguf):
     """With 8 tokens the entity call is truncated, fails after three attempts, and is reported."""
-    command = (
-        sys.executable,
-        ROOT / "data/entigraph.py",
-        "0",
-        "--task",
-        "example",
-        "--model",
-        "smol",
-        "--max_tokens",
-        8,
-    )
+    command = f"{sys.executable} {ROOT}/data/entigraph.py 0 --task example --model smol --max_tokens 8".split()
     done = subprocess.run(beside_server(gguf, *command), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "error: 1 calls failed" in done.stderr

@@ -147,19 +147,8 @@ def test_serving_a_checkpoint(home, tiny_llama):
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.count(b"\n") >= 2
-        out = succeed(
-            "evaluation.py",
-            "--task",
-            "example",
-            *told[2:],
-            folder,
-            "--select",
-            "greedy",
-            "--max_tokens",
-            4,
-            "--few_shot",
-            0,
-        )
+        options = "--task example --select greedy --max_tokens 4 --few_shot 0"
+        out = succeed("evaluation.py", *told[2:], folder, *options.split())
         assert json.loads(out.splitlines()[-1])["n"] == 84
         again = shell(ROOT / "scripts/serve.sh", "ckpts/tiny-chat", PORT=str(port))
         assert again.returncode == 2

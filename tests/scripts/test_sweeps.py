@@ -84,37 +84,10 @@ def test_the_scaling_run(token_files, tiny_model, tmp_path, monkeypatch):
     """Nested subsets are trained and evaluated once; a second run reuses all results."""
     shutil.copytree(token_files, tmp_path / "home")
     monkeypatch.setenv("SCP_HOME", str(tmp_path / "home"))
-    command = [
-        "bash",
-        ROOT / "scripts/scaling.sh",
-        "--lr",
-        "1e-3",
-        "--rr",
-        "0.1",
-        "--bs",
-        "2",
-        "--epochs",
-        "1",
-        "--task_name",
-        "example",
-        "--model",
-        "written",
-        "--model_name",
-        tiny_model,
-        "--block_size",
-        "128",
-        "--",
-        "--task",
-        "example",
-        "--protocol",
-        "loglik",
-    ]
-    first, again = (
-        subprocess.run(
-            list(map(str, command)), cwd="/", env=os.environ | {"RATIOS": "0.1 0.3"}, capture_output=True, text=True
-        )
-        for _ in range(2)
-    )
+    training = "--lr 1e-3 --rr 0.1 --bs 2 --epochs 1 --task_name example --model written --block_size 128"
+    command = f"bash {ROOT}/scripts/scaling.sh {training} --model_name {tiny_model} -- --task example --protocol loglik"
+    settings = {"cwd": "/", "env": os.environ | {"RATIOS": "0.1 0.3"}, "capture_output": True, "text": True}
+    first, again = (subprocess.run(command.split(), **settings) for _ in range(2))
     assert first.returncode == 0, first.stderr
     points = json.loads(first.stdout.splitlines()[-1])
     assert [point["n"] for point in points] == [84] * 3

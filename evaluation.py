@@ -26,7 +26,7 @@ from tasks.scoring import SELECTION_RULES
 from utils import cli
 from utils.cli import non_negative_float, non_negative_int, positive_float, positive_int
 from utils.errors import UserError, run
-from utils.io import read_json, write_json
+from utils.io import json_digest, read_json, write_json
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -93,7 +93,7 @@ def main() -> None:
     items = [(document, question) for document in documents for question in document.questions]
     if not items:
         raise UserError(f"--task {task}: its documents have no questions; run: python data/make_questions.py")
-    search = rag.search_settings(args) if args.rag or args.retrieval_only else None
+    search = cli.settings_from_args(rag.SearchSettings, args) if args.rag or args.retrieval_only else None
     retrieved = rag.retrieve(documents, items, search) if search else None
     if retrieved:
         rag.print_recall(retrieved, len(items))
@@ -110,7 +110,7 @@ def main() -> None:
         results.describe_protocol(settings, search, items, prompted),
         results.output_file(settings, search),
     )
-    partial = results.partial_file(target, protocol)
+    partial = target.with_suffix(f".{json_digest(protocol)}.partial.jsonl")
     attempts = results.reselect_attempts(target, protocol)
     if not attempts and not results.is_finished(target, protocol):
         attempts = collect_attempts(prompted, partial, settings)

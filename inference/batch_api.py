@@ -80,8 +80,7 @@ class Batches:
             sent += len(batch.requests)
 
     async def adopt(self) -> None:
-        """Resolve interrupted submissions: either the server lists a batch with the submission's token, or it has
-        none and the requests are free again."""
+        """Resolve interrupted submissions: the server lists a batch with their token, or the requests are free again."""
         unknown = [batch for batch in self.pending() if not batch.id]
         if not unknown:
             return

@@ -180,8 +180,7 @@ class Ledger:
         return sum((bound for bounds in self._lost.values() for bound in bounds), ZERO)
 
     def _add_reply(self, id: str, usage: Usage) -> None:
-        """Count a reply, and the same usage for each lost call of its id. Their cache hits are unknown and taken to
-        be none."""
+        """Count a reply, and the same usage, without cache hits, for each lost call of its id."""
         lost = len(self._lost.pop(id, []))
         self.totals.live += usage
         for _ in range(lost):

@@ -102,8 +102,7 @@ class Client:
             return Reply("", "content_filter", {})
 
     def request(self, prompt: str, max_tokens: int, cache_key: str, settings: dict) -> dict:
-        """Body of a chat-completions request. OpenAI's server has a newer name for `max_tokens` and accepts a hint
-        for its prefix cache."""
+        """Body of a chat request. OpenAI's server renames `max_tokens` and accepts a hint for its prefix cache."""
         body = {"model": self.model, "messages": [{"role": "user", "content": prompt}]} | settings
         if not self.is_openai:
             return body | {"max_tokens": max_tokens}
@@ -120,8 +119,7 @@ class Client:
         return texts[:samples]
 
     async def post(self, path: str, body: dict, parse: Callable[[dict], Any]) -> Any:
-        """Parsed reply to any other request; `parse` raises ValueError for an unusable reply, which is requested
-        again. Raises as `chat` does."""
+        """Parsed reply to another request; where `parse` raises ValueError it is repeated. Raises as `chat` does."""
         return await self._retry(_Request(path, body), parse)
 
     async def call(self, request: Awaitable):
@@ -172,7 +170,8 @@ class Client:
                 if attempts == MAX_ATTEMPTS:
                     hint = "" if self._replies else f" (no reply so far from {self._url})"
                     raise CallFailed(self._redact(str(error)) + hint) from error
-                await self._sleep(getattr(error, "wait_s", None) or self._delay_s(attempts))
+                backoff_s = min(FIRST_DELAY_S * 2 ** (attempts - 1), MAX_DELAY_S) * self._jitter.uniform(0.5, 1.5)
+                await self._sleep(getattr(error, "wait_s", None) or backoff_s)
             self.retries += 1
             if self._stopping.is_set():
                 raise CallStopped
@@ -244,9 +243,6 @@ class Client:
         """Sleep until the time is over or the client is stopped."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), seconds)
-
-    def _delay_s(self, attempts: int) -> float:
-        return min(FIRST_DELAY_S * 2 ** (attempts - 1), MAX_DELAY_S) * self._jitter.uniform(0.5, 1.5)
 
     def _redact(self, text: str) -> str:
         return redact(self._key, text)

@@ -78,8 +78,7 @@ def first_choice(completion: dict) -> dict:
 
 
 def parse_indexed(reply: dict, key: str, field: str, count: int) -> list:
-    """Values of `field` in the list `reply[key]`, ordered by the `index` of its objects. Raises ValueError unless
-    the indices are 0 to count - 1."""
+    """Values of `field` in the list `reply[key]`, by `index`. Raises ValueError unless those are 0 to count - 1."""
     items = reply.get(key)
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise ValueError(f"the reply has no {key}")

@@ -82,8 +82,7 @@ class ApiEmbedder:
 
 
 def parse_vectors(reply: dict, count: int) -> np.ndarray:
-    """(count, width) vectors of an /embeddings reply, in the order of the texts. Raises ValueError if some are missing
-    or differ in width."""
+    """(count, width) vectors of an /embeddings reply. Raises ValueError if some are missing or differ in width."""
     vectors = parse_indexed(reply, "data", "embedding", count)
     widths = {len(vector) if isinstance(vector, list) else 0 for vector in vectors}
     if len(widths) > 1 or 0 in widths:
@@ -96,7 +95,9 @@ def embed(texts: list[str], embedder: LocalEmbedder | ApiEmbedder) -> np.ndarray
     Raises UserError for a cache with vectors of different widths."""
     path = paths.vectors_file(embedder.cache_name)
     with Journal(path) as journal:
-        vectors = {record["key"]: _unpack(record["vector"]) for record in journal.records}
+        vectors = {
+            record["key"]: np.frombuffer(base64.b64decode(record["vector"]), "<f4") for record in journal.records
+        }
         missing = list(dict.fromkeys(text for text in texts if _digest(text) not in vectors))
         if missing:
             _embed_missing(missing, embedder, vectors, journal)
@@ -112,7 +113,8 @@ def _embed_missing(texts: list[str], embedder: LocalEmbedder | ApiEmbedder, vect
             for text, vector in zip(batch, batch_vectors, strict=True):
                 key, unit_vector = _digest(text), vector / np.linalg.norm(vector)
                 vectors[key] = unit_vector
-                journal.append({"key": key, "vector": _pack(unit_vector)})
+                packed = base64.b64encode(unit_vector.astype("<f4").tobytes()).decode()
+                journal.append({"key": key, "vector": packed})
             bar.update(len(batch))
 
 
@@ -125,11 +127,3 @@ def _package_folder() -> Path:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _pack(vector: np.ndarray) -> str:
-    return base64.b64encode(vector.astype("<f4").tobytes()).decode()
-
-
-def _unpack(text: str) -> np.ndarray:
-    return np.frombuffer(base64.b64decode(text), "<f4")

@@ -13,8 +13,7 @@ Encoded = tuple[list[int], list[list[int]]]  # ids of a prompt, and ids of each 
 
 
 def encode(tokenizer, prompts: list[str], continuations: list[list[str]]) -> list[Encoded]:
-    """Token ids of each prompt and of its continuations; a continuation's ids are those of the joined text after the
-    prompt's length."""
+    """Ids of each prompt and of its continuations: those of the joined text after the prompt's length."""
     encoded = []
     for prompt, texts in zip(prompts, continuations, strict=True):
         ids = tokenizer(prompt)["input_ids"]

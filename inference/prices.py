@@ -45,8 +45,7 @@ class Price:
 
 
 def find_price(path: Path, model: str) -> Price | None:
-    """Price of a model, or of its name without a date suffix, in a price file; None if it is not listed. Raises
-    UserError for a malformed entry."""
+    """Price of a model, or of its name without a date suffix; None if not listed. UserError for a malformed entry."""
     prices = read_json(path, "it ships with the repository")
     undated = re.sub(r"-\d{4}-?\d{2}-?\d{2}$", "", model)
     entry = prices.get(model, prices.get(undated)) if isinstance(prices, dict) else None

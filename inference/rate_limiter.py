@@ -141,8 +141,7 @@ class RateLimiter:
         return max(self._base_rate * (1 + growth), min(recovered, self._sustained_rate / 2))
 
     def _start_ready(self) -> None:
-        """Start all calls that may start now, in one turn of the event loop: with one turn per call, 256 calls took
-        a second to start."""
+        """Start all calls that may start now, in one turn of the event loop: one turn per call took 1 s for 256."""
         while self._waiting and (self._stopped or self.wait_s() <= 0):
             started, tokens = self._waiting.popleft()
             if not started.cancelled():

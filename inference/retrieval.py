@@ -64,8 +64,7 @@ def dense(
 
 
 def bm25(chunks: list[Chunk], queries: list[str], limit: int) -> list[list[int]]:
-    """For each query the numbers of the `limit` best chunks by BM25 over English stems, best first. Chunks without a
-    word of the query are left out."""
+    """For each query the `limit` best chunks by BM25 over English stems; they share a word with the query."""
     import bm25s
     import Stemmer
 

@@ -20,6 +20,7 @@ from utils.io import Journal
 
 STOP = "\n###"  # the heading of the next worked example
 DEFAULT_FEW_SHOT = 5
+Questions = list[PromptedQuestion]
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,7 @@ class AttemptSettings:
         )
 
 
-def prompt_questions(
-    items: list[Item], settings: AttemptSettings, retrieved: Retrieved | None
-) -> list[PromptedQuestion]:
+def prompt_questions(items: list[Item], settings: AttemptSettings, retrieved: Retrieved | None) -> Questions:
     prompted = []
     for number, (document, question) in enumerate(items):
         chunks = [(chunk.name, chunk.text) for chunk in retrieved.chunks[number]] if retrieved else []
@@ -70,9 +69,7 @@ def prompt_questions(
     return prompted
 
 
-def collect_attempts(
-    questions: list[PromptedQuestion], partial: Path, settings: AttemptSettings
-) -> dict[str, list[dict]]:
+def collect_attempts(questions: Questions, partial: Path, settings: AttemptSettings) -> dict[str, list[dict]]:
     """Attempts by question id. Every batch is in the journal `partial` as soon as it is answered."""
 
     def keep(record: dict) -> bool:
@@ -95,7 +92,7 @@ def collect_attempts(
     return attempts
 
 
-def _ask_local_model(questions: list[PromptedQuestion], done: dict, settings: AttemptSettings, save: Callable) -> None:
+def _ask_local_model(questions: Questions, done: dict, settings: AttemptSettings, save: Callable) -> None:
     """Batches are the same in every run, and a batch with a missing question is answered as a whole, so that a
     resumed evaluation gives the same answers as an uninterrupted one."""
     from inference.local_model import LocalModel
@@ -113,9 +110,7 @@ def _ask_local_model(questions: list[PromptedQuestion], done: dict, settings: At
                 save(question, attempts)
 
 
-def _score_options(
-    model, batch: list[PromptedQuestion], settings: AttemptSettings, batch_number: int
-) -> list[list[dict]]:
+def _score_options(model, batch: Questions, settings: AttemptSettings, number: int) -> list[list[dict]]:
     """The most likely option of each question, in the protocols loglik and letter."""
     texts = [list(q.options if settings.protocol == "loglik" else scoring.LETTERS) for q in batch]
     prompts = [question.prompt for question in batch]
@@ -123,16 +118,14 @@ def _score_options(
     return [[scoring.loglik_attempt(*row)] for row in zip(batch, texts, sums, strict=True)]
 
 
-def _sample_attempts(
-    model, batch: list[PromptedQuestion], settings: AttemptSettings, batch_number: int
-) -> list[list[dict]]:
+def _sample_attempts(model, batch: Questions, settings: AttemptSettings, number: int) -> list[list[dict]]:
     prompts = [question.prompt for question in batch]
-    seed = settings.seed * 1_000_003 + batch_number
+    seed = settings.seed * 1_000_003 + number
     texts = model.complete(prompts, settings.n_samples, settings.temperature, settings.max_tokens, STOP, seed)
     return [[scoring.cot_attempt(q, text) for text in row] for q, row in zip(batch, texts, strict=True)]
 
 
-async def _ask_server(questions: list[PromptedQuestion], done: dict, settings: AttemptSettings, save: Callable) -> None:
+async def _ask_server(questions: Questions, done: dict, settings: AttemptSettings, save: Callable) -> None:
     """Ask the questions that are not in `done`. A failed call does not stop the others."""
     client, failures = Client(settings.model, settings.base_url, timeout_s=settings.timeout_s), []
     sampling = {"temperature": settings.temperature, "max_tokens": settings.max_tokens, "stop": [STOP]}

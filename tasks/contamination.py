@@ -56,8 +56,7 @@ def print_contamination(result: dict) -> None:
 
 
 def training_files(checkpoint: str) -> dict[Path, str] | None:
-    """Token files and their sha256 that a checkpoint and its predecessors were trained on, by their run.json files;
-    None without a run.json."""
+    """Token files, with sha256, of a checkpoint's training and its predecessors'; None without a run.json."""
     record = Path(paths.resolve_checkpoint(checkpoint)) / "run.json"
     if not record.is_file():
         return None

@@ -53,9 +53,7 @@ def task_files(task: str) -> list[Path]:
         return [paths.example_dir() / "articles.jsonl"]
     own = paths.corpus_file(task)
     if not own.is_file():
-        raise UserError(
-            f"--task {task}: not quality or example, and {own} does not exist; write it, or use --corpus DIR"
-        )
+        raise UserError(f"--task {task}: {own} does not exist; write it, or use --corpus DIR")
     return [own]
 
 

@@ -126,8 +126,7 @@ def words(text: str) -> list[str]:
 
 
 def build_records(kept: list[tuple[Document, DraftQuestion]], seed: int) -> list[dict]:
-    """Records in QuALITY's schema, one per document. Over all questions the correct option is at each of the four
-    places equally often, up to one."""
+    """Records in QuALITY's schema. The correct option is at each of the four places equally often, up to one."""
     rng = np.random.default_rng([seed, len(kept)])
     places = rng.permutation(np.arange(len(kept)) % OPTIONS)
     records: dict[str, dict] = {}

@@ -8,7 +8,7 @@ from inference.embeddings import ApiEmbedder, LocalEmbedder
 from inference.retrieval import RETRIEVERS, Chunk, Reranker
 from tasks.documents import Document, Item, Question, document_reference
 from utils import paths
-from utils.cli import non_negative_int, positive_int, settings_from_args
+from utils.cli import non_negative_int, positive_int
 from utils.errors import UserError
 from utils.io import blocking_lock
 
@@ -97,13 +97,8 @@ def validate_search(args: Namespace) -> None:
         raise UserError("--embedding_url: name the server's model with --embedding")
 
 
-def search_settings(args: Namespace) -> SearchSettings:
-    return settings_from_args(SearchSettings, args)
-
-
 def retrieve(documents: list[Document], items: list[Item], settings: SearchSettings) -> Retrieved:
-    """Retrieve the chunks of every question. Concurrent processes take turns, and find in the caches what an earlier
-    one has paid for."""
+    """Retrieve the chunks of every question. Concurrent processes take turns, and share the caches."""
     chunks = split_documents(documents, settings)
     queries = [build_query(*item, settings) for item in items]
     with blocking_lock(paths.cache_dir() / "lock", "another search"):

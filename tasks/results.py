@@ -51,14 +51,8 @@ def describe_protocol(
     return protocol
 
 
-def partial_file(target: Path, protocol: dict) -> Path:
-    """The journal of an unfinished evaluation."""
-    return target.with_suffix(f".{json_digest(protocol)}.partial.jsonl")
-
-
 def reselect_attempts(target: Path, protocol: dict) -> dict[str, list[dict]] | None:
-    """The attempts in the output file by question id, if they differ from this protocol in `select` only: another
-    selection needs no new attempts."""
+    """The attempts in the output file by question id, if its protocol differs in `select` only."""
     if not target.is_file():
         return None
     earlier = read_json(target, "delete it")

@@ -67,8 +67,7 @@ def _mean(values: np.ndarray) -> float | None:
 
 
 def loglik_attempt(question: PromptedQuestion, texts: list[str], sums: list[float]) -> dict:
-    """The option with the highest log-likelihood per byte of its text (acc_norm of lm-evaluation-harness), so that
-    long options are not penalised."""
+    """The option with the highest log-likelihood per byte (acc_norm of lm-evaluation-harness)."""
     scores = [total / len(text.encode()) for total, text in zip(sums, texts, strict=True)]
     rounded = [round(score, 6) for score in scores]
     return make_attempt(question, "", scores.index(max(scores))) | {"scores": rounded}

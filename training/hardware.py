@@ -53,8 +53,7 @@ def choose_compile(compile: str, flops: float) -> bool:
 
 
 def choose_micro_batch(settings: TrainingSettings) -> int:
-    """Blocks per forward pass: `--micro_batch`, or the largest divisor of a rank's blocks within
-    MICRO_BATCH_TOKENS."""
+    """Blocks per forward pass: --micro_batch, or a rank's largest divisor within MICRO_BATCH_TOKENS."""
     ranks = world_size()
     if ranks == 1 and torch.cuda.device_count() > 1:
         raise UserError(
@@ -65,9 +64,7 @@ def choose_micro_batch(settings: TrainingSettings) -> int:
         raise UserError(f"--bs {settings.bs} does not divide by {ranks} processes")
     blocks = settings.bs // ranks
     if settings.micro_batch and blocks % settings.micro_batch:
-        raise UserError(
-            f"--bs {settings.bs} does not divide by {ranks} processes with --micro_batch {settings.micro_batch}"
-        )
+        raise UserError(f"--bs {settings.bs} does not divide by {ranks} × --micro_batch {settings.micro_batch}")
     limit = max(1, MICRO_BATCH_TOKENS // settings.block_size)
     return settings.micro_batch or max(n for n in range(1, blocks + 1) if blocks % n == 0 and n <= limit)
 

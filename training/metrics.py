@@ -77,8 +77,7 @@ class Metrics(TrainerCallback):
         return done / (time.monotonic() - self.begun)
 
     def speed(self, state) -> dict[str, float | None]:
-        """Tokens/s and MFU of the recent steps. The first step, which includes compilation, counts only while it is
-        the only one."""
+        """Tokens/s and MFU of the recent steps, without the first one, which includes compilation, if there are others."""
         self.ends.append(time.monotonic())
         ends = list(self.ends)[1:] if len(self.ends) > 2 else list(self.ends)
         rate = (len(ends) - 1) * self.tokens_per_step / (ends[-1] - ends[0])

@@ -72,7 +72,8 @@ class AdamW(torch.optim.Optimizer):
                 state = self._state(parameter)
                 state["step"] += 1
                 if generator is None:
-                    generator = self._generator(parameter, int(state["step"]))
+                    seed = self.seed * 1_000_003 + int(state["step"])
+                    generator = torch.Generator(parameter.device).manual_seed(seed)
                 self._update(parameter, state, group, generator)
         return loss
 
@@ -83,9 +84,6 @@ class AdamW(torch.optim.Optimizer):
             for name in ("exp_avg", "exp_avg_sq"):
                 state[name] = torch.zeros_like(parameter, dtype=self.state_dtype)
         return state
-
-    def _generator(self, parameter, step: int) -> torch.Generator:
-        return torch.Generator(parameter.device).manual_seed(self.seed * 1_000_003 + step)
 
     def _update(self, parameter, state: dict, group: dict, generator: torch.Generator) -> None:
         beta1, beta2 = group["betas"]
@@ -100,15 +98,12 @@ class AdamW(torch.optim.Optimizer):
         weights.mul_(1 - lr * group["weight_decay"])
         weights.addcdiv_(m, denominator, value=-lr * root / first)
         for name, moment in (("exp_avg", m), ("exp_avg_sq", v)):
-            _local(state[name]).copy_(self._rounded(moment, generator))
-
-    def _rounded(self, moment: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        return moment if self.state_dtype == torch.float32 else round_stochastically(moment, generator)
+            exact = self.state_dtype == torch.float32
+            _local(state[name]).copy_(moment if exact else round_stochastically(moment, generator))
 
 
 def round_stochastically(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """fp32 -> bf16 with stochastic rounding: bf16 is fp32 without its last 16 bits, so add 16 random bits and
-    truncate."""
+    """fp32 -> bf16, stochastically rounded: bf16 is fp32 without its last 16 bits, so add random bits and truncate."""
     noise = torch.randint(0, 1 << 16, x.shape, generator=generator, device=x.device, dtype=torch.int32)
     bits = x.contiguous().view(torch.int32).add(noise).bitwise_and_(-(1 << 16))
     return bits.view(torch.float32).to(torch.bfloat16)

@@ -23,9 +23,7 @@ def load_checkpoint(name: str, dtype: torch.dtype, flag: str):
     """
     found = paths.resolve_checkpoint(name)
     if Path(found).is_dir() and not (Path(found) / "config.json").is_file():
-        raise UserError(
-            f"{flag} {found}: holds no model (config.json); resume an interrupted run with scripts/train.sh"
-        )
+        raise UserError(f"{flag} {found}: holds no model (config.json); resume the run with scripts/train.sh")
     if not Path(found).is_dir() and not paths.looks_like_hub_name(name):
         raise UserError(f"{flag} {name}: no such folder")
     try:

@@ -31,9 +31,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> None:
-        raise UserError(
-            re.sub(r"^argument (?:\S+/)?(\S+): ", r"\1 ", message) + f"; {self.prog} --help lists the options"
-        )
+        raise UserError(re.sub(r"^argument (?:\S+/)?(\S+): ", r"\1 ", message) + f"; see {self.prog} --help")
 
 
 def make_parser(description: str, **settings: object) -> Parser:
@@ -133,8 +131,7 @@ def print_main(*words: object) -> None:
 
 
 def print_result(result: dict | list, sentence: str) -> None:
-    """The last words of a script, on rank 0: a sentence for people, then, unless stdout is a terminal, one
-    line of JSON for programs."""
+    """Print a sentence for people and, unless stdout is a terminal, one line of JSON for programs; on rank 0."""
     print_main(sentence)
     if not sys.stdout.isatty():
         print_main(json.dumps(result))

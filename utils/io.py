@@ -59,8 +59,7 @@ def read_text(path: Path, made_by: str) -> str:
 
 
 def read_jsonl(path: Path, made_by: str) -> list[dict]:
-    """All objects of a JSONL file. Only newlines separate lines: `str.splitlines` would also split at U+2028 and
-    similar characters inside strings."""
+    """All objects of a JSONL file. Only newlines separate lines: `str.splitlines` would also split at U+2028."""
     lines = read_text(path, made_by).split("\n")
     return [_parse_object(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
 

@@ -133,8 +133,7 @@ def looks_like_hub_name(name: str) -> bool:
 
 
 def weights_state(model: str) -> list:
-    """Name, size and modification time of a checkpoint's weight files, which change when it is trained again; for a
-    Hub name, the name."""
+    """Name, size and modification time of a checkpoint's weight files; for a Hub name, the name."""
     folder = Path(resolve_checkpoint(model))
     files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files] or [model]

@@ -91,8 +91,7 @@ def _written(path: Path, batches: Iterator[list[np.ndarray]], about: dict) -> di
 
 
 def _until(batches: Iterator[list[np.ndarray]], enough: int | None, leave_rest: bool) -> Iterator[list[np.ndarray]]:
-    """Batches up to the document that reaches `enough` tokens. Errors raised here, while the file is being written,
-    leave an earlier file unchanged."""
+    """Batches up to the document that reaches `enough` tokens."""
     total = documents = 0
     for batch in batches:
         ends = total + np.cumsum([len(document) for document in batch])
@@ -154,8 +153,7 @@ def _encode_fast(batch: list[str], tokenizer, fast) -> list[np.ndarray]:
 
 
 def _check(batch: list[str], documents: list[np.ndarray], tokenizer, fast, characters: int) -> None:
-    """Compare ids of both tokenizers on up to `characters` of whole documents, longest first; where every document is
-    longer, on the beginning of the first."""
+    """Compare both tokenizers on whole documents, longest first, of up to `characters`, or on the first's beginning."""
     longest_first = sorted(range(len(batch)), key=lambda i: -len(batch[i]))
     left, sample = characters, []
     for index in longest_first:

@@ -150,8 +150,7 @@ def passage_requests(
 
 
 def nth_combination(total: int, size: int, index: int) -> list[int]:
-    """Element `index` of itertools.combinations(range(total), size), without generating those before it: 100
-    entities have 161,700 triples."""
+    """Element `index` of itertools.combinations(range(total), size), without generating those before it."""
     positions, position = [], 0
     for remaining in range(size - 1, -1, -1):
         while index >= (block := comb(total - position - 1, remaining)):

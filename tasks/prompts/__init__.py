@@ -8,8 +8,7 @@ from utils.io import read_text
 
 
 def fill(template: str, values: dict[str, str]) -> str:
-    """Replace every `{name}` that `values` has, in one pass: the inserted text is not searched, so braces in
-    an article stay as they are."""
+    """Replace every `{name}` that `values` has, in one pass, so that braces in an article stay as they are."""
     return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), template)
 
 

@@ -34,8 +34,8 @@ def pack(folder: Path, target: Path, identity: dict) -> None:
     state = formats.to_cs(formats.load_hf(folder))
     content = {
         "model": {f"model.{name}": tensor for name, tensor in state.items()},
-        "optimizer": load_state(folder / "optimizer.pt"),
-        "lr_scheduler": load_state(folder / "scheduler.pt"),
+        "optimizer": formats.load_torch(folder / "optimizer.pt"),
+        "lr_scheduler": formats.load_torch(folder / "scheduler.pt"),
         "global_step": json.loads((folder / "trainer_state.json").read_text())["global_step"],
         "data": json.dumps(identity),
         "trainer": {
@@ -46,10 +46,6 @@ def pack(folder: Path, target: Path, identity: dict) -> None:
     }
     with atomic_write(target) as file:
         torch.save(content, file)
-
-
-def load_state(path: Path) -> dict:
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def save_weights(model, target: Path) -> None:

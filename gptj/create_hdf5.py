@@ -17,8 +17,10 @@ import argparse
 import hashlib
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from gptj.hdf5 import MANIFEST, UNFINISHED
@@ -161,33 +163,28 @@ def run_processes(args: argparse.Namespace, eos: int) -> list[dict]:
         return [write_examples(*jobs[0])]
     # Spawned: the threads of the tokenizer do not survive a fork.
     with multiprocessing.get_context("spawn").Pool(args.processes) as pool:
-        results = pool.map(return_errors, jobs, chunksize=1)
-    for result in results:
-        if isinstance(result, str):
-            raise UserError(result)
-    return results
-
-
-def return_errors(job: tuple) -> dict | str:
-    """write_examples in a worker process; returns the message of a UserError."""
-    try:
-        return write_examples(*job)
-    except UserError as error:
-        return str(error)
+        return pool.starmap(write_examples, jobs, chunksize=1)
 
 
 def write_examples(args: argparse.Namespace, process: int, eos: int) -> dict:
-    """Write the examples of every args.processes-th document; returns counts and files."""
+    """Write the examples of every args.processes-th document; returns counts and files. Files that an interrupted
+    run completed are computed again, and not written."""
     source = Source(args.input_dir, args.metadata_files, args.csv, args.text_column, args.jsonl_key)
     documents = (text for n, text in enumerate(read_documents(source)) if n % args.processes == process)
     if process == 0:
         documents = progress_bar(iterable=documents, desc="encoding: ", unit="document")
     counts = {"documents": 0, "documents_left_out": 0, "tokens": 0}
-    writer = ExampleWriter(args, process)
-    for window in cut_windows(encode(documents, args, eos, counts), args, process):
-        writer.add(window)
-    writer.flush()
-    return counts | {"files": writer.files}
+    windows = cut_windows(encode(documents, args, eos, counts), args, process)
+    examples = (make_example(window, args.max_seq_length, args.pad_id) for window in windows)
+    progress = args.output_dir / f".progress-{process}.json"
+    files = read_json(progress, "delete it") if progress.is_file() else []
+    for number, rows in enumerate(iter(lambda: list(islice(examples, args.files_per_record)), [])):
+        path = args.output_dir / f"examples_{number}_{process}.h5"
+        if number >= len(files) or not path.is_file():
+            del files[number:]
+            files.append(write_file(path, np.stack(rows)))
+            write_json(progress, files)
+    return counts | {"files": files}
 
 
 def encode(texts: Iterable[str], args: argparse.Namespace, eos: int, counts: dict) -> Iterator[np.ndarray]:
@@ -237,33 +234,6 @@ def cut_windows(documents: Iterable[np.ndarray], args: argparse.Namespace, proce
         yield rest
 
 
-class ExampleWriter:
-    """Writes examples into the numbered files of one process. Files completed by an earlier run are computed again
-    in memory, and not written."""
-
-    def __init__(self, args: argparse.Namespace, process: int):
-        self.args, self.process = args, process
-        self.progress = args.output_dir / f".progress-{process}.json"
-        self.files = read_json(self.progress, "delete it") if self.progress.is_file() else []
-        self.rows: list[np.ndarray] = []
-        self.number = 0
-
-    def add(self, window: np.ndarray) -> None:
-        self.rows.append(make_example(window, self.args.max_seq_length, self.args.pad_id))
-        if len(self.rows) == self.args.files_per_record:
-            self.flush()
-
-    def flush(self) -> None:
-        if not self.rows:
-            return
-        path = self.args.output_dir / f"examples_{self.number}_{self.process}.h5"
-        if self.number >= len(self.files) or not path.is_file():
-            del self.files[self.number :]
-            self.files.append(write_file(path, np.stack(self.rows)))
-            write_json(self.progress, self.files)
-        self.rows, self.number = [], self.number + 1
-
-
 def make_example(window: np.ndarray, max_length: int, pad_id: int) -> np.ndarray:
     """(3, max_length) int32: input ids, loss mask, labels."""
     row = np.full((3, max_length), pad_id, np.int32)
@@ -275,8 +245,6 @@ def make_example(window: np.ndarray, max_length: int, pad_id: int) -> np.ndarray
 
 def write_file(path: Path, data: np.ndarray) -> dict:
     """Write one .h5 file, complete or not at all; returns its entry in the manifest."""
-    import h5py
-
     temporary = path.with_name(f".{path.name}.tmp")
     with h5py.File(temporary, "w") as file:
         file.attrs["n_examples"] = len(data)

@@ -55,6 +55,7 @@ FIXED = {
     "attention_type": "scaled_dot_product",
     "mixed_precision": True,
 }
+HF_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 HF_DEFAULTS = {
     "activation_function": "gelu_new",
     "rotary_dim": 64,
@@ -150,13 +151,7 @@ def load_mdl(path: Path) -> dict:
 def load_hf(path: Path) -> dict:
     """Read tensors with Hugging Face names from a .safetensors or .bin file, an index of shards, or a folder."""
     if path.is_dir():
-        names = (
-            "model.safetensors",
-            "model.safetensors.index.json",
-            "pytorch_model.bin",
-            "pytorch_model.bin.index.json",
-        )
-        weights = next((path / name for name in names if (path / name).is_file()), None)
+        weights = next((path / name for name in HF_FILES if (path / name).is_file()), None)
         if not weights:
             raise UserError(f"{path}: contains no weights (model.safetensors or pytorch_model.bin)")
         return load_hf(weights)

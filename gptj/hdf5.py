@@ -7,6 +7,7 @@ A file has a dataset `data` (rows, 3, length) int32 (input ids, loss mask, label
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from gptj.params import Input, Params
@@ -39,7 +40,7 @@ class Hdf5Rows:
         return self.__dict__ | {"opened": {}}  # an open file cannot be sent to a worker
 
     def __getitem__(self, index: int) -> dict:
-        import torch
+        import torch  # here, since create_hdf5.py imports this module for --help
 
         ids, mask, labels = torch.from_numpy(self.row(index).astype(np.int64))
         labels = labels.where(mask > 0, IGNORE_INDEX)
@@ -47,8 +48,6 @@ class Hdf5Rows:
 
     def row(self, index: int) -> np.ndarray:
         """(3, length) int32: input ids, loss mask, labels."""
-        import h5py
-
         file, row = self._locate(index)
         if file not in self.opened:
             self.opened[file] = h5py.File(self.files[file], "r")["data"]
@@ -160,8 +159,6 @@ def check_files(files: list[Path], vocab_size: int, max_length: int) -> tuple[li
     Raises UserError naming the file: not HDF5, truncated, without `data` or `n_examples`, of another shape, type or
     length than the first, longer than `max_length`, or with ids outside the vocabulary.
     """
-    import h5py
-
     counts, length = [], None
     advice = "create it again: python gptj/create_hdf5.py --overwrite"
     for path in files:
@@ -186,8 +183,6 @@ def check_files(files: list[Path], vocab_size: int, max_length: int) -> tuple[li
 
 
 def _find_problem(file) -> str | None:
-    import h5py
-
     data, examples = file.get("data"), file.attrs.get("n_examples")
     if not isinstance(data, h5py.Dataset):
         return "has no dataset `data`"

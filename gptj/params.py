@@ -213,10 +213,6 @@ class Params(Section):
     optimizer: Optimizer
     runconfig: RunConfig
 
-    def content(self) -> dict:
-        """The sections of the file with all defaults, for YAML."""
-        return {name: section for name, section in self.model_dump().items() if section is not None}
-
 
 # Models by the name before a key in the path of an error; the other steps of a path are types of a union.
 SECTIONS = {"train_input": Input, "eval_input": Input, "model": Model, "optimizer": Optimizer, "runconfig": RunConfig}
@@ -251,7 +247,6 @@ def load_yaml(path: Path) -> dict:
 
 
 def describe_error(error: dict) -> str:
-    """One line on an error of pydantic's."""
     parts = [part for part in error["loc"] if part not in UNION_TYPES]
     path = re.sub(r"\.(\d+)", r"[\1]", ".".join(map(str, parts)))
     if error["type"] == "missing":

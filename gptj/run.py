@@ -83,9 +83,11 @@ def override(params: Params, args: argparse.Namespace) -> Params:
 
 
 def save_params(params: Params, path: Path) -> None:
+    """Save the sections of the file with all defaults, and with the options that override them."""
+    sections = {name: section for name, section in params.model_dump().items() if section is not None}
     if is_main_process():
         with atomic_write(path) as file:
-            file.write(yaml.safe_dump(params.content(), sort_keys=False).encode())
+            file.write(yaml.safe_dump(sections, sort_keys=False).encode())
 
 
 if __name__ == "__main__":

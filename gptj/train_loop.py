@@ -54,12 +54,9 @@ def train(
         Console(args.device, params.runconfig.log_steps, settings.bs),
     ]
     evaluation = Evaluation(params, validation, folder) if validation else None
-    overrides = trainer.Overrides(
-        make_schedule(params.optimizer.learning_rate),
-        (AdamW, adamw_arguments(params)),
-        [*callbacks, evaluation] if evaluation else callbacks,
-        folder / "metrics.jsonl",
-    )
+    callbacks += [evaluation] if evaluation else []
+    schedule = make_schedule(params.optimizer.learning_rate)
+    overrides = trainer.Overrides(schedule, make_optimizer(params), callbacks, folder / "metrics.jsonl")
     trainer.train(model, None, (rows, None), settings, work, overrides)
     if is_main_process():  # other ranks get here while rank 0 writes the last .mdl
         shutil.rmtree(work, ignore_errors=True)
@@ -123,15 +120,11 @@ def make_settings(params: Params, data: InputData, last: int) -> TrainingSetting
     )
 
 
-def adamw_arguments(params: Params) -> dict:
-    optimizer = params.optimizer
-    return {
-        "lr": 1.0,  # the schedule gives the rates
-        "betas": (optimizer.beta1, optimizer.beta2),
-        "eps": optimizer.eps,
-        "early_eps": True,
-        "correct_bias": optimizer.correct_bias,
-    }
+def make_optimizer(params: Params) -> tuple[type, dict]:
+    """Class and keyword arguments, with a learning rate of 1 for the schedule to multiply."""
+    values = params.optimizer
+    betas = (values.beta1, values.beta2)
+    return AdamW, {"lr": 1.0, "betas": betas, "eps": values.eps, "early_eps": True, "correct_bias": values.correct_bias}
 
 
 def prepare_folder(folder: Path, work: Path, start: Start) -> None:

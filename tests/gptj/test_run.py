@@ -292,7 +292,15 @@ def test_eval_modes_spellings_and_export(tmp_path, params, go, capsys, convert, 
     capsys.readouterr()
     convert(
         *(tmp_path / "m/checkpoint_12.mdl", "--src-fmt", "cs-1.8", "--tgt-fmt", "hf"),
-        *("--config", tmp_path / "m/params_eval_all.yaml", "--hf-folder", tmp_path / "hf", "--tokenizer", tiny_model),
+        *(
+            "--config",
+            tmp_path / "m/params_eval_all.yaml",
+            "--hf-folder",
+            tmp_path / "hf",
+            "--tokenizer",
+            tiny_model,
+            "--check",
+        ),
     )
     weights = torch.load(tmp_path / "m/checkpoint_12.mdl", weights_only=True)["model"]
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").state_dict()

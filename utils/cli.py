@@ -22,7 +22,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """Writes defaults into the help text, except for switches and for options whose default is no value."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        if action.default in (None, False, argparse.SUPPRESS) or "default" in (action.help or ""):
+        if action.default is None or action.default is False or "default" in (action.help or ""):
             return action.help or ""
         return super()._get_help_string(action)
 
@@ -111,7 +111,8 @@ def progress_bar(desc: str = "", **settings: object):
     desc = f"{desc}: " if desc else ""
     if sys.stderr.isatty():
         return tqdm(desc=desc, dynamic_ncols=True, mininterval=BAR_INTERVAL_S, **settings)
-    line = "{desc}{n_fmt} of {total_fmt} {unit}s, {rate_fmt}, {remaining} left{postfix}\n"
+    count = "{n_fmt} of {total_fmt} {unit}s, {remaining} left" if settings.get("total") else "{n_fmt} {unit}s"
+    line = f"{{desc}}{count}, {{rate_fmt}}{{postfix}}\n"
     every = {"mininterval": LOG_INTERVAL_S, "maxinterval": LOG_INTERVAL_S, "delay": LOG_INTERVAL_S}
     return tqdm(desc=desc, bar_format=line, leave=False, **every, **settings)
 

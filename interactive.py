@@ -17,16 +17,8 @@ from chat.repl import Repl, print_notice
 from chat.web import WebSettings, serve
 from tasks.documents import load_task
 from tasks.readers import import_corpus
-from utils import paths
-from utils.cli import (
-    add_base_url_flag,
-    add_corpus_flags,
-    add_seed_flag,
-    make_parser,
-    positive_fraction,
-    positive_int,
-    silence_transformers,
-)
+from utils import cli, paths
+from utils.cli import positive_fraction, positive_int
 from utils.errors import UserError, run
 from utils.io import read_json
 
@@ -50,7 +42,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = make_parser(__doc__)
+    parser = cli.make_parser(__doc__)
     add_model_arguments(parser)
     add_reply_arguments(parser)
     add_web_arguments(parser)
@@ -61,7 +53,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     path_help = "checkpoint folder or hub name, also of a server's model; by default the newest ckpts/instruct-*"
     group.add_argument("--model_path", help=path_help)
-    add_base_url_flag(group, "chat with a model on this OpenAI-compatible server")
+    cli.add_base_url_flag(group, "chat with a model on this OpenAI-compatible server")
     group.add_argument("--model", help="the server's name for the model; by default the only one it lists")
     group.add_argument("--complete", action="store_true", help="continue text, as with a base model")
 
@@ -73,7 +65,7 @@ def add_reply_arguments(parser: argparse.ArgumentParser) -> None:
     add("--temperature", type=parse_temperature, default=0.7, help="sampling temperature; 0 is greedy")
     add("--top_p", type=positive_fraction, default=0.95, help="nucleus sampling threshold")
     add("--max_tokens", type=positive_int, default=512, help="maximum length of a reply, in tokens")
-    add_seed_flag(group, "of the sampling")
+    cli.add_seed_flag(group, "of the sampling")
 
 
 def add_web_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +75,7 @@ def add_web_arguments(parser: argparse.ArgumentParser) -> None:
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 listens on all")
     add("--port", type=positive_int, default=7860, help="port to listen on")
     add("--articles", action="store_true", help="offer the corpus's titles as example messages")
-    add_corpus_flags(group)
+    cli.add_corpus_flags(group)
 
 
 def validate(args: argparse.Namespace) -> None:
@@ -116,7 +108,7 @@ def make_engine(args: argparse.Namespace) -> Engine:
     checkpoint = args.model_path or newest_instruct_checkpoint()
     from chat.local_engine import LocalEngine
 
-    silence_transformers()
+    cli.silence_transformers()
     return LocalEngine(checkpoint, args.complete)
 
 

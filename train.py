@@ -12,9 +12,9 @@ alone. scripts/train.sh starts one process per GPU, or one on a machine without 
 import argparse
 from dataclasses import asdict, replace
 
-from data.mixture import MixtureSettings, make_datasets, open_files
+from data.mixture import MixtureSettings, add_data_arguments, make_datasets, open_files
 from training.run_record import is_finished, make_record, write_record
-from training.settings import add_data_arguments, add_machine_arguments, add_recipe_arguments
+from training.settings import add_machine_arguments, add_recipe_arguments
 from utils import paths
 from utils.cli import make_parser, print_main, print_result, silence_transformers
 from utils.device import is_main_process

@@ -110,7 +110,7 @@ def stream_reply(
     Raises ContextExceeded if the last message and the system message alone are too long, UserError if the
     server fails.
     """
-    refusal, budget = None, prompt_budget(engine.context, sampling)
+    refusal, budget = None, engine.context - min(sampling.max_tokens, engine.context // 4)
     while fitting := drop_oldest_turns(messages, budget, engine.count_tokens):
         kept, dropped = fitting
         with contextlib.closing(engine.stream(kept, sampling, status)) as pieces:
@@ -148,11 +148,6 @@ def drop_oldest_turns(
         if count_tokens(kept) <= budget:
             return kept, start // 2
     return None
-
-
-def prompt_budget(context: int, sampling: Sampling) -> int:
-    """Tokens available to the prompt; the reply gets the rest, at most a quarter of the context."""
-    return context - min(sampling.max_tokens, context // 4)
 
 
 def make_message(role: str, text: str) -> dict:

@@ -9,7 +9,7 @@ In conversations the trained tokens are shown between ⟦ and ⟧.
 import argparse
 import itertools
 
-from data.mixture import MixtureSettings, mix, open_replay_file, open_training_file
+from data.mixture import MixtureSettings, add_data_arguments, mix, open_replay_file, open_training_file
 from utils import cli, paths
 from utils.cli import fraction, non_negative_int, positive_float, positive_int
 from utils.errors import run
@@ -19,19 +19,13 @@ from utils.token_file import IGNORE_INDEX
 def parse_arguments() -> argparse.Namespace:
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
-    add("--task_name", default="quality", help="as in train.py")
-    cli.add_generator_flag(parser)
     add("--model_name", default=paths.DEFAULT_TOKENIZER, help="hub name or checkpoint folder whose tokenizer decodes")
-    add("--replay", default=paths.DEFAULT_REPLAY, help="name of the replay token files")
-    add(
-        "--conversations", default=paths.DEFAULT_CONVERSATIONS, help="for --task_name instruct: name of the token files"
-    )
     add("--rr", type=fraction, default=0.1, help="fraction of blocks that are replay")
     add("--epochs", type=positive_float, default=2, help="passes over the training text")
     add("--bs", type=positive_int, default=16, help="blocks per optimizer step")
-    add("--block_size", type=positive_int, default=2048, help="tokens per block")
     add("--blocks", type=non_negative_int, default=5, help="blocks to print")
     cli.add_seed_flag(parser, "of the data order")
+    add_data_arguments(parser)
     return parser.parse_args()
 
 

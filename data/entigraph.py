@@ -114,8 +114,10 @@ def main() -> None:
             import_passages(args.import_json, documents, settings, store)
             report(store, ledger)
             return
-        if not args.batch:
-            refuse_pending_batches(folder)
+        if not args.batch and (calls := pending_calls(folder / "batches.state")):
+            raise UserError(
+                f"{calls} calls are under way in batches and would be paid for twice; first: --batch collect"
+            )
         store.open_all(selected, settings)
         parts = (selected, settings, CallSettings.from_args(args), store, ledger)
         try:
@@ -128,11 +130,6 @@ def open_ledger(args: argparse.Namespace, folder: Path, price: Price | None) -> 
     if args.budget_usd is not None and not price:
         raise UserError(f"--budget_usd: {args.prices} has no price for {args.model}; add it, or set --max_tokens_total")
     return Ledger(folder / "calls.ledger", price, args.budget_usd, args.max_tokens_total)
-
-
-def refuse_pending_batches(folder: Path) -> None:
-    if calls := pending_calls(folder / "batches.state"):
-        raise UserError(f"{calls} calls are under way in batches and would be paid for twice; first: --batch collect")
 
 
 def report(store: PassageStore, ledger: Ledger) -> None:

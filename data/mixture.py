@@ -1,13 +1,14 @@
 """The replay mix: which block comes when, and the datasets of a run."""
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 
 import numpy as np
 
 from data.generation.methods import METHODS
 from data.packing import BlockSettings, ConversationBlocks, TextBlocks, blocks_of_file
-from utils import paths
+from utils import cli, paths
+from utils.cli import settings_from_args
 from utils.errors import UserError
 from utils.token_file import TokenFile
 
@@ -17,6 +18,20 @@ INSTRUCT = "instruct"  # the --task_name of conversations
 SYNTHETIC_ORDER, REPLAY_ORDER, MIX = 1, 2, 3  # numbers of the random streams; 0 and 4 are packing.py's
 # Two token files made by one run agree in these keys of their sidecars.
 SAME_RUN_KEYS = ("seed", "sources", "test_share", "template_sha256", "learnt", "block_size")
+
+
+def add_data_arguments(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
+    add = group.add_argument
+    task_help = "corpus, or with -raw, -rephrase, -qa, -strategies other text than EntiGraph's; instruct: conversations"
+    add("--task_name", default="quality", help=task_help)
+    cli.add_generator_flag(group)
+    add("--conversations", default=paths.DEFAULT_CONVERSATIONS, help="token files of --task_name instruct")
+    add("--replay", default=paths.DEFAULT_REPLAY, help="token files of the replay text")
+    add("--block_size", type=cli.positive_int, default=2048, help="tokens per block")
+    subsample_help = "fraction of the documents; a smaller subset is part of every larger one"
+    add("--subsample_ratio", type=cli.as_typed(cli.positive_fraction), default="1", help=subsample_help)
+    add("--mask_documents", action="store_true", help="restrict attention to each document, unlike the paper")
 
 
 @dataclass(frozen=True)
@@ -35,10 +50,9 @@ class MixtureSettings:
     @classmethod
     def from_args(cls, args: Namespace) -> "MixtureSettings":
         """From the options of train.py or cptdata.py."""
-        ratio, mask = getattr(args, "subsample_ratio", 1), getattr(args, "mask_documents", False)
-        blocks = BlockSettings(args.block_size, args.seed, mask, float(ratio))
-        rr, epochs, bs = float(args.rr), float(args.epochs), int(args.bs)
-        return cls(args.task_name, args.model, args.conversations, args.replay, rr, epochs, bs, blocks)
+        blocks = BlockSettings(args.block_size, args.seed, args.mask_documents, float(args.subsample_ratio))
+        numbers = {"rr": float(args.rr), "epochs": float(args.epochs), "bs": int(args.bs)}
+        return settings_from_args(cls, args, **numbers, generator=args.model, blocks=blocks)
 
 
 @dataclass(frozen=True)
@@ -160,7 +174,9 @@ def open_files(settings: MixtureSettings) -> dict[str, TokenFile]:
         must_match = files["replay"]
     for file in files.values():
         file.verify()
-    if "held_out" in files and from_different_runs(must_match, files["held_out"]):
+    if "held_out" in files and any(
+        must_match.meta.get(key) != files["held_out"].meta.get(key) for key in SAME_RUN_KEYS
+    ):
         raise UserError(
             f"{must_match.path} and {files['held_out'].path.name}: not made by one run, so the training text may "
             f"contain held-out text; {must_match.made_by}"
@@ -195,7 +211,3 @@ def open_conversations(name: str, split: str) -> TokenFile:
 def open_replay_file(name: str, split: str) -> TokenFile:
     flags = "" if name == paths.DEFAULT_REPLAY else f" --name {name}"
     return TokenFile(paths.replay_bin(name, split), f"run: python data/tokenize_redpj.py{flags}")
-
-
-def from_different_runs(one: TokenFile, other: TokenFile) -> bool:
-    return any(one.meta.get(key) != other.meta.get(key) for key in SAME_RUN_KEYS)

@@ -172,7 +172,7 @@ def write_examples(args: argparse.Namespace, process: int, eos: int) -> dict:
     source = Source(args.input_dir, args.metadata_files, args.csv, args.text_column, args.jsonl_key)
     documents = (text for n, text in enumerate(read_documents(source)) if n % args.processes == process)
     if process == 0:
-        documents = progress_bar(iterable=documents, desc="encoding: ", unit="document")
+        documents = progress_bar(iterable=documents, desc="encoding", unit="document")
     counts = {"documents": 0, "documents_left_out": 0, "tokens": 0}
     windows = cut_windows(encode(documents, args, eos, counts), args, process)
     examples = (make_example(window, args.max_seq_length, args.pad_id) for window in windows)

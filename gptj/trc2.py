@@ -71,7 +71,7 @@ def clean(args: argparse.Namespace) -> None:
     files = [path for path in paths if path.is_file() and path.suffix != ".clean"]
     if not files:
         raise UserError(f"{args.raw}: this folder contains no files")
-    for path in progress_bar(iterable=files, desc="cleaning: ", unit="file"):
+    for path in progress_bar(iterable=files, desc="cleaning", unit="file"):
         clean_file(path, args.out / f"{path.name}.clean", args.keep_numbers)
     print_result({"files": len(files)}, f"{args.out}: {len(files)} files cleaned")
 

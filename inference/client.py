@@ -14,20 +14,9 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from inference import completions
 from inference.budget import Call, Ledger
-from inference.completions import (
-    CallFailed,
-    CallStopped,
-    ContentFiltered,
-    RateLimited,
-    Reply,
-    RetryableError,
-    error_from_response,
-    parse_chat_reply,
-    parse_choices,
-    parse_json_object,
-    parse_usage,
-)
+from inference.completions import CallFailed, CallStopped, ContentFiltered, RateLimited, Reply, RetryableError
 from inference.keys import find_key, redact
 from inference.prices import ZERO, Usage
 from inference.rate_limiter import RateLimiter, parse_limit_reset
@@ -97,7 +86,7 @@ class Client:
         body = self.request(prompt, max_tokens, cache_key, settings)
         max_usage = Usage(len(prompt.encode()) + TEMPLATE_TOKENS, 0, max_tokens)
         try:
-            return await self._retry(_Request("/chat/completions", body, id, max_usage), parse_chat_reply)
+            return await self._retry(_Request("/chat/completions", body, id, max_usage), completions.parse_chat_reply)
         except ContentFiltered:
             return Reply("", "content_filter", {})
 
@@ -115,7 +104,7 @@ class Client:
         texts: list[str] = []
         while len(texts) < samples:
             body = {"model": self.model, "prompt": prompt, "n": samples - len(texts)} | settings
-            texts += await self._retry(_Request("/completions", body), parse_choices)
+            texts += await self._retry(_Request("/completions", body), completions.parse_choices)
         return texts[:samples]
 
     async def post(self, path: str, body: dict, parse: Callable[[dict], Any]) -> Any:
@@ -187,9 +176,9 @@ class Client:
                 raise CallStopped
             response, content = await self._send(request, call)
             if response.status < 400:
-                completion = parse_json_object(content)
+                completion = completions.parse_json_object(content)
                 # A server that counts no tokens is assumed to have billed the maximum.
-                usage = parse_usage(completion.get("usage")) or request.max_usage
+                usage = completions.parse_usage(completion.get("usage")) or request.max_usage
         except (CallStopped, UserError, RetryableError, ValueError, asyncio.CancelledError):
             self.ledger.record_failure(call)
             raise
@@ -221,7 +210,7 @@ class Client:
         # A server's own errors are free; behind a proxy that timed out, the reply may still be generated and billed.
         timed_out = response.status in PROXY_TIMEOUT_STATUSES
         (self.ledger.record_failure if timed_out else self.ledger.record_refusal)(call)
-        error = error_from_response(response.status, response.headers, content, self._redact)
+        error = completions.error_from_response(response.status, response.headers, content, self._redact)
         if isinstance(error, RateLimited):
             self.rate_limiter.pause(parse_limit_reset(response.headers))
             self.rate_limiter.record_refusal(started_at, error.wait_s or 0)

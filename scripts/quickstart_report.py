@@ -29,7 +29,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     metrics = {name: read_json(paths.evaluation_file(getattr(args, name)), MADE_BY)["metrics"] for name in LABELS}
-    tokens = {"base": 0} | {name: training_tokens(getattr(args, name)) for name in ("raw", "entigraph")}
+    folders = {name: Path(paths.resolve_checkpoint(getattr(args, name))) for name in ("raw", "entigraph")}
+    tokens = {"base": 0} | {name: read_json(path / "run.json", MADE_BY)["tokens"] for name, path in folders.items()}
     written = count_passages(paths.example_dir() / "passages")
     live = count_passages(paths.passages_dir("example", args.generator))
     header = ("", "training tokens", "accuracy (95% interval)", "questions")
@@ -50,10 +51,6 @@ def main() -> None:
         result["chat"] = read_json(paths.out_dir() / "quickstart_chat.json", f"{MADE_BY} --chat")
     write_json(paths.out_dir() / "quickstart.json", result)
     print_result(result, f"{paths.out_dir()}/quickstart.png, quickstart.json")
-
-
-def training_tokens(checkpoint: str) -> int:
-    return read_json(Path(paths.resolve_checkpoint(checkpoint)) / "run.json", MADE_BY)["tokens"]
 
 
 def count_passages(folder: Path) -> dict[str, int]:

@@ -106,7 +106,10 @@ def retrieve(documents: list[Document], items: list[Item], settings: SearchSetti
     sources = [document.uid for document, _ in items]
     stages = {}
     for stage, rows in rankings.items():
-        ranks = [first_hit_rank(row, source, chunks) for row, source in zip(rows, sources, strict=True)]
+        ranks = [  # of the first chunk of the question's own article
+            next((rank for rank, n in enumerate(row, 1) if chunks[n].source == source), None)
+            for row, source in zip(rows, sources, strict=True)
+        ]
         stages[stage] = retrieval.recall_and_mrr(ranks)
     best = [row[: settings.top_k] for row in list(rankings.values())[-1]]
     step = -1 if settings.order == "best_last" else 1
@@ -142,11 +145,6 @@ def rank_chunks(chunks: list[Chunk], queries: list[str], settings: SearchSetting
         reranker = Reranker(settings.reranker, settings.rerank_url)
         stages["rerank"] = reranker.rank(chunks, queries, list(stages.values())[-1])
     return stages
-
-
-def first_hit_rank(row: list[int], source: str, chunks: list[Chunk]) -> int | None:
-    """The rank, from 1, of the first chunk of the question's own article."""
-    return next((rank for rank, n in enumerate(row, 1) if chunks[n].source == source), None)
 
 
 def print_recall(retrieved: Retrieved, questions: int) -> None:

@@ -23,14 +23,7 @@ class Metrics(TrainerCallback):
     """Writes a line per step to metrics.jsonl (loss, learning rate, gradient norm, tokens/s, MFU, seconds) and shows
     a progress bar. Held-out losses have lines of their own."""
 
-    def __init__(
-        self,
-        path: Path,
-        tokens_per_step: int,
-        flops_per_token: float,
-        blocks_of: Callable[[int], list[str]],
-        show_bar: bool = True,
-    ):
+    def __init__(self, path: Path, tokens_per_step: int, flops_per_token: float, blocks_of: Callable, show_bar: bool):
         self.show_bar = show_bar
         self.path, self.tokens_per_step, self.blocks_of = path, tokens_per_step, blocks_of
         self.flops_per_token = flops_per_token
@@ -42,10 +35,10 @@ class Metrics(TrainerCallback):
         if state.is_world_process_zero:
             self._drop_steps_after(state.global_step)
         self.bar = progress_bar(
+            "training",
+            unit="step",
             total=state.max_steps,
             initial=state.global_step,
-            desc="training",
-            unit="step",
             disable=not (self.show_bar and state.is_world_process_zero),
         )
 
@@ -56,7 +49,7 @@ class Metrics(TrainerCallback):
         line = {name: logs.get(name) for name in names}
         self._write(state, line | {"seconds": round(self.ends[-1] - self.ends[-2], 4)})
         used = "" if line["mfu"] is None else f", MFU {line['mfu']:.1%}"
-        self.bar.set_postfix_str(f"loss {logs['loss']:.3f}, {logs['tokens_per_s']:,.0f} tokens/s{used}")
+        self.bar.set_postfix_str(f"loss {logs['loss']:.3f}, {logs['tokens_per_s']:,.0f} tokens/s{used}", refresh=False)
         self.bar.update(state.global_step - self.bar.n)
         if not math.isfinite(logs["loss"]):
             self.bar.close()  # so that the message starts on a new line

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import dataclass
 
 from utils import cli, paths
-from utils.cli import as_typed, fraction, non_negative_int, positive_float, positive_fraction, positive_int
+from utils.cli import as_typed, fraction, non_negative_int, positive_float, positive_int
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--lr", type=as_typed(positive_float), default="5e-06", help="peak learning rate")
     add("--rr", type=as_typed(fraction), default="0.1", help="fraction of blocks that are replay")
-    add(
-        "--epochs", type=as_typed(positive_float), default="2", help="passes over the synthetic text; 0.5 is half of it"
-    )
+    add("--epochs", type=as_typed(positive_float), default="2", help="passes over the synthetic text, such as 0.5")
     add("--bs", type=as_typed(positive_int), default="16", help="blocks per optimizer step, over all GPUs")
     add("--wd", type=as_typed(fraction), default="0.01", help="weight decay")
     add("--warmup", type=as_typed(fraction), default="0.05", help="fraction of the steps")
@@ -51,54 +49,23 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     cli.add_seed_flag(group, "of the data order and of the adapters")
 
 
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("data")
-    add = group.add_argument
-    task_help = (
-        "corpus (quality, example or your own), with -raw, -rephrase, -qa or -strategies appended for other text than "
-        "EntiGraph's; instruct for conversations"
-    )
-    add("--task_name", default="quality", help=task_help)
-    cli.add_generator_flag(group)
-    add(
-        "--conversations", default=paths.DEFAULT_CONVERSATIONS, help="for --task_name instruct: name of the token files"
-    )
-    add("--replay", default=paths.DEFAULT_REPLAY, help="name of the replay token files")
-    add("--block_size", type=positive_int, default=2048, help="tokens per block")
-    subsample_help = "fraction of the documents; a smaller subset is part of every larger one"
-    add("--subsample_ratio", type=as_typed(positive_fraction), default="1", help=subsample_help)
-    mask_help = "restrict attention to each document (default: blocks are packed, as in the paper)"
-    add("--mask_documents", action="store_true", help=mask_help)
-    add("--eval_blocks", type=positive_int, default=256, help="held-out blocks")
-
-
 def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that leave the result alone, or change it by rounding only."""
     add = parser.add_argument_group("machine").add_argument
     add("--save_steps", type=positive_int, default=500, help="steps between checkpoints: the most a crash can cost")
     add("--keep_checkpoints", type=positive_int, default=2, help="newest checkpoints kept while the run is unfinished")
+    add("--eval_blocks", type=positive_int, default=256, help="held-out blocks")
     add("--run_eval", action="store_true", help="also measure the held-out loss at every checkpoint")
     add("--precision", choices=["auto", "bf16", "fp32"], default="auto", help="of the arithmetic; weights are fp32")
     add("--micro_batch", type=positive_int, help="blocks per forward pass and GPU (default: what 4,096 tokens allow)")
-    checkpointing_help = (
-        "gradient checkpointing of all layers, or of the first LAYERS: less memory, up to a third more compute "
-        "(default: on a GPU as few layers as fit)"
-    )
-    add(
-        "--gradient_checkpointing",
-        type=checkpointed_layers,
-        nargs="?",
-        const="all",
-        default="auto",
-        metavar="LAYERS",
-        help=checkpointing_help,
-    )
-    optim_help = "dtype of AdamW's moments: 8, 4 or 2 bytes per parameter"
-    add("--optim_state_dtype", choices=["fp32", "bf16", "int8"], default="fp32", help=optim_help)
-    compile_help = "torch.compile; auto compiles runs that are long enough to gain from it"
-    add("--compile", choices=["auto", "on", "off"], default="auto", help=compile_help)
-    sharding_help = "FSDP2 over all GPUs (full) or over those of a node (hybrid); auto is full on several GPUs"
-    add("--sharding", choices=["auto", "none", "full", "hybrid"], default="auto", help=sharding_help)
+    checkpointing = {"nargs": "?", "const": "all", "default": "auto", "metavar": "LAYERS", "type": checkpointed_layers}
+    checkpointing_help = "recompute the first LAYERS layers, or all: less memory, up to a third more compute"
+    add("--gradient_checkpointing", **checkpointing, help=f"{checkpointing_help} (default: on a GPU as few as fit)")
+    dtypes, shardings = ["fp32", "bf16", "int8"], ["auto", "none", "full", "hybrid"]
+    add("--optim_state_dtype", choices=dtypes, default="fp32", help="of AdamW's moments: 8, 4 or 2 bytes per parameter")
+    add("--compile", choices=["auto", "on", "off"], default="auto", help="torch.compile; auto: where the run gains")
+    sharding_help = "FSDP2 over all GPUs (full) or those of a node (hybrid); auto is full on several GPUs"
+    add("--sharding", choices=shardings, default="auto", help=sharding_help)
     add("--report_to", choices=["none", "wandb"], default="none", help="where metrics go besides metrics.jsonl")
 
 

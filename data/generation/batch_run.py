@@ -32,7 +32,11 @@ class BatchRun(GenerationRun):
     async def _submit(self) -> None:
         submitted = self.batches.requests_under_way()
         new = (request for request in self._all_missing_requests() if request.id not in submitted)
-        sent = await self.batches.submit((request.id, self._body(request)) for request in new)
+        client, max_tokens = self.client, self.call_settings.max_tokens
+        sent = await self.batches.submit(
+            (request.id, client.request(request.prompt(), max_tokens, "", self.request_fields(request)))
+            for request in new
+        )
         print(f"{sent:,} calls submitted in batches, {len(submitted):,} were under way before")
         if not sent and not submitted:
             print("No request is missing, or the budget has no room for one.")
@@ -93,6 +97,3 @@ class BatchRun(GenerationRun):
                 rounds = [list(islice(stream, ROUND)) for stream in streams]
                 streams = [stream for stream, requests in zip(streams, rounds, strict=True) if requests]
                 yield from chain.from_iterable(rounds)
-
-    def _body(self, request: PassageRequest) -> dict:
-        return self.client.request(request.prompt(), self.call_settings.max_tokens, "", self.request_fields(request))

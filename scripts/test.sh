@@ -2,15 +2,16 @@
 # All tests, offline. Arguments go to pytest:
 #
 #   bash scripts/test.sh
-#   bash scripts/test.sh tests/test_io.py -x
+#   bash scripts/test.sh tests/tasks/test_scoring.py -x
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/common.sh
+show_help "$@"
 bash scripts/setup.sh
-# The page of interactive.py is tested in a real browser. A CI machine gets one; elsewhere those tests are
-# skipped until you install it.
+# The web page is tested in Chromium. In CI it is installed; elsewhere these tests are skipped without it.
 if [ "${CI:-}" = true ] && [ "$(id -u)" = 0 ] && ! command -v chromium >/dev/null; then
     { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium; } >/dev/null 2>&1 \
-        || echo "no Chromium to be had: the page is not tested"
+        || echo "Chromium could not be installed: the web page is not tested"
 fi
 export HF_HUB_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false
 .venv/bin/ruff check .

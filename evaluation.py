@@ -47,9 +47,7 @@ def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("protocol")
     add = group.add_argument
     add("--protocol", choices=["cot", "loglik", "letter"], default="cot", help="see above")
-    select_help = (
-        "cot: the attempt that counts (default: first; the paper: random, of --n_samples 64); greedy asks once"
-    )
+    select_help = "cot: the attempt that counts (default: first; the paper: random, of 64); greedy asks once"
     add("--select", choices=[*SELECTION_RULES, "greedy"], help=select_help)
     add("--few_shot", type=non_negative_int, help="cot: worked examples before the question (default: 5)")
     examples_help = "cot: your own worked examples, in the format of tasks/prompts/cot_examples.md"
@@ -99,9 +97,8 @@ def main() -> None:
         rag.print_recall(retrieved, len(items))
     if args.retrieval_only:
         stage, values = list(retrieved.stages.items())[-1]
-        cli.print_result(
-            {"passages": retrieved.total} | retrieved.stages, f"{stage}: recall@8 {values['recall@8']:.3f}"
-        )
+        result = {"passages": retrieved.total} | retrieved.stages
+        cli.print_result(result, f"{stage}: recall@8 {values['recall@8']:.3f}")
         return
 
     settings = AttemptSettings.from_args(args, task)

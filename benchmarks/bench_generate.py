@@ -52,9 +52,8 @@ def main() -> None:
 def parse_arguments(parts: list[str]) -> argparse.Namespace:
     parser = make_parser(__doc__)
     # Python 3.11 checks an empty list against the choices too.
-    parser.add_argument(
-        "parts", nargs="*", choices=[*parts, []], metavar="PART", help=f"{', '.join(parts)} (default: all)"
-    )
+    parts_help = f"{', '.join(parts)} (default: all)"
+    parser.add_argument("parts", nargs="*", choices=[*parts, []], metavar="PART", help=parts_help)
     return parser.parse_args()
 
 

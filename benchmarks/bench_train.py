@@ -46,12 +46,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--steps", type=positive_int, default=10, help="steps per round, the warm-up included")
     add("--warm_up", type=non_negative_int, default=3, help="steps not counted")
     add("--rounds", type=positive_int, default=5, help="runs of each side")
-    add(
-        "--precision",
-        choices=["auto", "bf16", "fp32"],
-        default="bf16",
-        help="of both sides; auto: train.py's choice on this machine",
-    )
+    precision_help = "of both sides; auto: train.py's choice on this machine"
+    add("--precision", choices=["auto", "bf16", "fp32"], default="bf16", help=precision_help)
     add("--optim_state_dtype", default="fp32", help="of our side's optimizer")
     add("--worker", choices=["ours", "plain"], help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -232,13 +228,8 @@ def print_measurement(args: argparse.Namespace, model, losses: list[float], seco
     flops = flops_per_token(model_shape(model), args.block_size)
     gpu = torch.cuda.is_available()
     peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    result = {
-        "losses": losses,
-        "first_s": seconds[0],
-        "tok_s": rate,
-        "mfu": mfu(rate, flops, torch.cuda.get_device_name(0), 1) if gpu else None,
-        "peak_gib": peak / 2**30,
-    }
+    used = mfu(rate, flops, torch.cuda.get_device_name(0), 1) if gpu else None
+    result = {"losses": losses, "first_s": seconds[0], "tok_s": rate, "mfu": used, "peak_gib": peak / 2**30}
     print(json.dumps(result))
 
 

@@ -53,16 +53,8 @@ class Repl:
                 print_notice(f"error: {error}" + ("; /retry asks again" if self.unanswered else ""))
 
     def command(self, name: str, argument: str) -> None:
-        commands = {
-            "reset": self.reset,
-            "system": self.system,
-            "retry": self.retry,
-            "save": self.save,
-            "load": self.load,
-            "temperature": self.temperature,
-            "speed": self.speed,
-            "help": self.help,
-        }
+        methods = (self.reset, self.system, self.retry, self.save, self.load, self.temperature, self.speed, self.help)
+        commands = {method.__name__: method for method in methods}
         if name not in commands:
             raise UserError(f"there is no /{name}; /help lists the commands")
         commands[name](argument.strip())

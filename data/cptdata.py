@@ -50,15 +50,10 @@ def main() -> None:
         filled = f", {source.fill_rate():.1%} full" if file.mask is not None else ""
         counts = f"{file.meta['tokens']:,} tokens, {file.meta['documents']:,} documents, {len(source):,} blocks"
         print(f"{file.path.name}: {counts}{filled}")
-    result = {
-        "blocks": len(blocks),
-        "steps": len(blocks) // args.bs,
-        "replay_share": round(blocks.plan.replay_share(), 4),
-        "train_blocks": len(blocks.sources[0]),
-        "train_tokens": files["train"].meta["tokens"],
-    }
-    sentence = f"plan: {len(blocks):,} blocks of {args.block_size} in {result['steps']:,} steps of {args.bs}; "
-    cli.print_result(result, sentence + f"{blocks.plan.replay_share():.1%} replay")
+    steps, share = len(blocks) // args.bs, blocks.plan.replay_share()
+    training = {"train_blocks": len(blocks.sources[0]), "train_tokens": files["train"].meta["tokens"]}
+    sentence = f"plan: {len(blocks):,} blocks of {args.block_size} in {steps:,} steps of {args.bs}; {share:.1%} replay"
+    cli.print_result({"blocks": len(blocks), "steps": steps, "replay_share": round(share, 4)} | training, sentence)
 
 
 def block_text(labels: list[int], ids: list[int], tokenizer) -> str:

@@ -115,9 +115,7 @@ def main() -> None:
             report(store, ledger)
             return
         if not args.batch and (calls := pending_calls(folder / "batches.state")):
-            raise UserError(
-                f"{calls} calls are under way in batches and would be paid for twice; first: --batch collect"
-            )
+            raise UserError(f"{calls} calls are under way in batches, and would be paid twice; first: --batch collect")
         store.open_all(selected, settings)
         parts = (selected, settings, CallSettings.from_args(args), store, ledger)
         try:

@@ -174,9 +174,8 @@ def open_files(settings: MixtureSettings) -> dict[str, TokenFile]:
         must_match = files["replay"]
     for file in files.values():
         file.verify()
-    if "held_out" in files and any(
-        must_match.meta.get(key) != files["held_out"].meta.get(key) for key in SAME_RUN_KEYS
-    ):
+    held_out = files.get("held_out")
+    if held_out and any(must_match.meta.get(key) != held_out.meta.get(key) for key in SAME_RUN_KEYS):
         raise UserError(
             f"{must_match.path} and {files['held_out'].path.name}: not made by one run, so the training text may "
             f"contain held-out text; {must_match.made_by}"

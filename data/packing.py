@@ -70,8 +70,7 @@ class ConversationBlocks:
         size = settings.block_size
         if len(chosen) and (longest := lengths[chosen].max()) > size:
             raise UserError(
-                f"--block_size {size}: {file.path} has conversations of {longest} tokens; "
-                "tokenise again with this --block_size"
+                f"--block_size {size}: {file.path} has conversations of {longest} tokens; tokenise it again"
             )
         self.file, self.begins, self.lengths = file, begins, lengths
         self.size, self.mask_documents = size, settings.mask_documents

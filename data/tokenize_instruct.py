@@ -78,9 +78,8 @@ def main() -> None:
                 f"left out: {meta['left_out']:,} exchanges longer than --block_size {args.block_size}, "
                 f"{meta['refused']:,} records that are not conversations"
             )
-    print_result(
-        result["train"] | {"test": result["test"]}, f"train with: --task_name instruct --conversations {args.name}"
-    )
+    flags = f"--task_name instruct --conversations {args.name}"
+    print_result(result["train"] | {"test": result["test"]}, f"train with: {flags}")
 
 
 def describe(tokenizer, args: argparse.Namespace, sources: list[str]) -> dict:

@@ -147,9 +147,7 @@ def list_files(folder: Path, name: str) -> list[Path]:
     if not files:
         raise UserError(f"{name}.data_dir: {folder}: contains no .h5 files; run python gptj/create_hdf5.py")
     if (folder / UNFINISHED).exists():
-        raise UserError(
-            f"{name}.data_dir: {folder}: unfinished; run gptj/create_hdf5.py again with --resume_from_checkpoint"
-        )
+        raise UserError(f"{name}.data_dir: {folder}: unfinished; run create_hdf5.py with --resume_from_checkpoint")
     return files
 
 

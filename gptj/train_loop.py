@@ -92,10 +92,8 @@ def target_step(params: Params, start: int, data: InputData) -> int:
     if not last:
         raise UserError("runconfig.max_steps: missing; set it, or give --max_steps, --num_steps or --num_epochs")
     if start >= last:
-        raise UserError(
-            f"the checkpoint is at step {start}, and max_steps is {last}: nothing to train; give a larger --max_steps, "
-            "or --num_steps"
-        )
+        reached = f"the checkpoint is at step {start}, and max_steps is {last}: nothing to train"
+        raise UserError(f"{reached}; give a larger --max_steps, or --num_steps")
     return last
 
 

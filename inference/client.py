@@ -74,9 +74,7 @@ class Client:
 
         return AsyncOpenAI(api_key=self._key, base_url=self._url)
 
-    async def chat(
-        self, prompt: str, *, max_tokens: int, id: str = "", cache_key: str = "", **settings: object
-    ) -> Reply:
+    async def chat(self, prompt: str, *, max_tokens: int, id: str = "", cache_key: str = "", **settings) -> Reply:
         """Reply to one user message; `settings` are further fields of the request.
 
         `id` names the call in the ledger; calls with the same `cache_key` share a prefix. Raises CallFailed after

@@ -81,6 +81,9 @@ class ApiEmbedder:
         return await client.post("/embeddings", body, lambda reply: parse_vectors(reply, len(batch)))
 
 
+Embedder = LocalEmbedder | ApiEmbedder
+
+
 def parse_vectors(reply: dict, count: int) -> np.ndarray:
     """(count, width) vectors of an /embeddings reply. Raises ValueError if some are missing or differ in width."""
     vectors = parse_indexed(reply, "data", "embedding", count)
@@ -90,14 +93,12 @@ def parse_vectors(reply: dict, count: int) -> np.ndarray:
     return np.array(vectors, np.float32)
 
 
-def embed(texts: list[str], embedder: LocalEmbedder | ApiEmbedder) -> np.ndarray:
+def embed(texts: list[str], embedder: Embedder) -> np.ndarray:
     """(texts, width) float32 vectors of unit length. Each new text is embedded once and saved at once in the cache.
     Raises UserError for a cache with vectors of different widths."""
     path = paths.vectors_file(embedder.cache_name)
     with Journal(path) as journal:
-        vectors = {
-            record["key"]: np.frombuffer(base64.b64decode(record["vector"]), "<f4") for record in journal.records
-        }
+        vectors = {r["key"]: np.frombuffer(base64.b64decode(r["vector"]), "<f4") for r in journal.records}
         missing = list(dict.fromkeys(text for text in texts if _digest(text) not in vectors))
         if missing:
             _embed_missing(missing, embedder, vectors, journal)
@@ -107,7 +108,7 @@ def embed(texts: list[str], embedder: LocalEmbedder | ApiEmbedder) -> np.ndarray
     return np.stack(rows).astype(np.float32)
 
 
-def _embed_missing(texts: list[str], embedder: LocalEmbedder | ApiEmbedder, vectors: dict, journal: Journal) -> None:
+def _embed_missing(texts: list[str], embedder: Embedder, vectors: dict, journal: Journal) -> None:
     with progress_bar(total=len(texts), desc=f"embedding with {embedder.cache_name}", unit="text") as bar:
         for batch, batch_vectors in embedder.embed(texts):
             for text, vector in zip(batch, batch_vectors, strict=True):

@@ -56,7 +56,5 @@ class LocalModel:
     def _check_length(self, tokens: int) -> None:
         limit = getattr(self.model.config, "max_position_embeddings", None)
         if limit and tokens > limit:
-            raise UserError(
-                f"a prompt with its answer takes {tokens} tokens and the model's context is {limit}; "
-                "lower --top_k, --chunk_size, --few_shot or --max_tokens"
-            )
+            lengths = f"a prompt with its answer takes {tokens} tokens and the model's context is {limit}"
+            raise UserError(f"{lengths}; lower --top_k, --chunk_size, --few_shot or --max_tokens")

@@ -173,9 +173,7 @@ def parse_limit_reset(headers) -> float:
     units_s = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
     wait_s = 0.0
     for kind in ("requests", "tokens"):
-        remaining, limit, reset = (
-            headers.get(f"x-ratelimit-{name}-{kind}") for name in ("remaining", "limit", "reset")
-        )
+        remaining, limit, reset = (headers.get(f"x-ratelimit-{n}-{kind}") for n in ("remaining", "limit", "reset"))
         if remaining == "0" and (limit or "").isdigit():
             parts = re.findall(r"([\d.]+)(ms|s|m|h|d)", reset or "")
             reset_s = sum(float(number) * units_s[unit] for number, unit in parts)

@@ -13,7 +13,7 @@ import numpy as np
 
 from inference.client import Client, for_each
 from inference.completions import CallFailed, parse_indexed
-from inference.embeddings import ApiEmbedder, LocalEmbedder, embed
+from inference.embeddings import Embedder, embed
 from utils import paths
 from utils.errors import UserError
 from utils.io import Journal
@@ -45,9 +45,7 @@ def split(text: str, size: int, overlap: int = 0) -> list[str]:
     return TextSplitter(size, overlap=overlap).chunks(text)
 
 
-def dense(
-    chunks: list[Chunk], queries: list[str], embedder: LocalEmbedder | ApiEmbedder, limit: int
-) -> list[list[int]]:
+def dense(chunks: list[Chunk], queries: list[str], embedder: Embedder, limit: int) -> list[list[int]]:
     """For each query the numbers of the `limit` nearest chunks by cosine similarity, best first. A chunk that is
     embedded in parts is scored by its nearest part (MaxP; Dai and Callan, SIGIR 2019)."""
     import faiss

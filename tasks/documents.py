@@ -99,13 +99,8 @@ def _question(item: dict) -> Question:
     options = tuple(option.strip() for option in item["options"])
     if len(options) != OPTIONS or not 1 <= item["gold_label"] <= OPTIONS:
         raise UserError(f"question {item['question_unique_id']}: must have four options, one of them correct")
-    return Question(
-        id=item["question_unique_id"],
-        text=item["question"].strip(),
-        options=options,
-        gold=item["gold_label"] - 1,
-        hard=bool(item["difficult"]),
-    )
+    text, gold = item["question"].strip(), item["gold_label"] - 1
+    return Question(item["question_unique_id"], text, options, gold, hard=bool(item["difficult"]))
 
 
 def _clean(text: str) -> str:

@@ -18,9 +18,7 @@ def accuracy_interval(right: np.ndarray, documents: list, seed: int = 0) -> list
     return [round(float(edge), 4) for edge in np.quantile(accuracies, [0.025, 0.975])]
 
 
-def paired_difference(
-    one: np.ndarray, other: np.ndarray, documents: list, seed: int = 0
-) -> tuple[float, list[float], float]:
+def paired_difference(one: np.ndarray, other: np.ndarray, documents: list, seed: int = 0) -> tuple[float, list, float]:
     """The accuracy of `other` minus that of `one` on the same questions, its 95% interval, and the p-value of no
     difference.
 

@@ -125,10 +125,8 @@ def compare(one: Path, other: Path) -> dict:
     check_same_protocol(one, other, *(result["protocol"] for result in results))
     scored = [dict(scored_questions(path, result)) for path, result in zip((one, other), results, strict=True)]
     if unmatched := scored[0].keys() ^ scored[1].keys():
-        raise UserError(
-            f"{one} and {other}: not the same questions; {len(unmatched)} are in one of them only, for example "
-            f"{min(unmatched)[1]}"
-        )
+        example = f"{len(unmatched)} are in one of them only, for example {min(unmatched)[1]}"
+        raise UserError(f"{one} and {other}: not the same questions; {example}")
     keys = list(scored[0])
     first, second = (np.array([correct[key] for key in keys], float) for correct in scored)
     difference, interval, p = paired_difference(first, second, [document for document, _ in keys])
@@ -146,10 +144,8 @@ def compare(one: Path, other: Path) -> dict:
 def check_same_protocol(one: Path, other: Path, first: dict, second: dict) -> None:
     for name in sorted((first.keys() | second.keys()) - MAY_DIFFER):
         if first.get(name) != second.get(name):
-            raise UserError(
-                f"{one} and {other}: other {name} ({first.get(name)} and {second.get(name)}), so the difference "
-                "would be partly the protocol's; evaluate both in the same way"
-            )
+            values = f"{first.get(name)} and {second.get(name)}"
+            raise UserError(f"{one} and {other}: other {name} ({values}); evaluate both in the same way")
 
 
 def scored_questions(path: Path, result: dict) -> Iterator[tuple[tuple[str, str], bool]]:
@@ -157,10 +153,7 @@ def scored_questions(path: Path, result: dict) -> Iterator[tuple[tuple[str, str]
     for document in result["documents"]:
         for question in document["questions"]:
             if "answer" not in question:
-                raise UserError(
-                    f"{path}: written by an earlier version, without the answers that count; delete it and run "
-                    "evaluation.py again"
-                )
+                raise UserError(f"{path}: written by an earlier version; delete it and run evaluation.py again")
             yield (document["uid"], question["id"]), question["answer"] == question["gold"]
 
 

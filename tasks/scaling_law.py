@@ -41,9 +41,7 @@ def fit_log_linear(x: np.ndarray, y: np.ndarray, errors: np.ndarray | None = Non
     return LogLinear(float(a), float(b))
 
 
-def fit_mixture(
-    x: np.ndarray, y: np.ndarray, terms: int = 3, errors: np.ndarray | None = None, seed: int = 0
-) -> Mixture:
+def fit_mixture(x: np.ndarray, y: np.ndarray, terms=3, errors: np.ndarray | None = None, seed=0) -> Mixture:
     """Least squares over the rates; for given rates `a` and `c` >= 0 are the solution of a linear problem (variable
     projection; Golub and Pereyra 1973).
 
@@ -64,9 +62,8 @@ def fit_mixture(
     fits = []
     for _ in range(STARTS):
         start = np.sort(rng.uniform(*edges, terms))
-        fits.append(
-            least_squares(lambda rates: linear(rates)[1], start, bounds=edges, xtol=1e-14, ftol=1e-14, gtol=1e-14)
-        )
+        tolerances = dict.fromkeys(("xtol", "ftol", "gtol"), 1e-14)
+        fits.append(least_squares(lambda rates: linear(rates)[1], start, bounds=edges, **tolerances))
     best = min(fits, key=lambda fit: fit.cost).x
     order = np.argsort(best)
     a, *c = linear(best)[0]

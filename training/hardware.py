@@ -56,10 +56,7 @@ def choose_micro_batch(settings: TrainingSettings) -> int:
     """Blocks per forward pass: --micro_batch, or a rank's largest divisor within MICRO_BATCH_TOKENS."""
     ranks = world_size()
     if ranks == 1 and torch.cuda.device_count() > 1:
-        raise UserError(
-            f"one process sees {torch.cuda.device_count()} GPUs; start it with scripts/train.sh, "
-            "or set CUDA_VISIBLE_DEVICES to one of them"
-        )
+        raise UserError("one process sees several GPUs; start scripts/train.sh, or set CUDA_VISIBLE_DEVICES to one")
     if settings.bs % ranks:
         raise UserError(f"--bs {settings.bs} does not divide by {ranks} processes")
     blocks = settings.bs // ranks

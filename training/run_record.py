@@ -61,10 +61,8 @@ def is_finished(folder: Path, record: dict) -> bool:
     recorded, wanted = identity(earlier), identity(record)
     for name, value in wanted.items():
         if recorded.get(name) != value:
-            raise UserError(
-                f"{folder}: holds a run with other {name} ({recorded.get(name)}, not {value}); "
-                "delete or rename that folder"
-            )
+            change = f"{recorded.get(name)}, not {value}"
+            raise UserError(f"{folder}: holds a run with other {name} ({change}); delete or rename that folder")
     return earlier["finished"] and any(folder.glob("*.safetensors"))
 
 

@@ -76,10 +76,7 @@ def end_of_turn_id(tokenizer) -> int:
     for token in tokenizer(tail, add_special_tokens=False)["input_ids"]:
         if (added := tokenizer.added_tokens_decoder.get(token)) and added.special:
             return token
-    raise UserError(
-        "the chat template does not end replies with a special token, so their end could not be detected; "
-        "use another with --template FILE"
-    )
+    raise UserError("the chat template ends replies without a special token; use another with --template FILE")
 
 
 def check_template(tokenizer) -> None:

@@ -34,14 +34,10 @@ def load_checkpoint(name: str, dtype: torch.dtype, flag: str):
         ) from error
     except (SafetensorError, UnpicklingError, RuntimeError) as error:
         raise UserError(
-            f"{flag} {name}: its weights are damaged, or have another shape than its config says "
-            f"({first_line(error)}); make or download it again"
+            f"{flag} {name}: its weights are damaged, or of another shape than its config says ({first_line(error)})"
         ) from error
     if missing := loaded["missing_keys"]:
-        raise UserError(
-            f"{flag} {name}: {len(missing)} weights are missing, for example {sorted(missing)[0]}; "
-            "make or download it again"
-        )
+        raise UserError(f"{flag} {name}: lacks {len(missing)} weights, for example {min(missing)}; download it again")
     return model
 
 

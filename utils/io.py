@@ -156,9 +156,7 @@ class Journal:
         except BlockingIOError as error:
             self._file.close()
             raise UserError(f"{self.path}: another process is writing to it; wait until it ends") from error
-        if not os.path.samestat(
-            os.fstat(self._file.fileno()), self.path.stat()
-        ):  # another process has just compacted it
+        if not os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):  # just compacted by another process
             self._file.close()
             self._open()
 

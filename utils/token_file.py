@@ -77,10 +77,8 @@ class TokenFile:
         self.ends = _map(path.with_suffix(".idx"), OFFSET_TYPE, made_by)
         described = (self._described("tokens"), self._described("documents"))
         if (len(self.ids), len(self.ends)) != described:
-            raise UserError(
-                f"{path}: {len(self.ids)} tokens in {len(self.ends)} documents, but its .json says "
-                f"{described[0]} in {described[1]}; {made_by}"
-            )
+            counts = f"{len(self.ids)} tokens in {len(self.ends)} documents"
+            raise UserError(f"{path}: {counts}, but its .json says {described[0]} in {described[1]}; {made_by}")
         self.mask = None
         if "mask_sha256" in self.meta:
             self.mask = _map(path.with_suffix(".mask"), MASK_TYPE, made_by)
@@ -110,10 +108,8 @@ class TokenFile:
     def check_vocabulary(self, tokenizer_sha256: str, vocab_size: int, model: str) -> None:
         """Raises UserError unless the ids were made with the vocabulary of `model`, and are within it."""
         if self.meta.get("tokenizer_sha256") != tokenizer_sha256:
-            raise UserError(
-                f"{self.path}: its ids come from the vocabulary of {self.meta.get('tokenizer')}, not of "
-                f"{model}; tokenise again with --tokenizer {model}"
-            )
+            other = self.meta.get("tokenizer")
+            raise UserError(f"{self.path}: has ids of {other}, not of {model}; tokenise again with --tokenizer {model}")
         if (largest := self._largest_id()) >= vocab_size:
             raise UserError(f"{self.path}: token id {largest}, but {model} has a vocabulary of {vocab_size}")
 

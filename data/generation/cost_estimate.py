@@ -52,9 +52,7 @@ def print_estimate(
     print_result(result, sentence)
 
 
-def estimate_costs(
-    documents: list[Document], settings: GenerationSettings, store: PassageStore
-) -> tuple[list[CostRow], int]:
+def estimate_costs(documents: list, settings: GenerationSettings, store: PassageStore) -> tuple[list[CostRow], int]:
     """One row per kind of request, and the number of documents whose list is guessed."""
     estimator = _Estimator(documents, settings, store)
     kinds = ([settings.list_kind] if settings.list_kind else []) + settings.kinds

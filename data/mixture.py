@@ -36,7 +36,7 @@ def add_data_arguments(parser: ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class MixtureSettings:
-    """What a run reads, and in which proportions. `rr` is the fraction of blocks that are replay."""
+    """Token files and proportions of a run's data. `rr` is the fraction of blocks that are replay."""
 
     task_name: str
     generator: str

@@ -14,7 +14,7 @@ DOCUMENTS, PACKING = 0, 4  # 1 to 3 are mixture.py's
 
 @dataclass(frozen=True)
 class BlockSettings:
-    """How a token file is cut into blocks. `mask_documents` restricts attention to each document."""
+    """Settings for cutting a token file into blocks. `mask_documents` restricts attention to each document."""
 
     block_size: int
     seed: int = 0

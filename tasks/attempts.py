@@ -25,7 +25,7 @@ Questions = list[PromptedQuestion]
 
 @dataclass(frozen=True)
 class AttemptSettings:
-    """How questions are asked: protocol, model or server, and sampling."""
+    """Protocol, model or server, and sampling."""
 
     task: str
     model: str

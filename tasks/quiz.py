@@ -27,7 +27,7 @@ CHECKED_ORDERS = 2  # of the options; a question that the base model answers in 
 
 @dataclass(frozen=True)
 class QuizSettings:
-    """Who writes and checks a quiz: `model` with the documents, `base_model` without them (None: `model`, by chat)."""
+    """Models that write and check a quiz: `model` with the documents, `base_model` without them (None: `model`, by chat)."""
 
     per_document: int
     model: str

@@ -1,4 +1,4 @@
-"""run.json: what a run was asked for, what it read, and whether a folder holds that run."""
+"""run.json: arguments, data and base model of a run, and whether a folder holds that run."""
 
 import argparse
 import subprocess

@@ -1,4 +1,4 @@
-"""The options of train.py, and the settings that decide the result of a run and how it is run."""
+"""Options of train.py, and the settings of a training run."""
 
 import argparse
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from utils.cli import as_typed, fraction, non_negative_int, positive_float, posi
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What decides the result of a run besides data and model, and how the run uses its machine."""
+    """Settings that decide the result of a run, besides data and model, and the use of the machine."""
 
     lr: float  # peak
     bs: int  # blocks per optimizer step, over all GPUs

@@ -31,7 +31,7 @@ from utils.io import atomic_write
 
 @dataclass(frozen=True)
 class Overrides:
-    """What gptj/run.py replaces: the learning-rate schedule (step -> multiple of `settings.lr`), the optimizer
+    """Parts that gptj/run.py replaces: the learning-rate schedule (step -> multiple of `settings.lr`), the optimizer
     (class and keyword arguments), the place of metrics.jsonl; and its callbacks, in place of the progress bar."""
 
     schedule: Callable[[int], float] | None = None

@@ -1,19 +1,23 @@
 """What the tests share: a tiny model made on the spot, a home folder of their own, scripts as a user calls them."""
 
+import multiprocessing
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from tests import forked_script
 from tests.fake_openai import FakeOpenAI
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["PYTHONPATH"] = str(ROOT)  # for the fork server
 # An expression for a process to say its peak of resident bytes; getrusage's begins with its parent's.
 PEAK = 'int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024'
 
@@ -52,9 +56,20 @@ def start_script(*command: str, **environment: str) -> subprocess.Popen:
 
 
 def run_script(*command: str, **environment: str) -> subprocess.CompletedProcess:
-    process = start_script(*command, **environment)
-    out, err = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
+    """Run a script to its end, in a process forked from a server that has imported torch and transformers."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.forked_script"])
+    arguments = [str(ROOT / command[0]), *map(str, command[1:])]
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / name for name in ("out", "err")]
+        process = context.Process(
+            target=forked_script.run, args=(arguments, os.environ | environment, *map(str, files))
+        )
+        process.start()
+        process.join(timeout=300)
+        assert process.exitcode is not None, f"{arguments} did not end within 300 s"
+        out, err = (path.read_text() for path in files)
+    return subprocess.CompletedProcess(command, process.exitcode, out, err)
 
 
 def succeed(*command: str, **environment: str) -> str:

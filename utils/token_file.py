@@ -109,7 +109,7 @@ class TokenFile:
         """Raises UserError unless the ids were made with the vocabulary of `model`, and are within it."""
         if self.meta.get("tokenizer_sha256") != tokenizer_sha256:
             other = self.meta.get("tokenizer")
-            raise UserError(f"{self.path}: has ids of {other}, not of {model}; tokenise again with --tokenizer {model}")
+            raise UserError(f"{self.path}: the vocabulary is {other}'s; tokenise again with --tokenizer {model}")
         if (largest := self._largest_id()) >= vocab_size:
             raise UserError(f"{self.path}: token id {largest}, but {model} has a vocabulary of {vocab_size}")
 

@@ -170,7 +170,7 @@ def test_chunks_precede_the_question(home):
     items = [(document, question) for document in documents for question in document.questions]
 
     def passages(**settings):
-        return retrieve(documents, items, SearchSettings(retriever="bm25", top_k=4, **settings)).passages
+        return retrieve(documents, items, SearchSettings(retriever="bm25", top_k=4, **settings)).chunks
 
     first, last = passages(order="best_first"), passages()
     assert [row[::-1] for row in last] == first

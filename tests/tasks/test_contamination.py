@@ -62,4 +62,4 @@ def test_evaluation_reports_it(home, tiny_model, tmp_path):
     assert "was replaced after training" in succeed(*command)
     paths.articles_bin("mine").unlink()
     paths.evaluation_file("trained").unlink()
-    assert "contamination: not known (" in succeed(*command)
+    assert "contamination: unknown (" in succeed(*command)

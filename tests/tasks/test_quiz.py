@@ -126,7 +126,8 @@ def test_a_quiz_is_made_checked_and_taken(home, server, corpus, tiny_model):
     assert [len(document.questions) for document in documents] == [1] * 6
     assert all(q.options[q.gold] == "a lamp" for d in documents for q in d.questions)
     whole, asked = paths.questions_file("islands").read_bytes(), server.requests
-    assert json.loads(succeed(*options(corpus, server)).splitlines()[-1]) == counts
+    again = json.loads(succeed(*options(corpus, server)).splitlines()[-1])
+    assert again == counts | {"file": str(paths.questions_file("islands"))}
     assert server.requests == asked
     assert paths.questions_file("islands").read_bytes() == whole
     succeed("evaluation.py", "--task", "islands", "--protocol", "loglik", "--model_path", tiny_model)

@@ -1,0 +1,36 @@
+"""Scripts run in processes that are forked from a server in which torch and transformers are imported.
+
+Importing them takes 6 s, more than most of the tests' scripts need for their work. This module is what the server
+preloads; it runs nothing at import that could start a thread.
+"""
+
+import importlib
+import multiprocessing
+import os
+import runpy
+import sys
+from pathlib import Path
+
+PRELOADED = (
+    "accelerate",
+    "torch",
+    "transformers.trainer",
+    "transformers.models.llama.modeling_llama",
+    "training.trainer",
+)
+
+if multiprocessing.current_process().name == "MainProcess" and "forkserver" in " ".join(sys.orig_argv):
+    for name in PRELOADED:
+        importlib.import_module(name)
+
+
+def run(command: list[str], environment: dict[str, str], out: str, err: str) -> None:
+    """Run a Python script as `python SCRIPT ARGUMENTS…` would from the folder /, with output to two files."""
+    for stream, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir("/")
+    sys.argv, sys.path[0] = command, str(Path(command[0]).parent)
+    runpy.run_path(command[0], run_name="__main__")

@@ -1,4 +1,4 @@
-"""What the tests share: a tiny model made on the spot, a home folder of their own, scripts as a user calls them."""
+"""Shared fixtures: tiny models, temporary home folders, the fake server, and scripts run as a user runs them."""
 
 import multiprocessing
 import os
@@ -44,7 +44,7 @@ def free_port() -> int:
 
 
 def start_script(*command: str, **environment: str) -> subprocess.Popen:
-    """A script of the repository, started from a foreign folder as a user may."""
+    """Start a script of the repository from a folder outside it."""
     return subprocess.Popen(
         [sys.executable, str(ROOT / command[0]), *map(str, command[1:])],
         cwd="/",
@@ -78,8 +78,8 @@ def succeed(*command: str, **environment: str) -> str:
     return done.stdout
 
 
-def refused(*command: str, **environment: str) -> str:
-    """The one line that a script ends with when the user has something to mend."""
+def error_line(*command: str, **environment: str) -> str:
+    """Run a script that must end with a user error, and return its one line `error: …`."""
     done = run_script(*command, **environment)
     assert done.returncode == 2, (done.returncode, done.stderr[-3000:])
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -95,28 +95,26 @@ def tiny_model(tmp_path_factory) -> Path:
     return make_tiny_model(folder)
 
 
-LLAMA_MARKS = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+LLAMA_TOKENS = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory) -> Path:
-    """The same with the special tokens of Llama 3's vocabulary and, like its base model, no template."""
-    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama", marks=LLAMA_MARKS)
+    """The tiny model with the special tokens of Llama 3's vocabulary and, like its base model, no chat template."""
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama", special_tokens=LLAMA_TOKENS)
 
 
-def make_tiny_model(folder: Path, vocab_size: int = 600, marks: Sequence[str] = ("<s>", "</s>")) -> Path:
+def make_tiny_model(folder: Path, vocab_size: int = 600, special_tokens: Sequence[str] = ("<s>", "</s>")) -> Path:
+    """Save a tiny model and its tokenizer in `folder`. The first two special tokens are BOS and EOS."""
     import torch
     from tokenizers import ByteLevelBPETokenizer
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     bpe = ByteLevelBPETokenizer()
-    bpe.train(
-        [str(ROOT / "data/example/articles.jsonl")],
-        vocab_size=vocab_size,
-        special_tokens=list(marks),
-        show_progress=False,
-    )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token=marks[0], eos_token=marks[1])
+    articles = str(ROOT / "data/example/articles.jsonl")
+    bpe.train([articles], vocab_size=vocab_size, special_tokens=list(special_tokens), show_progress=False)
+    bos, eos = special_tokens[:2]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token=bos, eos_token=eos)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -136,20 +134,13 @@ def make_tiny_model(folder: Path, vocab_size: int = 600, marks: Sequence[str] = 
 
 @pytest.fixture(scope="session")
 def token_files(tiny_model, tmp_path_factory) -> Path:
-    """A home folder in which steps 2 and 3 have run on the example corpus."""
+    """A home folder with the token files of steps 2 and 3 for the example corpus."""
     home = tmp_path_factory.mktemp("home")
     examples = ROOT / "data/example"
-    passages = ["--input", examples / "passages", "--model", "written"]
-    succeed("data/tokenize_entigraph.py", "--task", "example", "--tokenizer", tiny_model, *passages, SCP_HOME=str(home))
-    succeed("data/tokenize_entigraph.py", "--task", "example", "--tokenizer", tiny_model, "--raw", SCP_HOME=str(home))
-    succeed(
-        "data/tokenize_redpj.py",
-        "--text",
-        examples / "replay.jsonl",
-        "--test_tokens",
-        3000,
-        "--tokenizer",
-        tiny_model,
-        SCP_HOME=str(home),
-    )
+    options = ("--task", "example", "--tokenizer", tiny_model)
+    passages = ("--input", examples / "passages", "--model", "written")
+    replay = ("--text", examples / "replay.jsonl", "--test_tokens", 3000, "--tokenizer", tiny_model)
+    succeed("data/tokenize_entigraph.py", *options, *passages, SCP_HOME=str(home))
+    succeed("data/tokenize_entigraph.py", *options, "--raw", SCP_HOME=str(home))
+    succeed("data/tokenize_redpj.py", *replay, SCP_HOME=str(home))
     return home

@@ -1,6 +1,7 @@
-"""train.py with FSDP2 on CPU ranks, which accelerate declines (it shards on GPUs alone): it is told
-that these are GPUs; everything after that is the code that runs on them. Prints, for every
-rank, which share of the parameters it holds."""
+"""train.py with FSDP2 on CPU ranks; each rank prints its share of the parameters.
+
+accelerate shards on GPUs only, so it is told that these are GPUs; the rest is the code that runs on GPUs.
+"""
 
 import os
 import sys
@@ -22,17 +23,17 @@ def sharding_accelerator(**options):
     return Accelerator(**options)
 
 
-def save_and_tell(running, folder, save=trainer.save):
-    state = running.model.state_dict().values()  # after an evaluation the last layers lie whole
-    here = sum(tensor.to_local().numel() for tensor in state)
-    print(f"rank {os.environ['RANK']} holds {here} of {sum(tensor.numel() for tensor in state)}")
+def save_and_print_share(running, folder, save=trainer.save):
+    state = running.model.state_dict().values()  # sharded again; after an evaluation the last layers are not
+    local = sum(tensor.to_local().numel() for tensor in state)
+    print(f"rank {os.environ['RANK']} holds {local} of {sum(tensor.numel() for tensor in state)}")
     save(running, folder)
 
 
 if __name__ == "__main__":
     transformers.trainer.Accelerator = sharding_accelerator
-    hardware.choose_sharding = lambda asked, lora_rank: asked
-    trainer.save = save_and_tell
+    hardware.choose_sharding = lambda sharding, lora_rank: sharding
+    trainer.save = save_and_print_share
     run(train.main)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""All numbered steps in sequence, as in the README, with a tiny model and a fake generator."""
+"""The README's numbered steps in sequence, with a tiny model and a fake generator."""
 
 import json
 

@@ -18,7 +18,7 @@ def execute(name: str):
     return notebook
 
 
-def test_accuracies_as_a_table_and_a_figure(home, tiny_model):
+def test_accuracy_table_and_figure(home, tiny_model):
     out = succeed("evaluation.py", "--task", "example", "--protocol", "loglik", "--model_path", tiny_model)
     accuracy = json.loads(out.splitlines()[-1])["accuracy"]
     outputs = [output for cell in execute("nb_qa_eval.ipynb").cells for output in cell.get("outputs", [])]
@@ -27,12 +27,12 @@ def test_accuracies_as_a_table_and_a_figure(home, tiny_model):
     assert any("image/png" in output.get("data", {}) for output in outputs)
 
 
-def test_an_empty_folder_names_the_step(home):
+def test_empty_folder_error_names_the_step(home):
     with pytest.raises(CellExecutionError, match=r"evaluation\.py"):
         execute("nb_qa_eval.ipynb")
 
 
-def test_the_entity_graph_and_the_histograms(home):
+def test_entity_graph_and_histograms(home):
     folder = ROOT / "data/example/passages"
     succeed("data/inspect_entigraph.py", "--task", "example", "--input", folder)
     cells = execute("nb_entigraph.ipynb").cells
@@ -47,7 +47,7 @@ def test_notebooks_are_committed_without_outputs():
 
 
 def test_scaling_curves(home):
-    """On points of the paper's curve the notebook reports the tokens for five more points."""
+    """From points on the paper's curve the notebook computes the tokens for five more points of accuracy."""
     curve = scaling_law.Mixture(64.55, (13.84, 8.47, 3.93), (0.9989, 0.8961, 0.0546))
     points = []
     for tokens in (0, 0.3, 1, 3, 10, 30, 100, 300, 455):
@@ -62,6 +62,6 @@ def test_scaling_curves(home):
     assert any("image/png" in output.get("data", {}) for output in outputs)
 
 
-def test_scaling_without_points_names_the_step(home):
+def test_missing_points_error_names_the_step(home):
     with pytest.raises(CellExecutionError, match=r"scripts/scaling\.sh"):
         execute("nb_scaling.ipynb")

@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from chat.conversation import Conversation, drop_oldest_turns
-from tests.conftest import ROOT, refused, succeed
+from tests.conftest import ROOT, error_line, succeed
 from tests.fake_openai import FakeOpenAI
 from utils import chat_template
 from utils.errors import UserError
@@ -333,7 +333,7 @@ def test_max_tokens_are_limited_to_a_server_s_context(home):
 def test_not_an_openai_server(home, listed):
     with FakeOpenAI() as server:
         server.listed = listed
-        assert "no OpenAI-compatible server" in refused("interactive.py", "--base_url", server.url)
+        assert "no OpenAI-compatible server" in error_line("interactive.py", "--base_url", server.url)
 
 
 def test_pipes(home, streaming):
@@ -357,23 +357,23 @@ def test_completions(home, streaming):
 
 
 def test_bad_input(home, streaming, tiny_model):
-    def says(*options):
-        return refused("interactive.py", *options)
+    def error_for(*options):
+        return error_line("interactive.py", *options)
 
-    assert "--task_name instruct" in says()
-    assert "--temperature" in says("--temperature", "-1")
-    assert "--top_p" in says("--top_p", "0")
-    assert "--max_tokens" in says("--max_tokens", "0")
-    assert "--model" in says("--base_url", streaming.url, "--model_path", "x", "--model", "y")
-    assert "--system" in says("--base_url", streaming.url, "--complete", "--system", "x")
+    assert "--task_name instruct" in error_for()
+    assert "--temperature" in error_for("--temperature", "-1")
+    assert "--top_p" in error_for("--top_p", "0")
+    assert "--max_tokens" in error_for("--max_tokens", "0")
+    assert "--model" in error_for("--base_url", streaming.url, "--model_path", "x", "--model", "y")
+    assert "--system" in error_for("--base_url", streaming.url, "--complete", "--system", "x")
     for address in ("nonsense", "ftp://x", "http://[::1", "http://"):
-        assert f"--base_url {address}: not an http address" in says("--base_url", address)
-    assert "--base_url" in says("--model", "x")
-    assert "--web" in says("--articles")
-    assert "nowhere" in says("--model_path", "nowhere")
-    assert "http://127.0.0.1:1/v1" in says("--base_url", "http://127.0.0.1:1/v1")
+        assert f"--base_url {address}: not an http address" in error_for("--base_url", address)
+    assert "--base_url" in error_for("--model", "x")
+    assert "--web" in error_for("--articles")
+    assert "nowhere" in error_for("--model_path", "nowhere")
+    assert "http://127.0.0.1:1/v1" in error_for("--base_url", "http://127.0.0.1:1/v1")
     with FakeOpenAI(models=("a", "b")) as two:
-        assert "the server lists a, b; name one" in says("--base_url", two.url)
+        assert "the server lists a, b; name one" in error_for("--base_url", two.url)
 
 
 def test_the_key_is_not_shown(home, streaming):

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT, free_port, refused
+from tests.conftest import ROOT, error_line, free_port
 from tests.fake_openai import FakeOpenAI
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -179,7 +179,7 @@ def test_a_taken_port_is_named(home):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        line = refused("interactive.py", "--web", "--base_url", server.url, "--port", port)
+        line = error_line("interactive.py", "--web", "--base_url", server.url, "--port", port)
     assert f"--port {port}" in line
 
 

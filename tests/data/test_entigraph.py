@@ -7,7 +7,7 @@ from math import comb
 
 import pytest
 
-from tests.conftest import refused, run_script, start_script, succeed
+from tests.conftest import error_line, run_script, start_script, succeed
 from tests.fake_openai import ENTITIES
 from utils import paths
 
@@ -85,7 +85,7 @@ def test_faults_of_every_kind(home, server):
     same command."""
     faults = [429, 500, "torn", "bad_json", "no_choices", 400, "length", None, 503, 429]
     server.faults = [None] + faults
-    line = refused(*entigraph(server))
+    line = error_line(*entigraph(server))
     assert "1 calls failed" in line
     assert "the same command retries the failed calls" in line
     reasons = Counter(record["finish_reason"] for record in records())
@@ -97,7 +97,7 @@ def test_faults_of_every_kind(home, server):
 
 def test_tries_for_a_list_of_entities_are_bounded(home, server):
     server.faults = ["no_entities"] * 100
-    line = refused(*entigraph(server))
+    line = error_line(*entigraph(server))
     assert "0 entities" in line
     assert server.requests == 3
 
@@ -115,16 +115,16 @@ def test_a_wrong_key_stops_at_once(home, server):
 
 
 def test_no_key(home):
-    assert "OPENAI_API_KEY" in refused("data/entigraph.py", "0", "--task", "example")
+    assert "OPENAI_API_KEY" in error_line("data/entigraph.py", "0", "--task", "example")
 
 
 @pytest.mark.parametrize("articles", ["12", "0-12", "x", "3-1", "0,99", ""])
 def test_wrong_articles(home, server, articles):
-    assert "article" in refused(*entigraph(server, articles=articles))
+    assert "article" in error_line(*entigraph(server, articles=articles))
 
 
 def test_a_missing_corpus_names_its_step(home):
-    assert "scripts/download_data.sh" in refused("data/entigraph.py", "0")
+    assert "scripts/download_data.sh" in error_line("data/entigraph.py", "0")
 
 
 def test_a_corrupt_journal_is_named_by_line(home, server):
@@ -133,7 +133,7 @@ def test_a_corrupt_journal_is_named_by_line(home, server):
     lines = path.read_text().split("\n")
     damaged = "\n".join([lines[0], lines[1][:20], *lines[2:]])
     path.write_text(damaged)
-    assert f"{path}, line 2" in refused(*entigraph(server))
+    assert f"{path}, line 2" in error_line(*entigraph(server))
     assert path.read_text() == damaged
 
 
@@ -238,7 +238,7 @@ def test_import_of_the_published_corpus(home, server, tmp_path):
     succeed(*entigraph(server, articles="0"))  # continues from the imported entities
     assert sum(record["kind"] == "pair" for record in records()) == 3
     (source / "bad.json").write_text('{"a": 1}')
-    assert "bad.json" in refused(*command)
+    assert "bad.json" in error_line(*command)
 
 
 def test_openai_gets_its_own_names_and_a_cache_key(home, server):
@@ -262,7 +262,7 @@ def test_two_processes_do_not_write_to_one_folder(home, server):
     process = start_script(*entigraph(server))
     while not server.requests and process.poll() is None:
         time.sleep(0.01)
-    line = refused(*entigraph(server, articles="1"))
+    line = error_line(*entigraph(server, articles="1"))
     assert "another process" in line
     process.communicate()
 
@@ -270,7 +270,7 @@ def test_two_processes_do_not_write_to_one_folder(home, server):
 def test_a_server_that_cannot_be_reached(home, server, monkeypatch):
     command = list(entigraph(server))
     command[command.index("--base_url") + 1] = "localhost:1/v1"
-    assert "--base_url localhost:1/v1" in refused(*command)
+    assert "--base_url localhost:1/v1" in error_line(*command)
 
 
 def test_ctrl_c_does_not_wait_for_the_rate_limiter(home, server):
@@ -286,6 +286,6 @@ def test_ctrl_c_does_not_wait_for_the_rate_limiter(home, server):
 def test_insufficient_quota_stops_and_keeps_the_calls_in_flight(home, server):
     server.latency, server.completion_tokens = 0.3, 10
     server.faults = [None] * 4 + ["insufficient_quota"]
-    line = refused(*entigraph(server, "--concurrency", 4))
+    line = error_line(*entigraph(server, "--concurrency", 4))
     assert "quota" in line
     assert len(records()) >= 4

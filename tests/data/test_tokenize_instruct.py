@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from data.packing import BlockSettings, ConversationBlocks, pack_best_fit
-from tests.conftest import PEAK, ROOT, refused, succeed
+from tests.conftest import PEAK, ROOT, error_line, succeed
 from utils import chat_template, paths
 from utils.errors import UserError
 from utils.token_file import IGNORE_INDEX, TokenFile
@@ -125,7 +125,7 @@ def test_held_out_by_share_and_seed(home, tiny_llama):
 )
 def test_what_is_no_conversation_is_named(home, tiny_llama, record, says):
     (home / "t.jsonl").write_text(json.dumps({"messages": talk("a", "b")}) + "\n" + json.dumps(record) + "\n")
-    line = refused(
+    line = error_line(
         "data/tokenize_instruct.py",
         "--jsonl",
         home / "t.jsonl",
@@ -141,18 +141,18 @@ def test_what_is_no_conversation_is_named(home, tiny_llama, record, says):
 
 
 def test_bad_input(home, tiny_llama, tiny_model):
-    def says(*options):
-        return refused("data/tokenize_instruct.py", *options, SCP_HOME=str(home))
+    def error_for(*options):
+        return error_line("data/tokenize_instruct.py", *options, SCP_HOME=str(home))
 
     good = TALKS / "train.jsonl"
-    assert "nowhere.jsonl" in says("--jsonl", home / "nowhere.jsonl")
-    assert "--template" in says("--jsonl", good, "--tokenizer", tiny_model)
-    assert "--block_size" in says("--jsonl", good, "--tokenizer", tiny_llama, "--block_size", 3)
-    assert "--test_share" in says("--jsonl", good, "--test_share", 1)
-    assert "--test_jsonl" in says("--test_jsonl", good)
-    assert "--dataset nobody/nothing" in says("--dataset", "nobody/nothing", "--tokenizer", tiny_llama)
+    assert "nowhere.jsonl" in error_for("--jsonl", home / "nowhere.jsonl")
+    assert "--template" in error_for("--jsonl", good, "--tokenizer", tiny_model)
+    assert "--block_size" in error_for("--jsonl", good, "--tokenizer", tiny_llama, "--block_size", 3)
+    assert "--test_share" in error_for("--jsonl", good, "--test_share", 1)
+    assert "--test_jsonl" in error_for("--test_jsonl", good)
+    assert "--dataset nobody/nothing" in error_for("--dataset", "nobody/nothing", "--tokenizer", tiny_llama)
     (home / "bad.jsonl").write_bytes(b'{"messages": [\xff]}\n')
-    assert "line 1" in says("--jsonl", home / "bad.jsonl", "--tokenizer", tiny_llama)
+    assert "line 1" in error_for("--jsonl", home / "bad.jsonl", "--tokenizer", tiny_llama)
 
 
 def test_halves_of_surrogate_pairs(home, tiny_llama):
@@ -175,7 +175,7 @@ def test_a_dataset_as_the_hub_has_it(home, tiny_llama, monkeypatch):
     empty = home / "empty"
     for split in ("train_sft", "test_sft"):
         datasets.Dataset.from_list([{"text": "x"}] * 3).to_parquet(empty / f"data/{split}-00000-of-00001.parquet")
-    line = refused("data/tokenize_instruct.py", "--dataset", empty, "--tokenizer", tiny_llama)
+    line = error_line("data/tokenize_instruct.py", "--dataset", empty, "--tokenizer", tiny_llama)
     assert "no conversation is left" in line
     out = tokenize(home, tiny_llama, "--dataset", folder)
     assert "30 conversations in 30 pieces" in out

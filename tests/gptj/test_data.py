@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from gptj import create_hdf5
 from gptj.hdf5 import Hdf5Rows, check_files, row_order
 from gptj.trc2 import clean_file
-from tests.conftest import ROOT, SHARED, refused, start_script, succeed
+from tests.conftest import ROOT, SHARED, error_line, start_script, succeed
 from utils.errors import UserError
 
 NEWS = ROOT / "data/example/news.txt"
@@ -98,7 +98,7 @@ def test_the_split_loses_nothing(tmp_path):
         assert validation
     assert len(list((tmp_path / "split_files").iterdir())) == 2  # of the last split alone
     (tmp_path / "n.clean").write_bytes(b"one line")
-    assert "cannot be split" in refused(
+    assert "cannot be split" in error_line(
         "gptj/trc2.py", "split", "--input_file", tmp_path / "n.clean", "--out_dir", tmp_path
     )
 
@@ -213,7 +213,7 @@ def test_killed_and_resumed_is_the_same(texts, tiny_model, tmp_path):
     process.kill()
     process.communicate()
     (tmp_path / "cut/data_params.json").unlink(missing_ok=True)
-    assert "--overwrite" in refused(*command)
+    assert "--overwrite" in error_line(*command)
     options = command[1:]
     if (tmp_path / "cut/.settings.json").exists():
         assert "other settings" in declined(*options, "--resume_from_checkpoint", "--pad_id", 3)
@@ -228,14 +228,14 @@ def test_csv_and_its_faults(tiny_model, tmp_path):
     table.write_text('date,text\n1,"a story, with a comma"\n2,"another\nof two lines"\n')
     assert hdf5(tmp_path / "out", tiny_model, "--csv", table)["counts"]["documents"] == 2
 
-    def says(content, *options):
+    def error_for(content, *options):
         table.write_bytes(content)
         return declined("--csv", table, "--output_dir", tmp_path / "no", "--tokenizer", tiny_model, *options)
 
-    assert "row 2 has 3 columns" in says(b"date,text\n1,a\n2,b,c\n")
-    assert "row 2" in says(b'date,text\n1,a\n2,"never closed\n3,b\n')
-    assert "--text_column body" in says(b"date,text\n1,a\n", "--text_column", "body")
-    assert "not UTF-8" in says(b"date,text\n1,\xff\xfe\n")
+    assert "row 2 has 3 columns" in error_for(b"date,text\n1,a\n2,b,c\n")
+    assert "row 2" in error_for(b'date,text\n1,a\n2,"never closed\n3,b\n')
+    assert "--text_column body" in error_for(b"date,text\n1,a\n", "--text_column", "body")
+    assert "not UTF-8" in error_for(b"date,text\n1,\xff\xfe\n")
 
 
 @settings(max_examples=80, deadline=None)
@@ -285,28 +285,28 @@ def test_damaged_files_are_named(tmp_path):
     rows = np.ones((5, 3, 8), np.int32)
     write(good, rows)
 
-    def says(vocabulary=10, longest=8):
+    def error_for(vocabulary=10, longest=8):
         with pytest.raises(UserError) as caught:
             check_files([good, bad], vocabulary, longest)
         return str(caught.value)
 
     write(bad, np.ones((5, 3, 9), np.int32))
-    assert "b.h5: rows of 9 tokens, but a.h5 has rows of 8" in says(longest=100)
+    assert "b.h5: rows of 9 tokens, but a.h5 has rows of 8" in error_for(longest=100)
     write(bad, rows, examples=False)
-    assert "b.h5: has no attribute n_examples" in says()
+    assert "b.h5: has no attribute n_examples" in error_for()
     write(bad, rows * 10)
-    assert "token id 10" in says()
+    assert "token id 10" in error_for()
     write(bad, rows.astype(np.int64))
-    assert "int64" in says()
+    assert "int64" in error_for()
     bad.write_bytes(good.read_bytes()[:-300])
-    assert "b.h5: damaged" in says()
+    assert "b.h5: damaged" in error_for()
     bad.write_bytes(b"")
-    assert "b.h5: damaged" in says()
+    assert "b.h5: damaged" in error_for()
     write(bad, rows)
-    assert "max_position_embeddings is 4" in says(longest=4)
+    assert "max_position_embeddings is 4" in error_for(longest=4)
     with h5py.File(bad, "a") as file:
         file.attrs["n_examples"] = 4
-    assert "n_examples says 4" in says()
+    assert "n_examples says 4" in error_for()
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="no shared data")

@@ -21,7 +21,7 @@ from gptj import convert_checkpoint, formats
 from gptj import run as script
 from gptj.hdf5 import Hdf5Rows
 from gptj.params import Model, Optimizer, load, make_schedule
-from tests.conftest import ROOT, SHARED, refused, start_script
+from tests.conftest import ROOT, SHARED, error_line, start_script
 from utils.errors import UserError
 
 ORACLE = SHARED / "gptj_oracle"
@@ -458,27 +458,27 @@ class Payload:
 
 
 def test_bad_checkpoints(tmp_path, params, go):
-    def says(path, *options):
+    def error_for(path, *options):
         with pytest.raises(UserError) as caught:
             go(params, "--mode", "train", "--checkpoint_path", path, *options)
         return str(caught.value)
 
-    assert "no such file" in says(tmp_path / "none.mdl")
+    assert "no such file" in error_for(tmp_path / "none.mdl")
     bad = tmp_path / "bad.mdl"
     Path("/tmp/gptj_payload_ran").unlink(missing_ok=True)
     torch.save({"model": Payload()}, bad)
-    assert "refused, since it holds more than tensors" in says(bad)
+    assert "refused, since it holds more than tensors" in error_for(bad)
     assert not Path("/tmp/gptj_payload_ran").exists()
     torch.save({"lm_head.weight": torch.ones(3)}, bad)  # a Hugging Face .bin under the name
-    assert "has no `model` entry" in says(bad)
+    assert "has no `model` entry" in error_for(bad)
     go(params, "--mode", "train", "--max_steps", 2)
     whole = (tmp_path / "m/checkpoint_2.mdl").read_bytes()
     (tmp_path / "cut.mdl").write_bytes(whole[:-500])
-    assert "damaged" in says(tmp_path / "cut.mdl")
+    assert "damaged" in error_for(tmp_path / "cut.mdl")
     loaded = torch.load(tmp_path / "m/checkpoint_2.mdl", weights_only=True)
     loaded["model"].pop("model.lm_head.bias")
     torch.save(loaded, bad)
-    assert "lm_head.bias for example" in says(bad)
+    assert "lm_head.bias for example" in error_for(bad)
     weights_alone = ("--checkpoint_path", bad, "--is_pretrained_checkpoint", "--disable_strict_checkpoint_loading")
     with pytest.raises(UserError, match="later than step 0"):  # they would be mixed with this run's
         go(params, "--mode", "train", "--max_steps", 3, *weights_alone)
@@ -490,8 +490,8 @@ def test_bad_checkpoints(tmp_path, params, go):
 
 def test_command_line_errors(tmp_path, params):
     (tmp_path / "p.yaml").write_text(yaml.safe_dump(changed(params, "optimizer.wieght_decay", 1)))
-    line = refused("gptj/run.py", "CPU", "--mode", "train", "--params", tmp_path / "p.yaml")
+    line = error_line("gptj/run.py", "CPU", "--mode", "train", "--params", tmp_path / "p.yaml")
     assert "did you mean weight_decay?" in line
-    assert "not a YAML file" in refused(
+    assert "not a YAML file" in error_line(
         "gptj/run.py", "CPU", "-m", "train", "-p", ORACLE / "hf/model.safetensors" if ORACLE.exists() else __file__
     )

@@ -1,7 +1,7 @@
 import json
 
 from inference.budget import Ledger
-from tests.conftest import refused, run_script, succeed
+from tests.conftest import error_line, run_script, succeed
 from tests.fake_openai import ENTITIES
 from utils import paths
 
@@ -58,8 +58,8 @@ def test_two_rounds_give_the_same_records_as_live_calls(home, server):
 
 def test_live_calls_wait_for_batches_and_batches_need_their_own_arguments(home, server):
     succeed(*batch(server, "submit"))
-    assert "2 calls are under way in batches" in refused(*batch(server, "submit")[:-2])
-    assert "--batch collect with those of the submission" in refused(*batch(server, "collect", articles="0"))
+    assert "2 calls are under way in batches" in error_line(*batch(server, "submit")[:-2])
+    assert "--batch collect with those of the submission" in error_line(*batch(server, "collect", articles="0"))
     assert "38 calls are to be submitted" in succeed(*batch(server, "collect"))
     succeed(*batch(server, "submit")[:-2])
     assert max(server.billed.values()) == 1
@@ -112,7 +112,7 @@ def test_a_budget_counts_pending_batches(home, server, tmp_path):
 
 def test_a_server_without_batches(home, server):
     url = server.url.removesuffix("/v1") + "/nothing"
-    line = refused("data/entigraph.py", "0", "--task", "example", "--base_url", url, "--batch", "submit")
+    line = error_line("data/entigraph.py", "0", "--task", "example", "--base_url", url, "--batch", "submit")
     assert "the server refused" in line
 
 

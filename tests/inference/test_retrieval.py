@@ -13,7 +13,7 @@ from inference.retrieval import Chunk
 from tasks import multiple_choice
 from tasks.documents import load_task
 from tasks.rag import SearchSettings, retrieve
-from tests.conftest import ROOT, refused, start_script, succeed
+from tests.conftest import ROOT, error_line, start_script, succeed
 from utils import paths
 from utils.errors import UserError
 
@@ -148,10 +148,10 @@ def test_served_embeddings_and_reranking(home, server, monkeypatch):
     assert json.loads(succeed(*SEARCH, *served).splitlines()[-1]) == found
     assert server.requests == asked
     server.faults = [400]
-    assert "--embedding other" in refused(*SEARCH, *served, "--embedding", "other")
+    assert "--embedding other" in error_line(*SEARCH, *served, "--embedding", "other")
     server.faults = [400] * 3
     served = (*served, "--reranker", "rerank-y")
-    assert "3 of 84 queries failed" in refused(*SEARCH, *served)
+    assert "3 of 84 queries failed" in error_line(*SEARCH, *served)
     asked = server.requests
     succeed(*SEARCH, *served)
     assert server.requests == asked + 3
@@ -197,7 +197,7 @@ def test_open_book_evaluation(home, tiny_model):
     assert target.stat().st_mtime_ns == stamp
     succeed("evaluation.py", "--task", "example", "--protocol", "loglik", "--model_path", tiny_model)
     closed = paths.evaluation_file(str(tiny_model))
-    assert "other prompts" in refused("evaluation.py", "--compare", closed, target)
+    assert "other prompts" in error_line("evaluation.py", "--compare", closed, target)
 
 
 def test_a_prompt_beyond_the_context_is_an_error(home, tmp_path):
@@ -207,17 +207,17 @@ def test_a_prompt_beyond_the_context_is_an_error(home, tmp_path):
 
     folder = make_tiny_model(tmp_path / "short")
     GPT2LMHeadModel(GPT2Config(vocab_size=700, n_embd=32, n_layer=1, n_head=2, n_positions=256)).save_pretrained(folder)
-    line = refused(*OPEN, folder, "--top_k", 8, "--chunk_size", 1024)
+    line = error_line(*OPEN, folder, "--top_k", 8, "--chunk_size", 1024)
     assert "the model's context is 256; lower --top_k" in line
 
 
 def test_incompatible_search_options(home):
-    assert "--top_k: for --rag" in refused("evaluation.py", "--task", "example", "--model_path", "x", "--top_k", 4)
-    assert "BM25 has no vectors" in refused(*SEARCH, "--retriever", "bm25", "--embedding", "x")
-    assert "--give_up: for --base_url" in refused(
+    assert "--top_k: for --rag" in error_line("evaluation.py", "--task", "example", "--model_path", "x", "--top_k", 4)
+    assert "BM25 has no vectors" in error_line(*SEARCH, "--retriever", "bm25", "--embedding", "x")
+    assert "--give_up: for --base_url" in error_line(
         "evaluation.py", "--task", "example", "--model_path", "x", "--give_up"
     )
-    assert "--top_k 200" in refused(*SEARCH, "--top_k", 200)
-    assert "--chunk_overlap 1024" in refused(*SEARCH, "--chunk_overlap", 1024)
-    assert "--rerank_url" in refused(*SEARCH, "--reranker", "x")
-    assert "--embedding no/such/model" in refused(*SEARCH, "--embedding", "no/such/model")
+    assert "--top_k 200" in error_line(*SEARCH, "--top_k", 200)
+    assert "--chunk_overlap 1024" in error_line(*SEARCH, "--chunk_overlap", 1024)
+    assert "--rerank_url" in error_line(*SEARCH, "--reranker", "x")
+    assert "--embedding no/such/model" in error_line(*SEARCH, "--embedding", "no/such/model")

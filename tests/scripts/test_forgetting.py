@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.conftest import refused, succeed
+from tests.conftest import error_line, succeed
 from utils import paths
 from utils.token_file import TokenFile
 
@@ -30,7 +30,7 @@ def test_before_and_after(token_files, tiny_model, tmp_path, monkeypatch):
         succeed("evaluation.py", "--task", "example", "--protocol", "loglik", "--model_path", checkpoint)
     assert json.loads(succeed(*command).splitlines()[-1])["after"]["accuracy"] > 0
     succeed("evaluation.py", "--task", "example", "--protocol", "letter", "--model_path", before)
-    assert "other name" in refused(*command)
+    assert "other name" in error_line(*command)
     paths.evaluation_file(str(before)).unlink()
     out = succeed(*command)
     model = LocalModel(str(tiny_model))
@@ -42,15 +42,15 @@ def test_before_and_after(token_files, tiny_model, tmp_path, monkeypatch):
     assert results["after"]["perplexity"] == pytest.approx(math.exp(loss), rel=1e-4)
     assert json.loads((paths.out_dir() / "forgetting-tiny.json").read_text()) == json.loads(out.splitlines()[-1])
     assert "perplexity" in out
-    assert "tokens are less than a block" in refused(*command, "--block_size", 10**6)
+    assert "tokens are less than a block" in error_line(*command, "--block_size", 10**6)
 
 
 def test_user_errors_are_one_line(home, tiny_model):
-    assert "rename one" in refused("scripts/forgetting.py", "--before", tiny_model, "--after", tiny_model)
+    assert "rename one" in error_line("scripts/forgetting.py", "--before", tiny_model, "--after", tiny_model)
     command = ("scripts/forgetting.py", "--before", "ckpts/none", "--after", tiny_model)
-    assert "for --harness" in refused(*command, "--limit", 3)
-    assert "tokenize_redpj.py" in refused(*command)
+    assert "for --harness" in error_line(*command, "--limit", 3)
+    assert "tokenize_redpj.py" in error_line(*command)
     import importlib.util
 
     if not importlib.util.find_spec("lm_eval"):
-        assert "lm-eval[hf]" in refused(*command, "--harness", "arc_easy")
+        assert "lm-eval[hf]" in error_line(*command, "--harness", "arc_easy")

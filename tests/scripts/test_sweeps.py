@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 
-from tests.conftest import ROOT, refused, succeed
+from tests.conftest import ROOT, error_line, succeed
 from utils import paths
 
 SMALL = {"CHUNKS": "256", "TOP_KS": "1 2", "ORDERS": "best_last"}
@@ -32,7 +32,7 @@ def points() -> dict[str, bytes]:
 
 
 def test_a_killed_sweep_resumes(home, tiny_model):
-    assert "rag_sweep.sh" in refused("scripts/rag_table.py", "--model_path", tiny_model)
+    assert "rag_sweep.sh" in error_line("scripts/rag_table.py", "--model_path", tiny_model)
     first = sweep(tiny_model)
     while not points():
         assert first.poll() is None, first.stderr.read()
@@ -77,7 +77,7 @@ def test_the_two_by_two(home, tiny_model):
     assert (paths.out_dir() / "two_by_two.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((paths.out_dir() / "two_by_two.json").read_text()) == result
     wrong = ("--base", "no/such/model", "--entigraph", after)
-    assert "no/such/model" in refused("scripts/two_by_two.py", *wrong, *OPTIONS)
+    assert "no/such/model" in error_line("scripts/two_by_two.py", *wrong, *OPTIONS)
 
 
 def test_the_scaling_run(token_files, tiny_model, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 
 from tasks import multiple_choice
 from tasks.documents import load_task
-from tests.conftest import refused, run_script, start_script, succeed
+from tests.conftest import error_line, run_script, start_script, succeed
 from utils import paths
 from utils.errors import UserError
 
@@ -167,18 +167,18 @@ def test_unreadable_answers_are_wrong_and_not_missing(home, server):
 
 
 def test_what_the_user_can_mend(home, tiny_model, server, tmp_path):
-    assert "scripts/download_data.sh" in refused("evaluation.py", "--model_path", tiny_model)
-    assert "--model_path no/such/model" in refused(*LOGLIK, "no/such/model")
-    assert "loglik" in refused(*LOGLIK, "served", "--base_url", server.url)
-    assert "--n_samples 0" in refused(*COT, tiny_model, "--n_samples", 0)
+    assert "scripts/download_data.sh" in error_line("evaluation.py", "--model_path", tiny_model)
+    assert "--model_path no/such/model" in error_line(*LOGLIK, "no/such/model")
+    assert "loglik" in error_line(*LOGLIK, "served", "--base_url", server.url)
+    assert "--n_samples 0" in error_line(*COT, tiny_model, "--n_samples", 0)
     (home / "ckpts/weightless").mkdir(parents=True)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (home / "ckpts/weightless" / name).write_bytes((tiny_model / name).read_bytes())
-    assert "holds no model" in refused(*LOGLIK, "ckpts/weightless")
+    assert "holds no model" in error_line(*LOGLIK, "ckpts/weightless")
     for name in ("config.json", "model.safetensors"):
         (home / "ckpts/weightless" / name).write_bytes((tiny_model / name).read_bytes())
     (home / "ckpts/weightless/tokenizer_config.json").unlink()
-    assert "holds no tokenizer" in refused(*LOGLIK, "ckpts/weightless")
+    assert "holds no tokenizer" in error_line(*LOGLIK, "ckpts/weightless")
 
 
 def test_evaluations_of_other_protocols_are_set_aside(home, tiny_model):
@@ -210,7 +210,7 @@ def test_a_question_that_fails_does_not_stop_the_others(home, server):
         1,
     )
     server.faults = [None, 400, None, 400]
-    assert "2 questions were not answered" in refused(*command)
+    assert "2 questions were not answered" in error_line(*command)
     assert sum(server.billed.values()) == 82
     assert json.loads(succeed(*command).splitlines()[-1])["n"] == 84
     assert sum(server.billed.values()) == 84
@@ -357,24 +357,26 @@ def test_what_cannot_be_compared_is_refused(home, tiny_model):
     one, other = outputs(home, tiny_model)
     whole = json.loads(other.read_text())
 
-    def says(change):
+    def error_for(change):
         result = json.loads(json.dumps(whole))
         change(result)
         other.write_text(json.dumps(result))
-        return refused("evaluation.py", "--compare", one, other)
+        return error_line("evaluation.py", "--compare", one, other)
 
-    assert "other name (loglik and letter)" in says(lambda r: r["protocol"].update(name="letter"))
-    assert "other task" in says(lambda r: r["protocol"].update(task="quality"))
-    assert "other select" in says(lambda r: r["protocol"].update(select="random"))
-    assert "not the same questions" in says(lambda r: r["documents"].pop())
-    assert "earlier version" in says(lambda r: r["documents"][0]["questions"][0].pop("answer"))
+    assert "other name (loglik and letter)" in error_for(lambda r: r["protocol"].update(name="letter"))
+    assert "other task" in error_for(lambda r: r["protocol"].update(task="quality"))
+    assert "other select" in error_for(lambda r: r["protocol"].update(select="random"))
+    assert "not the same questions" in error_for(lambda r: r["documents"].pop())
+    assert "earlier version" in error_for(lambda r: r["documents"][0]["questions"][0].pop("answer"))
     other.write_text("[]")
-    assert "not an output" in refused("evaluation.py", "--compare", one, other)
-    assert "nowhere.json" in refused("evaluation.py", "--compare", one, home / "nowhere.json")
+    assert "not an output" in error_line("evaluation.py", "--compare", one, other)
+    assert "nowhere.json" in error_line("evaluation.py", "--compare", one, home / "nowhere.json")
 
 
 def test_options_that_do_not_go_together(home, tiny_model):
-    assert "--model_path" in refused("evaluation.py")
-    assert "--few_shot: for --protocol cot" in refused(*LOGLIK, tiny_model, "--few_shot", 2)
-    assert "--select: for --protocol cot" in refused(*LOGLIK, tiny_model, "--select", "random")
-    assert "--few_shot 9" in refused("evaluation.py", "--task", "example", "--few_shot", 9, "--model_path", tiny_model)
+    assert "--model_path" in error_line("evaluation.py")
+    assert "--few_shot: for --protocol cot" in error_line(*LOGLIK, tiny_model, "--few_shot", 2)
+    assert "--select: for --protocol cot" in error_line(*LOGLIK, tiny_model, "--select", "random")
+    assert "--few_shot 9" in error_line(
+        "evaluation.py", "--task", "example", "--few_shot", 9, "--model_path", tiny_model
+    )

@@ -9,7 +9,7 @@ import pytest
 
 from tasks import quiz
 from tasks.documents import Document, load_task
-from tests.conftest import ROOT, refused, run_script, start_script, succeed
+from tests.conftest import ROOT, error_line, run_script, start_script, succeed
 from utils import paths
 
 DOCUMENT = Document("lamp-1", "The Lamp", "Doe, Jo", "", "The keeper is called Ada. Her gull is Bo.")
@@ -155,21 +155,21 @@ def test_a_quiz_that_was_killed_pays_for_nothing_twice(home, server, corpus):
 
 
 def test_what_the_user_can_mend(home, server, corpus):
-    assert "--corpus DIR or --task NAME" in refused("data/make_questions.py")
-    assert "has its questions already" in refused("data/make_questions.py", "--task", "example")
-    assert "nowhere.jsonl" in refused("data/make_questions.py", "--task", "nowhere", "--base_url", server.url)
+    assert "--corpus DIR or --task NAME" in error_line("data/make_questions.py")
+    assert "has its questions already" in error_line("data/make_questions.py", "--task", "example")
+    assert "nowhere.jsonl" in error_line("data/make_questions.py", "--task", "nowhere", "--base_url", server.url)
     server.replies = lambda prompt: "I would rather not."
     done = run_script(*options(corpus, server))
     assert done.returncode == 2
     assert "18 replies that could not be read" in done.stdout
     assert "no question was kept" in done.stderr
-    assert "--base_model_url: name" in refused(*options(corpus, server), "--base_model_url", server.url)
+    assert "--base_model_url: name" in error_line(*options(corpus, server), "--base_model_url", server.url)
 
 
 def test_a_document_that_fails_does_not_stop_the_others(home, server, corpus):
     server.replies = reply
     server.faults = [400]
-    line = refused(*options(corpus, server))
+    line = error_line(*options(corpus, server))
     assert "1 documents failed" in line
     assert len(paths.questions_file("islands").read_text().splitlines()) == 5
     assert json.loads(succeed(*options(corpus, server)).splitlines()[-1])["kept"] == 6

@@ -5,7 +5,7 @@ import pytest
 
 from tasks import readers
 from tasks.documents import load_task
-from tests.conftest import refused, succeed
+from tests.conftest import error_line, succeed
 from utils import paths
 from utils.errors import UserError
 
@@ -116,11 +116,11 @@ def test_step_1_and_the_search_take_it(home, handbook):
 def test_what_the_user_can_mend(home, handbook, tmp_path):
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd/a.jsonl").write_text('{"title": "A", "text": "a", "author": 3}\n')
-    assert "the author is not a string" in refused("data/entigraph.py", "0", "--corpus", tmp_path / "odd")
+    assert "the author is not a string" in error_line("data/entigraph.py", "0", "--corpus", tmp_path / "odd")
     (tmp_path / "odd/a.jsonl").write_text('{"title": "A", "text": "a\\ud800", "author": null}\n')
     assert readers.import_corpus(tmp_path / "odd") == "odd"
-    assert "make_questions.py" in refused("evaluation.py", "--task", "odd", "--rag", "--retrieval_only")
-    assert "no such folder" in refused("data/entigraph.py", "0", "--corpus", tmp_path / "none")
+    assert "make_questions.py" in error_line("evaluation.py", "--task", "odd", "--rag", "--retrieval_only")
+    assert "no such folder" in error_line("data/entigraph.py", "0", "--corpus", tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no documents"):
         readers.import_corpus(tmp_path / "empty")

@@ -1,4 +1,4 @@
-"""The chunked loss against torch's own."""
+"""Chunked cross-entropy against torch's."""
 
 import pytest
 import torch
@@ -15,27 +15,27 @@ def reference(hidden, weight, bias, labels):
 
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("trained_head", [True, False])
-def test_loss_and_gradients_are_those_of_torch(with_bias, trained_head, monkeypatch):
-    monkeypatch.setitem(loss.CHUNK_LOGITS, "cpu", 50 * 16)  # chunks of 16: 3 whole ones and a rest
+def test_loss_and_gradients_match_torch(with_bias, trained_head, monkeypatch):
+    monkeypatch.setitem(loss.CHUNK_LOGITS, "cpu", 50 * 16)  # chunks of 16 tokens: 3 full ones and a remainder
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(55, 8, generator=generator, dtype=torch.float64)
     weight = torch.randn(50, 8, generator=generator, dtype=torch.float64)
     bias = torch.randn(50, generator=generator, dtype=torch.float64) if with_bias else None
     labels = torch.randint(50, (55,), generator=generator)
     labels[::7] = -100
-    labels[16:32] = -100  # a whole chunk
-    found = []
+    labels[16:32] = -100  # a full chunk
+    results = []
     for function in (reference, loss.sum_cross_entropy):
         leaves = [hidden.clone().requires_grad_(), weight.clone().requires_grad_(trained_head)]
         leaves += [] if bias is None else [bias.clone().requires_grad_(trained_head)]
         value = function(*(leaves if with_bias else [*leaves, None]), labels)
         (value / 3).backward()
-        found.append([value.detach(), *(leaf.grad for leaf in leaves if leaf.requires_grad)])
-    for ours, theirs in zip(*found, strict=True):
+        results.append([value.detach(), *(leaf.grad for leaf in leaves if leaf.requires_grad)])
+    for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-6, atol=1e-6)
 
 
-def test_a_large_loss_is_no_infinity():
+def test_large_loss_is_finite():
     weight = torch.tensor([[500.0], [-500.0]])
     hidden = torch.ones(1, 1, requires_grad=True)
     value = loss.sum_cross_entropy(hidden, weight, None, torch.tensor([1]))
@@ -59,13 +59,13 @@ MODELS = {
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_a_model_learns_the_same_and_gives_its_logits_back(kind):
+def test_model_gradients_match_and_the_head_is_restored(kind):
     torch.manual_seed(0)
     model = MODELS[kind]().train()
     ids = torch.randint(90, (2, 40))
     labels = ids.clone()
     labels[0, :9] = -100
-    found = []
+    results = []
     for chunked in (False, True):
         if chunked:
             assert loss.use_chunked_loss(model, compiled=False)
@@ -73,17 +73,17 @@ def test_a_model_learns_the_same_and_gives_its_logits_back(kind):
             model.zero_grad()
             value = model(input_ids=ids, labels=labels, **options).loss
             value.backward()
-            found.append([value.detach(), *(p.grad.clone() for p in model.parameters())])
+            results.append([value.detach(), *(p.grad.clone() for p in model.parameters())])
         with torch.no_grad():
-            found.append([model(input_ids=ids, labels=labels).loss])
-    for plain, ours in zip(found[:3], found[3:], strict=True):
+            results.append([model(input_ids=ids, labels=labels).loss])
+    for plain, ours in zip(results[:3], results[3:], strict=True):
         for a, b in zip(plain, ours, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
     loss.restore_head(model)
     assert model(input_ids=ids).logits.shape == (2, 40, 90)
 
 
-def test_an_unknown_kind_keeps_its_own_loss():
+def test_unknown_model_type_keeps_its_loss():
     model = MODELS["llama"]()
     model.config.model_type = "gemma2"
     assert not loss.use_chunked_loss(model, compiled=False)

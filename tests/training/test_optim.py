@@ -1,4 +1,4 @@
-"""AdamW against torch's, its bf16 moments against fp32 ones, and its state through a checkpoint."""
+"""AdamW against torch's, its bf16 moments against fp32 moments, and its state through a checkpoint."""
 
 import copy
 
@@ -8,12 +8,12 @@ import torch
 from training.optim import AdamW, optimizer_class, round_stochastically
 
 
-def problem(seed: int = 0):
+def make_model(seed: int = 0):
     torch.manual_seed(seed)
     return torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.Tanh(), torch.nn.Linear(32, 1))
 
 
-def learn(model, optimizer, steps: int, first: int = 0) -> list[float]:
+def train(model, optimizer, steps: int, first: int = 0) -> list[float]:
     losses = []
     for step in range(first, first + steps):
         x = torch.randn(64, 16, generator=torch.Generator().manual_seed(step))
@@ -25,11 +25,11 @@ def learn(model, optimizer, steps: int, first: int = 0) -> list[float]:
     return losses
 
 
-def test_fp32_is_torchs_adamw():
-    models = problem(), problem()
+def test_fp32_matches_torchs_adamw():
+    models = make_model(), make_model()
     settings = {"lr": 1e-2, "weight_decay": 0.1, "betas": (0.9, 0.95)}
-    ours = learn(models[0], AdamW(models[0].parameters(), **settings), 50)
-    theirs = learn(models[1], torch.optim.AdamW(models[1].parameters(), **settings), 50)
+    ours = train(models[0], AdamW(models[0].parameters(), **settings), 50)
+    theirs = train(models[1], torch.optim.AdamW(models[1].parameters(), **settings), 50)
     assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 1e-5
 
 
@@ -42,16 +42,16 @@ def test_early_eps_by_hand():
     assert weight.item() == pytest.approx(2 - 0.1 * (root / (root + 0.5) + 0.2), abs=1e-6)
 
 
-def test_bf16_moments_learn_as_well():
-    models = problem(), problem()
-    full = learn(models[0], AdamW(models[0].parameters(), lr=3e-3), 400)
+def test_bf16_moments_train_as_well():
+    models = make_model(), make_model()
+    full = train(models[0], AdamW(models[0].parameters(), lr=3e-3), 400)
     optimizer = AdamW(models[1].parameters(), lr=3e-3, state_dtype=torch.bfloat16)
-    half = learn(models[1], optimizer, 400)
+    half = train(models[1], optimizer, 400)
     assert sum(half[-50:]) == pytest.approx(sum(full[-50:]), rel=0.05)
     assert {v.dtype for s in optimizer.state.values() for k, v in s.items() if k != "step"} == {torch.bfloat16}
 
 
-def test_rounding_by_chance_is_right_in_the_mean():
+def test_stochastic_rounding_is_unbiased():
     generator = torch.Generator().manual_seed(0)
     for value in (1.001, -3.3333, 1e-12):
         x = torch.full((200_000,), value)
@@ -63,18 +63,18 @@ def test_rounding_by_chance_is_right_in_the_mean():
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
-def test_resumed_is_uninterrupted(dtype, tmp_path):
+def test_resumed_equals_uninterrupted(dtype, tmp_path):
     if dtype == "int8":
         pytest.importorskip("torchao")
     make, settings = optimizer_class(dtype, lr=1e-2, seed=3)
-    model = problem()
+    model = make_model()
     optimizer = make(model.parameters(), **settings)
-    learn(model, optimizer, 5)
+    train(model, optimizer, 5)
     torch.save([model.state_dict(), optimizer.state_dict()], tmp_path / "state")
-    expected = learn(model, optimizer, 5, first=5)
-    fresh = copy.deepcopy(problem(seed=1))
+    expected = train(model, optimizer, 5, first=5)
+    fresh = copy.deepcopy(make_model(seed=1))
     again = make(fresh.parameters(), **settings)
     weights, state = torch.load(tmp_path / "state", weights_only=True)
     fresh.load_state_dict(weights)
     again.load_state_dict(state)
-    assert learn(fresh, again, 5, first=5) == expected
+    assert train(fresh, again, 5, first=5) == expected

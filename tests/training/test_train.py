@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import ROOT, make_tiny_model, refused, run_script, start_script, succeed
+from tests.conftest import ROOT, error_line, make_tiny_model, run_script, start_script, succeed
 from utils.errors import UserError
 from utils.paths import run_name
 
@@ -29,7 +29,7 @@ SEED_README = {
 }
 
 
-def test_run_names_are_the_seed_readmes():
+def test_run_names_match_the_seed_readme():
     name = "quality-lr5e-06-rr0.1-epochs2-bs16-wd0.01-warmup0.05-MetaLlama38B"
     assert run_name(Namespace(**SEED_README)) == name
     tuned = SEED_README | {"task_name": "instruct", "bs": "128", "model_name": f"ckpts/{name}"}
@@ -43,38 +43,15 @@ def test_run_names_are_the_seed_readmes():
 
 @pytest.fixture
 def work(token_files, tmp_path):
-    """A home folder of its own with the token files in it."""
+    """A new home folder with the token files."""
     shutil.copytree(token_files / "data", tmp_path / "data")
     return tmp_path
 
 
-def train(model: Path, *options, epochs="1"):
-    return (
-        "train.py",
-        "--lr",
-        "1e-3",
-        "--rr",
-        "0.1",
-        "--epochs",
-        epochs,
-        "--bs",
-        4,
-        "--wd",
-        "0.01",
-        "--warmup",
-        "0.05",
-        "--task_name",
-        "example",
-        "--model",
-        "written",
-        "--model_name",
-        model,
-        "--block_size",
-        128,
-        "--save_steps",
-        20,
-        *options,
-    )
+def train_command(model: Path, *options, epochs="1"):
+    recipe = f"--lr 1e-3 --rr 0.1 --epochs {epochs} --bs 4 --wd 0.01 --warmup 0.05 --block_size 128 --save_steps 20"
+    data = "--task_name example --model written"
+    return ("train.py", *recipe.split(), *data.split(), "--model_name", model, *options)
 
 
 def run_folder(home: Path) -> Path:
@@ -93,11 +70,11 @@ def losses(home: Path) -> list[float]:
 def uninterrupted(token_files, tiny_model, tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("uninterrupted")
     shutil.copytree(token_files / "data", home / "data")
-    succeed(*train(tiny_model), SCP_HOME=str(home))
+    succeed(*train_command(tiny_model), SCP_HOME=str(home))
     return home
 
 
-def test_what_a_run_leaves(uninterrupted, tiny_model):
+def test_finished_run_folder(uninterrupted, tiny_model):
     from transformers import AutoTokenizer
 
     folder = run_folder(uninterrupted)
@@ -115,24 +92,24 @@ def test_what_a_run_leaves(uninterrupted, tiny_model):
 
 
 def test_same_seed_same_losses_and_weights(uninterrupted, work, tiny_model):
-    succeed(*train(tiny_model), SCP_HOME=str(work))
+    succeed(*train_command(tiny_model), SCP_HOME=str(work))
     assert losses(work) == losses(uninterrupted)
     same = [(run_folder(home) / "model.safetensors").read_bytes() for home in (work, uninterrupted)]
     assert same[0] == same[1]
 
 
 def test_kill_and_resume_in_the_middle(uninterrupted, work, tiny_model):
-    """Killed twice, once between checkpoints and once while one is written; ends in the same bytes."""
+    """Killed between checkpoints, then while one is written: the resumed run has the same bytes."""
     folder = work / "ckpts" / run_folder(uninterrupted).name
     for wait_for in ("step 27", "checkpoint-40"):
-        process = start_script(*train(tiny_model), SCP_HOME=str(work))
-        while not reached(folder, wait_for):
+        process = start_script(*train_command(tiny_model), SCP_HOME=str(work))
+        while not has_reached(folder, wait_for):
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert not (folder / "model.safetensors").exists()
-    out = succeed(*train(tiny_model), SCP_HOME=str(work))
+    out = succeed(*train_command(tiny_model), SCP_HOME=str(work))
     assert "resuming from" in out
     assert max(abs(a - b) for a, b in zip(losses(work), losses(uninterrupted), strict=True)) < 1e-6
     same = [(run_folder(home) / "model.safetensors").read_bytes() for home in (work, uninterrupted)]
@@ -144,38 +121,27 @@ def test_kill_and_resume_in_the_middle(uninterrupted, work, tiny_model):
     assert before[0] == before[1]
 
 
-def reached(folder: Path, moment: str) -> bool:
+def has_reached(folder: Path, moment: str) -> bool:
     if moment.startswith("checkpoint"):
         return (folder / moment).is_dir()
     metrics = folder / "metrics.jsonl"
     return metrics.is_file() and f'{{"step": {moment.split()[1]},' in metrics.read_text()
 
 
-def test_a_finished_run_is_left_alone_and_another_is_refused(uninterrupted, work, tiny_model):
+def test_finished_run_is_kept_and_another_is_rejected(uninterrupted, work, tiny_model):
     shutil.copytree(uninterrupted / "ckpts", work / "ckpts")
     stamp = (run_folder(work) / "model.safetensors").stat().st_mtime_ns
-    assert "finished already" in succeed(*train(tiny_model), SCP_HOME=str(work))
+    assert "finished already" in succeed(*train_command(tiny_model), SCP_HOME=str(work))
     assert (run_folder(work) / "model.safetensors").stat().st_mtime_ns == stamp
-    assert "other seed" in refused(*train(tiny_model, "--seed", 1), SCP_HOME=str(work))
-    succeed(
-        "data/tokenize_entigraph.py",
-        "--task",
-        "example",
-        "--model",
-        "written",
-        "--tokenizer",
-        tiny_model,
-        "--input",
-        ROOT / "data/example/passages",
-        "--seed",
-        5,
-        SCP_HOME=str(work),
-    )
-    assert "other train" in refused(*train(tiny_model), SCP_HOME=str(work))
+    assert "other seed" in error_line(*train_command(tiny_model, "--seed", 1), SCP_HOME=str(work))
+    options = ["--task", "example", "--model", "written", "--seed", "5"]
+    files = ("--tokenizer", tiny_model, "--input", ROOT / "data/example/passages")
+    succeed("data/tokenize_entigraph.py", *options, *files, SCP_HOME=str(work))
+    assert "other train" in error_line(*train_command(tiny_model), SCP_HOME=str(work))
 
 
-def test_folders_of_the_home_come_first(home, monkeypatch):
-    """A second run in an $SCP_HOME of its own does not find the first one's checkpoints."""
+def test_checkpoints_of_the_home_folder_come_first(home, monkeypatch):
+    """A run with its own $SCP_HOME does not use the checkpoints of another one."""
     from utils import paths
 
     other = home / "elsewhere"
@@ -187,49 +153,49 @@ def test_folders_of_the_home_come_first(home, monkeypatch):
     assert paths.resolve_checkpoint("ckpts/here") == str(other / "ckpts/here")
 
 
-def test_held_out_text_of_another_run_is_refused(work, tiny_model):
+def test_held_out_text_of_another_run_is_rejected(work, tiny_model):
     path = work / "data/dataset/bins/togethercomputer_RedPajama_Data_1T_Sample_None_test.json"
     path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
-    assert "not made by one run" in refused(*train(tiny_model), SCP_HOME=str(work))
+    assert "not made by one run" in error_line(*train_command(tiny_model), SCP_HOME=str(work))
 
 
-def test_settings_that_do_not_fit(work, tiny_model, tmp_path):
-    def says(*options, model=tiny_model):
-        return refused(*train(model, *options), SCP_HOME=str(work))
+def test_user_errors(work, tiny_model, tmp_path):
+    def error_for(*options, model=tiny_model):
+        return error_line(*train_command(model, *options), SCP_HOME=str(work))
 
-    assert "--bs 4 does not divide" in says("--micro_batch", 3)
-    assert "--rr" in says("--rr", "1.5")
-    assert "--block_size" in says("--block_size", 100_000)
-    assert "tokenize_redpj.py --name none" in says("--replay", "none")
-    assert "--eval_blocks" in says("--eval_blocks", 0)
-    assert "--epochs" in says("--epochs", "inf")
-    assert "blocks in all" in says("--bs", 4000)
-    assert "tokenize_entigraph.py --task quality" in says("--task_name", "quality", "--model", "gpt-4-turbo")
+    assert "--bs 4 does not divide" in error_for("--micro_batch", 3)
+    assert "--rr" in error_for("--rr", "1.5")
+    assert "--block_size" in error_for("--block_size", 100_000)
+    assert "tokenize_redpj.py --name none" in error_for("--replay", "none")
+    assert "--eval_blocks" in error_for("--eval_blocks", 0)
+    assert "--epochs" in error_for("--epochs", "inf")
+    assert "blocks in all" in error_for("--bs", 4000)
+    assert "tokenize_entigraph.py --task quality" in error_for("--task_name", "quality", "--model", "gpt-4-turbo")
     for name in ("ckpts/nowhere", "/nowhere/at/all", "./nowhere", "a/b/c"):
-        assert f"--model_name {name}: no such folder" in says(model=name)  # no hub is asked
+        assert f"--model_name {name}: no such folder" in error_for(model=name)  # the Hub is not asked
     other = make_tiny_model(tmp_path / "other", vocab_size=550)
-    line = says(model=other)
+    line = error_for(model=other)
     assert "vocabulary" in line
     assert f"--tokenizer {other}" in line
     bare = tmp_path / "bare"
     shutil.copytree(tiny_model, bare)
     (bare / "tokenizer_config.json").unlink()
-    assert "holds no tokenizer" in says(model=bare)
+    assert "holds no tokenizer" in error_for(model=bare)
     assert not (work / "ckpts").exists()
 
 
-def test_bs_must_divide_by_the_processes(work, tiny_model):
-    line = refused(*train(tiny_model), SCP_HOME=str(work), WORLD_SIZE="3", RANK="0")
+def test_bs_must_be_divisible_by_the_processes(work, tiny_model):
+    line = error_line(*train_command(tiny_model), SCP_HOME=str(work), WORLD_SIZE="3", RANK="0")
     assert "--bs 4 does not divide by 3 processes" in line
 
 
 def test_micro_batches_do_not_change_the_losses(uninterrupted, work, tiny_model):
-    succeed(*train(tiny_model, "--micro_batch", 1), SCP_HOME=str(work))
+    succeed(*train_command(tiny_model, "--micro_batch", 1), SCP_HOME=str(work))
     assert max(abs(a - b) for a, b in zip(losses(work), losses(uninterrupted), strict=True)) < 1e-4
 
 
-def two_ranks(command, home: Path) -> None:
-    """The same command on two CPU ranks over gloo."""
+def run_on_two_ranks(command, home: Path) -> None:
+    """Run a command on two CPU ranks over gloo."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
         [sys.executable, *launcher, str(ROOT / command[0]), *map(str, command[1:])],
@@ -241,73 +207,74 @@ def two_ranks(command, home: Path) -> None:
 
 
 def test_two_processes_see_the_same_batches(uninterrupted, work, tiny_model):
-    """Two CPU ranks over gloo: the losses are those of one process."""
-    two_ranks(train(tiny_model), work)
+    """Two CPU ranks over gloo have the losses of one process."""
+    run_on_two_ranks(train_command(tiny_model), work)
     assert max(abs(a - b) for a, b in zip(losses(work), losses(uninterrupted), strict=True)) < 1e-4
 
 
 def test_losses_are_weighted_by_tokens_over_ranks_and_accumulation(work, tiny_model):
-    """Masked documents give blocks different numbers of labels. One rank with a micro-batch of 8, one
-    with 8 accumulations, and two with 4 each: the same losses."""
-    found = []
+    """Masked documents give blocks different numbers of labels. The losses are the same for one rank with a
+    micro-batch of 8, one rank with 8 accumulation steps, and two ranks with 4."""
+    results = []
     for ranks, micro_batch in ((1, 8), (1, 1), (2, 1)):
         options = ("--mask_documents", "--subsample_ratio", "0.2", "--bs", 8)
-        command = train(tiny_model, *options, "--micro_batch", micro_batch)
+        command = train_command(tiny_model, *options, "--micro_batch", micro_batch)
         if ranks == 1:
             succeed(*command, SCP_HOME=str(work))
         else:
-            two_ranks(command, work)
-        found.append(losses(work))
+            run_on_two_ranks(command, work)
+        results.append(losses(work))
         shutil.rmtree(work / "ckpts")
-    for other in found[1:]:
-        assert max(abs(a - b) for a, b in zip(found[0], other, strict=True)) < 1e-5
+    for other in results[1:]:
+        assert max(abs(a - b) for a, b in zip(results[0], other, strict=True)) < 1e-5
 
 
 def test_bf16_autocast_keeps_fp32_weights(work, tiny_model):
-    succeed(*train(tiny_model, "--precision", "bf16", "--subsample_ratio", "0.2", "--run_eval"), SCP_HOME=str(work))
+    options = ("--precision", "bf16", "--subsample_ratio", "0.2", "--run_eval")
+    succeed(*train_command(tiny_model, *options), SCP_HOME=str(work))
     assert run_folder(work).name.startswith("scaling-subsample_ratio0.2-example-")
     weights = load_file(run_folder(work) / "model.safetensors")
     assert {str(tensor.dtype) for tensor in weights.values()} == {"torch.float32"}
 
 
-def damage(folder: Path, what: str) -> None:
+def damage(folder: Path, kind: str) -> None:
     weights, config = folder / "model.safetensors", folder / "config.json"
     content = weights.read_bytes()
-    if what == "cut":
+    if kind == "cut":
         weights.write_bytes(content[:-100])
-    elif what == "zeros":
+    elif kind == "zeros":
         weights.write_bytes(bytes(1000))
-    elif what == "endless header":
+    elif kind == "endless header":
         weights.write_bytes(b"\xff" * 8 + content[8:])
-    elif what == "loop":
+    elif kind == "loop":
         weights.unlink()
         weights.symlink_to(weights)
-    elif what == "folder":
+    elif kind == "folder":
         weights.unlink()
         weights.mkdir()
-    elif what == "config":
+    elif kind == "config":
         config.write_text("[1]")
-    elif what == "shape":
+    elif kind == "shape":
         config.write_text(config.read_text().replace('"hidden_size": 32', '"hidden_size": 64'))
-    elif what == "a tensor less":
+    elif kind == "a tensor less":
         tensors = load_file(weights)
         tensors.pop("model.norm.weight")
         save_file(tensors, weights, metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize(
-    "what", ["cut", "zeros", "endless header", "loop", "folder", "config", "shape", "a tensor less"]
+    "kind", ["cut", "zeros", "endless header", "loop", "folder", "config", "shape", "a tensor less"]
 )
-def test_damaged_checkpoints_are_refused_by_name(tiny_model, tmp_path, what):
+def test_damaged_checkpoints_are_reported(tiny_model, tmp_path, kind):
     from training.model import load_model
 
     shutil.copytree(tiny_model, tmp_path / "m")
-    damage(tmp_path / "m", what)
+    damage(tmp_path / "m", kind)
     with pytest.raises(UserError, match="--model_name"):
         load_model(str(tmp_path / "m"))
 
 
-def test_weights_that_are_trained_are_fp32(tiny_model):
+def test_trained_weights_must_be_fp32(tiny_model):
     import torch
 
     from training.model import check_master_weights, load_model
@@ -318,16 +285,16 @@ def test_weights_that_are_trained_are_fp32(tiny_model):
         check_master_weights(model)
 
 
-def test_a_loss_that_is_not_finite_names_step_and_blocks(work, tiny_model):
-    line = refused(*train(tiny_model, "--lr", "1e30"), SCP_HOME=str(work))
+def test_non_finite_loss_error_names_step_and_blocks(work, tiny_model):
+    line = error_line(*train_command(tiny_model, "--lr", "1e30"), SCP_HOME=str(work))
     assert "the loss is nan" in line
     assert "synthetic block" in line
     assert "--lr" in line
 
 
 def test_keep_checkpoints(work, tiny_model):
-    """Of three checkpoints before the kill the newest one is there."""
-    command = train(tiny_model, "--save_steps", 5, "--keep_checkpoints", 1)
+    """Older checkpoints are deleted; killed after three, the run has the newest."""
+    command = train_command(tiny_model, "--save_steps", 5, "--keep_checkpoints", 1)
     process = start_script(*command, SCP_HOME=str(work))
     (work / "ckpts").mkdir()
     while not list((work / "ckpts").glob("*/checkpoint-15/COMPLETE")):
@@ -336,33 +303,17 @@ def test_keep_checkpoints(work, tiny_model):
     process.kill()
     process.communicate()
     complete = list((work / "ckpts").glob("*/checkpoint-*/COMPLETE"))
-    assert len(complete) <= 2  # the older one goes when the newer one is complete
+    assert len(complete) <= 2  # the older one is deleted once the newer one is complete
 
 
-def test_the_raw_baseline_and_no_replay(work, tiny_model):
-    out = succeed(
-        "train.py",
-        "--task_name",
-        "example-raw",
-        "--model_name",
-        tiny_model,
-        "--block_size",
-        128,
-        "--bs",
-        4,
-        "--rr",
-        0,
-        "--epochs",
-        "0.5",
-        "--lr",
-        "1e-3",
-        SCP_HOME=str(work),
-    )
+def test_raw_baseline_without_replay(work, tiny_model):
+    recipe = "--task_name example-raw --block_size 128 --bs 4 --rr 0 --epochs 0.5 --lr 1e-3"
+    out = succeed("train.py", *recipe.split(), "--model_name", tiny_model, SCP_HOME=str(work))
     assert "0.0% replay" in out
     assert run_folder(work).name == "example-raw-lr1e-3-rr0-epochs0.5-bs4-wd0.01-warmup0.05-tiny"
 
 
-def test_the_shell_launcher_is_train_py():
+def test_train_sh_runs_train_py():
     done = subprocess.run(["bash", ROOT / "scripts/train.sh", "--help"], capture_output=True, text=True, cwd="/")
     assert done.returncode == 0
     assert done.stdout == run_script("train.py", "--help").stdout

@@ -8,7 +8,7 @@ from utils.errors import UserError
 from utils.io import Journal, atomic_write, read_jsonl, write_json
 
 
-def test_replacing_keeps_the_old_file_on_an_error(tmp_path):
+def test_atomic_write_keeps_the_old_file_on_an_error(tmp_path):
     path = tmp_path / "a"
     path.write_text("old")
     with pytest.raises(RuntimeError), atomic_write(path) as file:
@@ -18,13 +18,13 @@ def test_replacing_keeps_the_old_file_on_an_error(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
-def test_lines_end_with_a_newline_alone(tmp_path):
+def test_only_newlines_end_lines(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"text": "a\u2028b\u0085c"}, ensure_ascii=False) + "\n")
     assert read_jsonl(path, "")[0]["text"] == "a\u2028b\u0085c"
 
 
-def test_journal_drops_a_torn_last_line_and_goes_on(tmp_path):
+def test_journal_drops_a_torn_last_line(tmp_path):
     path = tmp_path / "j.jsonl"
     path.write_text('{"id": 1}\n{"id": 2}\n{"id": 3, "te')
     with Journal(path) as journal:
@@ -42,7 +42,7 @@ def test_journal_names_a_corrupt_line_in_the_middle(tmp_path):
     assert path.read_text() == content
 
 
-def test_journal_compacts_what_is_not_kept(tmp_path):
+def test_journal_drops_records_that_are_not_kept(tmp_path):
     path = tmp_path / "j.jsonl"
     path.write_text('{"id": 1, "bad": true}\n{"id": 2}\n')
     with Journal(path, keep=lambda record: not record.get("bad")) as journal:
@@ -60,8 +60,8 @@ def test_journal_is_locked_against_a_second_process(tmp_path):
     assert subprocess.run([sys.executable, "-c", command]).returncode == 0
 
 
-def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path):
-    """A limit on file size (EFBIG) stands in for ENOSPC: both come out of write()."""
+def test_full_disk_error_keeps_the_old_file(tmp_path):
+    """A file size limit (EFBIG) stands in for ENOSPC: write() raises both."""
     path = tmp_path / "tokens.bin"
     path.write_bytes(b"old")
     code = (
@@ -88,7 +88,7 @@ def test_write_json_is_utf8(tmp_path):
     assert "é" in (tmp_path / "a.json").read_text()
 
 
-def test_a_full_disk_while_journalling_is_one_line(tmp_path):
+def test_full_disk_error_of_a_journal_is_one_line(tmp_path):
     path = tmp_path / "j.jsonl"
     code = (
         "import resource, signal\n"

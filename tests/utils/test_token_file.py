@@ -27,18 +27,18 @@ def test_round_trip(path):
 
 @pytest.mark.parametrize("suffix", [".bin", ".idx", ".json"])
 @pytest.mark.parametrize("damage", ["missing", "cut", "empty", "folder", "loop"])
-def test_damage_is_named(path, suffix, damage):
-    victim = path.with_suffix(suffix)
-    content = victim.read_bytes()
-    victim.unlink()
+def test_damage_is_reported(path, suffix, damage):
+    target = path.with_suffix(suffix)
+    content = target.read_bytes()
+    target.unlink()
     if damage == "cut":
-        victim.write_bytes(content[:-3])
+        target.write_bytes(content[:-3])
     elif damage == "empty":
-        victim.write_bytes(b"")
+        target.write_bytes(b"")
     elif damage == "folder":
-        victim.mkdir()
+        target.mkdir()
     elif damage == "loop":
-        victim.symlink_to(victim)
+        target.symlink_to(target)
     with pytest.raises(UserError, match="make it"):
         TokenFile(path, "make it")
 
@@ -50,19 +50,19 @@ def test_damage_is_named(path, suffix, damage):
     at=st.floats(0, 1, exclude_max=True),
     byte=st.integers(1, 255),
 )
-def test_no_damage_is_read_as_something_else(path, suffix, change, at, byte):
-    """Whatever is changed in one of the files: a UserError, or what was written is read."""
-    victim = path.with_suffix(suffix)
-    content = victim.read_bytes()
-    where = int(at * len(content))
+def test_damage_is_detected_or_harmless(path, suffix, change, at, byte):
+    """Any change in one of the files raises a UserError, or the original content is read."""
+    target = path.with_suffix(suffix)
+    content = target.read_bytes()
+    offset = int(at * len(content))
     damaged = {
-        "flip": content[:where] + bytes([content[where] ^ byte]) + content[where + 1 :],
-        "cut": content[:where],
-        "insert": content[:where] + bytes([byte]) * 8 + content[where:],
-        "zeros": content[:where] + bytes(len(content) - where),
+        "flip": content[:offset] + bytes([content[offset] ^ byte]) + content[offset + 1 :],
+        "cut": content[:offset],
+        "insert": content[:offset] + bytes([byte]) * 8 + content[offset:],
+        "zeros": content[:offset] + bytes(len(content) - offset),
         "swap": content[8:] + content[:8],
     }[change]
-    victim.write_bytes(damaged)
+    target.write_bytes(damaged)
     try:
         file = TokenFile(path, "make it")
         file.verify()
@@ -73,10 +73,10 @@ def test_no_damage_is_read_as_something_else(path, suffix, change, at, byte):
         assert np.array_equal(file.ids, np.concatenate(DOCUMENTS))
         assert list(file.ends) == [5, 8, 8, 15]
     finally:
-        victim.write_bytes(content)
+        target.write_bytes(content)
 
 
-def test_other_content_of_the_same_length_is_refused(path):
+def test_changed_content_of_the_same_length_is_rejected(path):
     content = bytearray(path.read_bytes())
     content[0] ^= 1
     path.write_bytes(content)
@@ -84,7 +84,7 @@ def test_other_content_of_the_same_length_is_refused(path):
         TokenFile(path, "make it").verify()
 
 
-def test_other_vocabularies_are_refused(path):
+def test_other_vocabularies_are_rejected(path):
     file = TokenFile(path, "")
     file.check_vocabulary("s", 103, "m")
     with pytest.raises(UserError, match="--tokenizer m"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data import tokenize_redpj
-from tests.conftest import PEAK, ROOT, refused, succeed
+from tests.conftest import PEAK, ROOT, error_line, succeed
 from utils import paths
 from utils import tokenizer as tokenizer_module
 from utils.errors import UserError
@@ -26,33 +26,33 @@ def expected(tokenizer):
     return [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in TEXTS]
 
 
-def written(path):
+def read_ids(path):
     return [list(document) for document in TokenFile(path, "").documents()]
 
 
-def test_fast_and_slow_give_the_tokenizers_ids(tmp_path, tokenizer, expected, monkeypatch):
+def test_fast_and_slow_encoders_give_the_tokenizers_ids(tmp_path, tokenizer, expected, monkeypatch):
     sidecar = write_documents(tmp_path / "a.bin", lambda: iter(TEXTS), tokenizer, {})
     assert sidecar["encoder"] == "gigatoken"
-    assert written(tmp_path / "a.bin") == expected
+    assert read_ids(tmp_path / "a.bin") == expected
     monkeypatch.setattr(tokenizer_module, "_gigatoken", lambda tokenizer: None)
     sidecar = write_documents(tmp_path / "b.bin", lambda: iter(TEXTS), tokenizer, {})
     assert sidecar["encoder"] == "transformers"
     assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "b.bin").read_bytes()
 
 
-def test_a_beginning_token_is_kept(tmp_path, tokenizer):
+def test_bos_token_is_kept(tmp_path, tokenizer):
     from tokenizers.processors import TemplateProcessing
 
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     sidecar = write_documents(tmp_path / "a.bin", lambda: iter(TEXTS), tokenizer, {})
     assert sidecar["bos"]
-    for document, text in zip(written(tmp_path / "a.bin"), TEXTS, strict=True):
+    for document, text in zip(read_ids(tmp_path / "a.bin"), TEXTS, strict=True):
         assert document == [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
         assert document[0] == 0
 
 
-def test_other_ids_are_found_and_everything_is_encoded_again(tmp_path, tokenizer, expected, monkeypatch, capsys):
-    """A gigatoken that goes wrong late: the part that was written before is not kept."""
+def test_wrong_fast_ids_are_detected_and_all_is_encoded_again(tmp_path, tokenizer, expected, monkeypatch, capsys):
+    """gigatoken gives wrong ids in a late batch: the earlier output is discarded."""
     real = _encode_fast
     batches = []
 
@@ -65,20 +65,20 @@ def test_other_ids_are_found_and_everything_is_encoded_again(tmp_path, tokenizer
     monkeypatch.setattr(tokenizer_module, "BATCH_CHARACTERS", 1)
     sidecar = write_documents(tmp_path / "a.bin", lambda: iter(TEXTS), tokenizer, {})
     assert sidecar["encoder"] == "transformers"
-    assert written(tmp_path / "a.bin") == expected
+    assert read_ids(tmp_path / "a.bin") == expected
     assert "encoding with transformers" in capsys.readouterr().out
 
 
-def test_enough_is_whole_documents(tmp_path, tokenizer, monkeypatch):
+def test_token_limit_keeps_complete_documents(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer_module, "BATCH_CHARACTERS", 40)
     lengths = np.cumsum([len(tokenizer(text)["input_ids"]) + 1 for text in TEXTS])
-    for enough in (1, int(lengths[1]), int(lengths[1]) + 1, int(lengths[-1]) + 5):
-        sidecar = write_documents(tmp_path / "a.bin", lambda: iter(TEXTS), tokenizer, {}, enough)
-        taken = min(int(np.searchsorted(lengths, enough)) + 1, len(TEXTS))
-        assert (sidecar["documents"], sidecar["tokens"]) == (taken, lengths[taken - 1])
+    for limit in (1, int(lengths[1]), int(lengths[1]) + 1, int(lengths[-1]) + 5):
+        sidecar = write_documents(tmp_path / "a.bin", lambda: iter(TEXTS), tokenizer, {}, limit)
+        count = min(int(np.searchsorted(lengths, limit)) + 1, len(TEXTS))
+        assert (sidecar["documents"], sidecar["tokens"]) == (count, lengths[count - 1])
 
 
-def test_tokenizers_that_are_not_there(tmp_path, home):
+def test_missing_tokenizers(tmp_path, home):
     with pytest.raises(UserError, match="--tokenizer no/such"):
         load_tokenizer("no/such")
     (home / "ckpts/empty").mkdir(parents=True)
@@ -86,7 +86,7 @@ def test_tokenizers_that_are_not_there(tmp_path, home):
         load_tokenizer("ckpts/empty")
 
 
-def test_fingerprints_tell_vocabularies_apart(tokenizer, tmp_path):
+def test_sha256_differs_between_vocabularies(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path / "again")
     again = load_tokenizer(str(tmp_path / "again"))
     assert vocabulary_sha256(again) == vocabulary_sha256(tokenizer)
@@ -95,15 +95,8 @@ def test_fingerprints_tell_vocabularies_apart(tokenizer, tmp_path):
 
 
 def test_step_2_same_seed_same_bytes(home, tiny_model):
-    command = (
-        "data/tokenize_entigraph.py",
-        "--task",
-        "example",
-        "--tokenizer",
-        tiny_model,
-        "--input",
-        ROOT / "data/example/passages",
-    )
+    options = ("--task", "example", "--tokenizer", tiny_model, "--input", ROOT / "data/example/passages")
+    command = ("data/tokenize_entigraph.py", *options)
     path = paths.passages_bin("example", paths.DEFAULT_GENERATOR)
     succeed(*command)
     first = path.read_bytes()
@@ -117,30 +110,20 @@ def test_step_2_same_seed_same_bytes(home, tiny_model):
     assert sorted(path.read_bytes()) == sorted(first)
 
 
-def test_step_2_names_step_1(home, tiny_model):
-    assert "data/entigraph.py all" in refused("data/tokenize_entigraph.py", "--tokenizer", tiny_model)
+def test_step_2_error_names_step_1(home, tiny_model):
+    assert "data/entigraph.py all" in error_line("data/tokenize_entigraph.py", "--tokenizer", tiny_model)
 
 
-def test_step_3_takes_files_of_every_kind(home, tiny_model, tmp_path):
+def test_step_3_reads_every_file_type(home, tiny_model, tmp_path):
     import pyarrow
     import pyarrow.parquet
 
     (tmp_path / "a.txt").write_text("".join(f"line {number} of the text file\n" for number in range(5000)))
     (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": f"record {n}\u2028x"}) + "\n" for n in range(50)))
     pyarrow.parquet.write_table(pyarrow.table({"text": [f"row {n}" for n in range(50)]}), tmp_path / "c.parquet")
-    command = (
-        "data/tokenize_redpj.py",
-        "--text",
-        tmp_path / "a.txt",
-        tmp_path / "b.jsonl",
-        tmp_path / "c.parquet",
-        "--tokenizer",
-        tiny_model,
-        "--name",
-        "mine",
-        "--test_tokens",
-        1000,
-    )
+    files = [tmp_path / name for name in ("a.txt", "b.jsonl", "c.parquet")]
+    options = ("--tokenizer", tiny_model, "--name", "mine", "--test_tokens", 1000)
+    command = ("data/tokenize_redpj.py", "--text", *files, *options)
     succeed(*command)
     train, test = (TokenFile(paths.replay_bin("mine", split), "") for split in ("train", "test"))
     assert len(train.ends) + len(test.ends) == 103  # 3 pieces of the text file
@@ -153,30 +136,27 @@ def test_step_3_takes_files_of_every_kind(home, tiny_model, tmp_path):
     assert "record 49" in text
     assert "row 0" in text
     before = train.path.read_bytes(), test.path.read_bytes()
-    assert "--test_tokens" in refused(*command[:-1], 10**6)
+    assert "--test_tokens" in error_line(*command[:-1], 10**6)
     assert (train.path.read_bytes(), test.path.read_bytes()) == before
-    assert "no such file" in refused(
-        "data/tokenize_redpj.py", "--text", tmp_path / "none.txt", "--tokenizer", tiny_model
-    )
-    assert "must end in .txt" in refused(
-        "data/tokenize_redpj.py", "--text", ROOT / "LICENSE", "--tokenizer", tiny_model
-    )
+    command = ("data/tokenize_redpj.py", "--tokenizer", tiny_model, "--text")
+    assert "no such file" in error_line(*command, tmp_path / "none.txt")
+    assert "must end in .txt" in error_line(*command, ROOT / "LICENSE")
 
 
-def test_step_3_says_when_the_hub_has_nothing(home, tiny_model):
-    line = refused("data/tokenize_redpj.py", "--tokenizer", tiny_model, HF_HUB_OFFLINE="1")
+def test_step_3_error_without_the_hub(home, tiny_model):
+    line = error_line("data/tokenize_redpj.py", "--tokenizer", tiny_model, HF_HUB_OFFLINE="1")
     assert "RedPajama-Data-1T-Sample" in line
     assert "--text FILE" in line
 
 
-def test_fineweb_stands_in_for_redpajama(monkeypatch, capsys):
-    """The hub is out of reach here: datasets.load_dataset is replaced by one that answers as it would."""
+def test_fineweb_replaces_redpajama(monkeypatch, capsys):
+    """No network: datasets.load_dataset is replaced by a stand-in that responds as the Hub does."""
     import datasets
 
-    asked = []
+    calls = []
 
     def load_dataset(path, config, split, streaming):
-        asked.append((path, config))
+        calls.append((path, config))
         if "RedPajama" in path:
             raise RuntimeError("Dataset scripts are no longer supported")
         return datasets.Dataset.from_dict({"text": ["a", "b"]}).to_iterable_dataset()
@@ -185,7 +165,7 @@ def test_fineweb_stands_in_for_redpajama(monkeypatch, capsys):
     build, source = tokenize_redpj.hub_dataset(None)
     assert list(build()) == ["a", "b"]
     assert source == ["HuggingFaceFW/fineweb-edu:sample-10BT"]
-    assert asked == [("togethercomputer/RedPajama-Data-1T-Sample", None), ("HuggingFaceFW/fineweb-edu", "sample-10BT")]
+    assert calls == [("togethercomputer/RedPajama-Data-1T-Sample", None), ("HuggingFaceFW/fineweb-edu", "sample-10BT")]
     assert "using HuggingFaceFW/fineweb-edu:sample-10BT instead" in capsys.readouterr().err
 
 
@@ -198,9 +178,8 @@ def test_shuffling_a_stream(monkeypatch):
 
 
 def test_memory_does_not_grow_with_the_tokens(tiny_model, tmp_path):
-    """Peak memory at 30M and at 10M tokens, in processes of their own: less than 1 byte a token more.
-    (Before 10M buffers still grow to their size, and from run to run it differs by 10 MB; LOG.md has
-    50M, too.)"""
+    """From 10M to 30M tokens the peak memory of a process grows by less than 1 byte a token. (Below 10M, buffers still
+    grow, and runs differ by 10 MB. LOG.md also has 50M.)"""
     code = (
         "import sys\n"
         "from pathlib import Path\n"
@@ -211,8 +190,8 @@ def test_memory_does_not_grow_with_the_tokens(tiny_model, tmp_path):
         f"print(made['tokens'], {PEAK})\n"
     )
     peaks = []
-    for enough in (10_000_000, 30_000_000):
-        command = [sys.executable, "-c", code, str(tiny_model), str(tmp_path / "a.bin"), str(enough)]
+    for limit in (10_000_000, 30_000_000):
+        command = [sys.executable, "-c", code, str(tiny_model), str(tmp_path / "a.bin"), str(limit)]
         out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
         peaks.append([int(number) for number in out.splitlines()[-1].split()])
     ((small, small_peak), (large, large_peak)) = peaks

@@ -7,7 +7,7 @@ from data.generation.cost_estimate import dollars, estimate_costs
 from data.generation.passages import PassageStore
 from inference.prices import Price
 from tasks.documents import Document
-from tests.conftest import refused, succeed
+from tests.conftest import error_line, succeed
 from tests.data.test_entigraph import entigraph, records
 
 
@@ -61,7 +61,7 @@ def test_cached_prefixes_and_dollars(tmp_path):
 
 def test_a_model_without_a_price(home, server):
     assert "no price for m" in succeed(*entigraph(server, "--dry_run"))
-    line = refused(*entigraph(server, "--budget_usd", 5))
+    line = error_line(*entigraph(server, "--budget_usd", 5))
     assert "prices.json" in line
     assert "--max_tokens_total" in line
     assert server.requests == 0

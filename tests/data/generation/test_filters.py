@@ -4,7 +4,7 @@ import pytest
 
 from data.generation import filters
 from data.generation.filters import words_of
-from tests.conftest import ROOT, refused, succeed
+from tests.conftest import ROOT, error_line, succeed
 from utils import paths
 
 SOURCE = "The keeper of the northern light counted eleven ships before the storm took the jetty away."
@@ -68,8 +68,8 @@ def test_the_example_corpus_and_min_quality(home, tiny_model):
     kept = int(out.split(" of 144 passages")[0].split()[-1])
     assert 0 < kept < 144
     assert f"{kept} documents" in out
-    assert "no passage is left" in refused(*tokenize, 1.1)
+    assert "no passage is left" in error_line(*tokenize, 1.1)
 
 
 def test_an_empty_folder_names_the_step(home):
-    assert "data/entigraph.py" in refused("data/inspect_entigraph.py", "--task", "example")
+    assert "data/entigraph.py" in error_line("data/inspect_entigraph.py", "--task", "example")

@@ -17,7 +17,7 @@ from training.run_record import is_finished, make_record, write_record
 from training.settings import add_machine_arguments, add_recipe_arguments
 from utils import paths
 from utils.cli import make_parser, print_main, print_result, silence_transformers
-from utils.device import is_main_process
+from utils.device import is_main_process, leave_process_group
 from utils.errors import run
 from utils.io import read_json
 
@@ -65,6 +65,7 @@ def main() -> None:
     record |= {"finished": True} | trainer.train(model, tokenizer, (blocks, held_out), settings, folder)
     write_record(folder, record)
     report(folder, record)
+    leave_process_group()
 
 
 def load_model(args: argparse.Namespace, tokenizer, settings):

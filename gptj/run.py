@@ -18,7 +18,7 @@ import yaml
 
 from gptj.params import Params, load
 from utils.cli import make_parser, positive_int, print_main, print_result, silence_transformers
-from utils.device import is_main_process
+from utils.device import is_main_process, leave_process_group
 from utils.errors import run
 from utils.io import atomic_write
 
@@ -71,6 +71,7 @@ def main() -> None:
     checkpoint = newest_checkpoint(args.model_dir)
     result = {"mode": args.mode, "checkpoint": checkpoint and str(checkpoint)} | result
     print_result(result, f"step {result['step']}; newest checkpoint: {checkpoint or 'none'}")
+    leave_process_group()
 
 
 def override(params: Params, args: argparse.Namespace) -> Params:

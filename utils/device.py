@@ -17,6 +17,14 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def leave_process_group() -> None:
+    """Shut down the communication of a distributed run; without it, its threads can abort the process at exit."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def device_type() -> str:
     """`cuda` or `cpu`."""
     import torch

@@ -34,13 +34,8 @@ class Metrics(TrainerCallback):
         self.ends = deque([self.begun], maxlen=RECENT_STEPS)
         if state.is_world_process_zero:
             self._drop_steps_after(state.global_step)
-        self.bar = progress_bar(
-            "training",
-            unit="step",
-            total=state.max_steps,
-            initial=state.global_step,
-            disable=not (self.show_bar and state.is_world_process_zero),
-        )
+        steps = {"total": state.max_steps, "initial": state.global_step, "unit": "step"}
+        self.bar = progress_bar("training", **steps, disable=not (self.show_bar and state.is_world_process_zero))
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if "loss" not in logs:

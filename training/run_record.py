@@ -23,14 +23,8 @@ def make_record(args: argparse.Namespace, settings: TrainingSettings, files: dic
         name: {"file": str(file.path)} | {key: file.meta[key] for key in ("sha256", "mask_sha256") if key in file.meta}
         for name, file in files.items()
     }
-    return {
-        "arguments": vars(args),
-        "settings": asdict(settings),
-        "data": data,
-        "base": paths.weights_state(args.model_name),
-        "code": code_revision(),
-        "finished": False,
-    }
+    origin = {"data": data, "base": paths.weights_state(args.model_name), "code": code_revision()}
+    return {"arguments": vars(args), "settings": asdict(settings)} | origin | {"finished": False}
 
 
 def write_record(folder: Path, record: dict) -> None:

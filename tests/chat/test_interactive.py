@@ -32,12 +32,6 @@ def chat_model(tiny_llama, tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def streaming():
-    with FakeOpenAI() as running:
-        yield running
-
-
 def piped(text: str | bytes, *options, **environment) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, str(ROOT / "interactive.py"), *map(str, options)],
@@ -60,243 +54,233 @@ class Terminal:
             env=os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
         )
         self.process.delaybeforesend = 0.05
-        self.sees("Ctrl-D quits")
-        self.sees(">")
+        self.expect("Ctrl-D quits")
+        self.expect(">")
 
-    def types(self, text: str, end: str = "\r") -> None:
+    def send(self, text: str, end: str = "\r") -> None:
         self.process.send(text + end)
 
-    def sees(self, pattern: str) -> str:
+    def expect(self, pattern: str) -> str:
         self.process.expect(pattern)
         return self.process.match.group().decode()
 
-    def leaves(self) -> int:
-        self.types("", CTRL_D)
+    def quit(self) -> int:
+        self.send("", CTRL_D)
         self.process.expect(pexpect.EOF)
         self.process.close()
         return self.process.exitstatus
 
 
 @pytest.fixture
-def terminal(home, streaming):
-    opened = Terminal("--base_url", streaming.url)
+def terminal(home, server):
+    opened = Terminal("--base_url", server.url)
     yield opened
     opened.process.close(force=True)
 
 
-def test_a_conversation_remembers(terminal, streaming):
-    terminal.types("hello there")
-    terminal.sees("turn 1: hello there")
-    terminal.types("and then?")
-    terminal.sees("turn 2: and then")
-    assert [m["content"] for m in streaming.bodies[-1]["messages"]] == [
-        "hello there",
-        "turn 1: hello there ",
-        "and then?",
-    ]
-    terminal.types("/reset")
-    terminal.sees("new conversation")
-    terminal.types("again")
-    terminal.sees("turn 1: again")
-    assert terminal.leaves() == 0
+def test_conversation_remembers(terminal, server):
+    terminal.send("hello there")
+    terminal.expect("turn 1: hello there")
+    terminal.send("and then?")
+    terminal.expect("turn 2: and then")
+    contents = [m["content"] for m in server.bodies[-1]["messages"]]
+    assert contents == ["hello there", "turn 1: hello there ", "and then?"]
+    terminal.send("/reset")
+    terminal.expect("new conversation")
+    terminal.send("again")
+    terminal.expect("turn 1: again")
+    assert terminal.quit() == 0
 
 
-def test_commands(terminal, streaming, home):
-    terminal.types("/help")
-    terminal.sees("/temperature")
-    terminal.types("/nonsense")
-    terminal.sees("error: there is no /nonsense")
-    terminal.types("/system Be brief.")
-    terminal.sees("system message: Be brief")
-    terminal.types("/temperature 0.25")
-    terminal.sees("temperature: 0.25")
-    terminal.types("/temperature warm")
-    terminal.sees("error: /temperature warm")
-    terminal.types("/retry")
-    terminal.sees("error: no message to send again")
-    terminal.types("/speed")
-    terminal.sees("on")
-    terminal.types("hello")
-    terminal.sees("turn 1: hello")
-    terminal.sees(r"\[\d+ tokens, [\d.]+ tokens/s\]")
-    body = streaming.bodies[-1]
+def test_commands(terminal, server, home):
+    terminal.send("/help")
+    terminal.expect("/temperature")
+    terminal.send("/nonsense")
+    terminal.expect("error: there is no /nonsense")
+    terminal.send("/system Be brief.")
+    terminal.expect("system message: Be brief")
+    terminal.send("/temperature 0.25")
+    terminal.expect("temperature: 0.25")
+    terminal.send("/temperature warm")
+    terminal.expect("error: /temperature warm")
+    terminal.send("/retry")
+    terminal.expect("error: no message to send again")
+    terminal.send("/speed")
+    terminal.expect("on")
+    terminal.send("hello")
+    terminal.expect("turn 1: hello")
+    terminal.expect(r"\[\d+ tokens, [\d.]+ tokens/s\]")
+    body = server.bodies[-1]
     assert body["temperature"] == 0.25
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
-    terminal.types("/retry")
-    terminal.sees("turn 1: hello")
-    assert streaming.bodies[-1]["messages"] == body["messages"]
-    assert streaming.bodies[-1]["seed"] != body["seed"]
-    terminal.types(f"/save {home}/talk.jsonl")
-    terminal.sees("saved: ")
-    terminal.types(f"/save {home}/talk.jsonl")
-    terminal.sees("error: .*exists already")
-    terminal.types("/reset")
-    terminal.sees("new conversation")
-    terminal.types("/system -")
-    terminal.sees("system message: none")
-    terminal.types(f"/load {home}/talk.jsonl")
-    terminal.sees("1 turns")
-    terminal.types("more")
-    terminal.sees("turn 2: more")
-    assert streaming.bodies[-1]["messages"][0]["content"] == "Be brief."
-    terminal.types("/load nowhere.jsonl")
-    terminal.sees("error: nowhere.jsonl")
-    terminal.types("/quit")
+    terminal.send("/retry")
+    terminal.expect("turn 1: hello")
+    assert server.bodies[-1]["messages"] == body["messages"]
+    assert server.bodies[-1]["seed"] != body["seed"]
+    terminal.send(f"/save {home}/talk.jsonl")
+    terminal.expect("saved: ")
+    terminal.send(f"/save {home}/talk.jsonl")
+    terminal.expect("error: .*exists already")
+    terminal.send("/reset")
+    terminal.expect("new conversation")
+    terminal.send("/system -")
+    terminal.expect("system message: none")
+    terminal.send(f"/load {home}/talk.jsonl")
+    terminal.expect("1 turns")
+    terminal.send("more")
+    terminal.expect("turn 2: more")
+    assert server.bodies[-1]["messages"][0]["content"] == "Be brief."
+    terminal.send("/load nowhere.jsonl")
+    terminal.expect("error: nowhere.jsonl")
+    terminal.send("/quit")
     terminal.process.expect(pexpect.EOF)
 
 
-def test_a_saved_conversation_can_be_tokenized(home, tiny_llama):
+def test_saved_conversation_can_be_tokenized(home, tiny_llama):
     conversation = Conversation("Be brief.")
     conversation.add_user("a")
     conversation.add_assistant("b")
     conversation.save(home / "talk.jsonl")
-    out = succeed(
-        "data/tokenize_instruct.py",
-        "--jsonl",
-        home / "talk.jsonl",
-        "--test_jsonl",
-        home / "talk.jsonl",
-        "--tokenizer",
-        tiny_llama,
-    )
+    files = ("--jsonl", home / "talk.jsonl", "--test_jsonl", home / "talk.jsonl")
+    out = succeed("data/tokenize_instruct.py", *files, "--tokenizer", tiny_llama)
     assert "1 conversations" in out
 
 
-def test_ctrl_c_stops_the_reply_and_not_the_program(terminal, streaming):
-    terminal.types("slow please")
-    terminal.sees("word5 ")
-    terminal.types("", CTRL_C)
-    terminal.sees(r"\[stopped\]")
-    terminal.types("go on")
-    terminal.sees("turn 2: go on")
-    kept = streaming.bodies[-1]["messages"][1]["content"]
+def test_ctrl_c_stops_the_reply_and_not_the_program(terminal, server):
+    terminal.send("slow please")
+    terminal.expect("word5 ")
+    terminal.send("", CTRL_C)
+    terminal.expect(r"\[stopped\]")
+    terminal.send("go on")
+    terminal.expect("turn 2: go on")
+    kept = server.bodies[-1]["messages"][1]["content"]
     assert kept.startswith("word0 word1 ")
     assert "word100 " not in kept
-    terminal.types("half a mess", CTRL_C)
-    terminal.sees("Ctrl-D quits")
-    terminal.types("whole")
-    terminal.sees("turn 3: whole")
-    assert terminal.leaves() == 0
+    terminal.send("half a mess", CTRL_C)
+    terminal.expect("Ctrl-D quits")
+    terminal.send("whole")
+    terminal.expect("turn 3: whole")
+    assert terminal.quit() == 0
 
 
-def test_arrow_keys_recall_earlier_messages(terminal, home, streaming):
+def test_arrow_keys_recall_earlier_messages(terminal, home, server):
     for text in ("first", "second"):
-        terminal.types(text)
-        terminal.sees(f"turn .: {text}")
-    terminal.types(UP + UP)
-    terminal.sees("turn 3: first")
-    assert terminal.leaves() == 0
-    again = Terminal("--base_url", streaming.url)  # the history outlives the program
-    again.types(UP)
-    again.sees("turn 1: first")
-    assert again.leaves() == 0
+        terminal.send(text)
+        terminal.expect(f"turn .: {text}")
+    terminal.send(UP + UP)
+    terminal.expect("turn 3: first")
+    assert terminal.quit() == 0
+    again = Terminal("--base_url", server.url)  # the history outlives the program
+    again.send(UP)
+    again.expect("turn 1: first")
+    assert again.quit() == 0
 
 
-def test_several_lines(terminal, streaming):
-    terminal.types("one", ALT_ENTER)
-    terminal.types("two")
-    terminal.sees("turn 1: one two")
-    assert streaming.bodies[-1]["messages"][-1]["content"] == "one\ntwo"
-    terminal.types("\x1b[200~pasted\nlines\n/reset\nare one message\x1b[201~")
-    terminal.sees("turn 2: pasted")
-    assert streaming.bodies[-1]["messages"][-1]["content"] == "pasted\nlines\n/reset\nare one message"
-    terminal.types("ends with \\")
-    terminal.types("more")
-    terminal.sees("turn 3: ends with more")
-    assert streaming.bodies[-1]["messages"][-1]["content"] == "ends with \nmore"
+def test_several_lines(terminal, server):
+    terminal.send("one", ALT_ENTER)
+    terminal.send("two")
+    terminal.expect("turn 1: one two")
+    assert server.bodies[-1]["messages"][-1]["content"] == "one\ntwo"
+    terminal.send("\x1b[200~pasted\nlines\n/reset\nare one message\x1b[201~")
+    terminal.expect("turn 2: pasted")
+    assert server.bodies[-1]["messages"][-1]["content"] == "pasted\nlines\n/reset\nare one message"
+    terminal.send("ends with \\")
+    terminal.send("more")
+    terminal.expect("turn 3: ends with more")
+    assert server.bodies[-1]["messages"][-1]["content"] == "ends with \nmore"
 
 
-def test_a_message_of_a_hundred_kilobytes(terminal, streaming):
+def test_message_of_a_hundred_kilobytes(terminal, server):
     text = "word " * 20_000
     terminal.process.delaybeforesend = 0
     terminal.process.send(f"\x1b[200~{text}\x1b[201~")
-    terminal.types("")
+    terminal.send("")
     terminal.process.timeout = 60
-    terminal.sees("turn 1: word word")
-    assert streaming.bodies[-1]["messages"][-1]["content"] == text.strip()
+    terminal.expect("turn 1: word word")
+    assert server.bodies[-1]["messages"][-1]["content"] == text.strip()
 
 
-def test_bytes_that_are_not_utf8(terminal, streaming):
+def test_bytes_that_are_not_utf8(terminal, server):
     terminal.process.send(b"caf\xe9 \xff ol\xc3\xa9\r")
-    terminal.sees("turn 1: caf")
-    assert streaming.bodies[-1]["messages"][-1]["content"] == "caf� � olé"
-    terminal.types("fine")
-    terminal.sees("turn 2: fine")
+    terminal.expect("turn 1: caf")
+    assert server.bodies[-1]["messages"][-1]["content"] == "caf� � olé"
+    terminal.send("fine")
+    terminal.expect("turn 2: fine")
 
 
 @pytest.mark.parametrize("failure", ["die", "unended", "refuse"])
-def test_a_server_that_fails_during_a_reply(terminal, streaming, failure):
-    terminal.types("hello")
-    terminal.sees("turn 1: hello")
-    terminal.types(f"{failure} now")
-    line = terminal.sees("error: [^\r]*")
+def test_server_that_fails_during_a_reply(terminal, server, failure):
+    terminal.send("hello")
+    terminal.expect("turn 1: hello")
+    terminal.send(f"{failure} now")
+    line = terminal.expect("error: [^\r]*")
     assert ("connection was lost" in line) == (failure == "die")
-    terminal.types("still here")
-    terminal.sees("turn 2: still here")
-    contents = [m["content"] for m in streaming.bodies[-1]["messages"]]
+    terminal.send("still here")
+    terminal.expect("turn 2: still here")
+    contents = [m["content"] for m in server.bodies[-1]["messages"]]
     assert contents == ["hello", "turn 1: hello ", "still here"]
 
 
-def test_a_failed_retry_keeps_the_earlier_reply(terminal, streaming):
-    terminal.types("hello")
-    terminal.sees("turn 1: hello")
-    streaming.broken = True
-    terminal.types("/retry")
-    terminal.sees("error: ")
-    streaming.broken = False
-    terminal.types("more")
-    terminal.sees("turn 2: more")
+def test_failed_retry_keeps_the_earlier_reply(terminal, server):
+    terminal.send("hello")
+    terminal.expect("turn 1: hello")
+    server.broken = True
+    terminal.send("/retry")
+    terminal.expect("error: ")
+    server.broken = False
+    terminal.send("more")
+    terminal.expect("turn 2: more")
 
 
 def test_invalid_file_names(terminal):
-    terminal.types("hello")
-    terminal.sees("turn 1: hello")
+    terminal.send("hello")
+    terminal.expect("turn 1: hello")
     for command in ("save", "load"):
         for name in ("~nosuchuser/x/y", "x" * 300, "/etc/hostname/x", "/proc/x"):
-            terminal.types(f"/{command} {name}")
-            terminal.sees("error: ")
-    terminal.types("still here")
-    terminal.sees("turn 2: still here")
+            terminal.send(f"/{command} {name}")
+            terminal.expect("error: ")
+    terminal.send("still here")
+    terminal.expect("turn 2: still here")
 
 
-def test_searching_the_history(terminal, streaming):
-    terminal.types("hello world")
-    terminal.sees("turn 1: hello world")
-    terminal.types("other")
-    terminal.sees("turn 2: other")
-    terminal.types("\x12", "hel")
-    terminal.types("")
-    terminal.types("")
-    terminal.sees("turn 3: hello world")
+def test_searching_the_history(terminal, server):
+    terminal.send("hello world")
+    terminal.expect("turn 1: hello world")
+    terminal.send("other")
+    terminal.expect("turn 2: other")
+    terminal.send("\x12", "hel")
+    terminal.send("")
+    terminal.send("")
+    terminal.expect("turn 3: hello world")
 
 
-def test_odd_pieces(terminal, streaming):
+def test_odd_stream_pieces(terminal, server):
     """Surrogate pairs split over two pieces, escape sequences in an error, and an empty reply."""
-    streaming.pieces = ["a \ud83d", "\ude00 b"]
-    terminal.types("emoji")
-    terminal.sees(r"a \? ?\? b|a \?\? b")
-    streaming.pieces = []
-    terminal.types("nothing")
-    terminal.sees("no reply")
-    streaming.pieces = None
-    terminal.types("refuse")
-    line = terminal.sees("error: [^\r]*")
+    server.pieces = ["a \ud83d", "\ude00 b"]
+    terminal.send("emoji")
+    terminal.expect(r"a \? ?\? b|a \?\? b")
+    server.pieces = []
+    terminal.send("nothing")
+    terminal.expect("no reply")
+    server.pieces = None
+    terminal.send("refuse")
+    line = terminal.expect("error: [^\r]*")
     assert "\x1b" not in line
-    terminal.types("fine")
-    terminal.sees("turn 2: fine")
+    terminal.send("fine")
+    terminal.expect("turn 2: fine")
 
 
-def test_retry_repeats_the_failed_message(terminal, streaming):
-    terminal.types("die right here")
-    terminal.sees("error: ")
-    terminal.types("/retry")
-    terminal.sees("error: ")
-    assert [m["content"] for m in streaming.bodies[-1]["messages"]] == ["die right here"]
+def test_retry_repeats_the_failed_message(terminal, server):
+    terminal.send("die right here")
+    terminal.expect("error: ")
+    terminal.send("/retry")
+    terminal.expect("error: ")
+    assert [m["content"] for m in server.bodies[-1]["messages"]] == ["die right here"]
 
 
 def test_control_characters_of_a_reply_are_removed(terminal):
-    terminal.types("\x1b[200~a\x1b[31mred\x1b[201~")  # the server says it again
-    terminal.sees("turn 1: a")
+    terminal.send("\x1b[200~a\x1b[31mred\x1b[201~")  # the server repeats it
+    terminal.expect("turn 1: a")
     assert b"\x1b[31mred" not in terminal.process.before + terminal.process.after
 
 
@@ -311,7 +295,7 @@ def test_whole_turns_are_dropped_from_a_full_context(home):
     assert len(contents) % 2 == 1
 
 
-def test_a_server_with_a_shorter_context_than_estimated(home):
+def test_server_with_a_shorter_context_than_estimated(home):
     """Older turns are dropped until the server accepts the prompt; a message that is too long by itself is an error."""
     with FakeOpenAI(max_bytes=400) as server:
         done = piped("\n".join(f"message {n} " + "x" * 100 for n in range(4)), "--base_url", server.url)
@@ -322,7 +306,7 @@ def test_a_server_with_a_shorter_context_than_estimated(home):
         assert b"send a shorter message" in done.stderr
 
 
-def test_max_tokens_are_limited_to_a_server_s_context(home):
+def test_max_tokens_are_limited_to_the_servers_context(home):
     with FakeOpenAI(max_model_len=200) as server:
         done = piped("hi\nthere", "--base_url", server.url, "--max_tokens", 4000)
     assert done.returncode == 0, done.stderr
@@ -336,27 +320,27 @@ def test_not_an_openai_server(home, listed):
         assert "no OpenAI-compatible server" in error_line("interactive.py", "--base_url", server.url)
 
 
-def test_pipes(home, streaming):
-    done = piped("one\ntwo \\\nlines\n\n/system Hush.\nthree", "--base_url", streaming.url)
+def test_pipes(home, server):
+    done = piped("one\ntwo \\\nlines\n\n/system Hush.\nthree", "--base_url", server.url)
     assert done.returncode == 0
     assert done.stdout.decode().split("\n") == ["turn 1: one ", "turn 2: two lines ", "turn 3: three ", ""]
-    assert streaming.bodies[1]["messages"][-1]["content"] == "two \nlines"
-    done = piped(b"caf\xe9\n", "--base_url", streaming.url)
+    assert server.bodies[1]["messages"][-1]["content"] == "two \nlines"
+    done = piped(b"caf\xe9\n", "--base_url", server.url)
     assert "turn 1: caf�" in done.stdout.decode()
-    done = piped("hi\ndie right here\nnever asked", "--base_url", streaming.url)
+    done = piped("hi\ndie right here\nnever asked", "--base_url", server.url)
     assert done.returncode == 2
     assert done.stderr.decode().splitlines()[-1].startswith("error: ")
-    assert streaming.bodies[-1]["messages"][-1]["content"] == "die right here"
+    assert server.bodies[-1]["messages"][-1]["content"] == "die right here"
 
 
-def test_completions(home, streaming):
-    done = piped("Once upon", "--base_url", streaming.url, "--complete")
+def test_completions(home, server):
+    done = piped("Once upon", "--base_url", server.url, "--complete")
     assert done.stdout.decode() == "turn 1: Once upon \n"
     assert b"continues the text" in done.stderr
-    assert streaming.bodies[-1]["prompt"] == "Once upon"
+    assert server.bodies[-1]["prompt"] == "Once upon"
 
 
-def test_bad_input(home, streaming, tiny_model):
+def test_user_errors(home, server, tiny_model):
     def error_for(*options):
         return error_line("interactive.py", *options)
 
@@ -364,8 +348,8 @@ def test_bad_input(home, streaming, tiny_model):
     assert "--temperature" in error_for("--temperature", "-1")
     assert "--top_p" in error_for("--top_p", "0")
     assert "--max_tokens" in error_for("--max_tokens", "0")
-    assert "--model" in error_for("--base_url", streaming.url, "--model_path", "x", "--model", "y")
-    assert "--system" in error_for("--base_url", streaming.url, "--complete", "--system", "x")
+    assert "--model" in error_for("--base_url", server.url, "--model_path", "x", "--model", "y")
+    assert "--system" in error_for("--base_url", server.url, "--complete", "--system", "x")
     for address in ("nonsense", "ftp://x", "http://[::1", "http://"):
         assert f"--base_url {address}: not an http address" in error_for("--base_url", address)
     assert "--base_url" in error_for("--model", "x")
@@ -376,14 +360,14 @@ def test_bad_input(home, streaming, tiny_model):
         assert "the server lists a, b; name one" in error_for("--base_url", two.url)
 
 
-def test_the_key_is_not_shown(home, streaming):
-    done = piped("refuse", "--base_url", streaming.url, OPENAI_API_KEY="sk-secret")
+def test_key_is_not_shown(home, server):
+    done = piped("refuse", "--base_url", server.url, OPENAI_API_KEY="sk-secret")
     assert done.returncode == 2
     assert b"secret" not in done.stdout + done.stderr
     assert b"***" in done.stderr
 
 
-def test_a_local_model_chats_and_a_base_model_completes(home, chat_model, tiny_model):
+def test_local_model_chats_and_a_base_model_completes(home, chat_model, tiny_model):
     def ask(model, *options):
         return piped("Who kept the light?\nAnd then?", "--model_path", model, "--max_tokens", 12, *options)
 
@@ -396,7 +380,7 @@ def test_a_local_model_chats_and_a_base_model_completes(home, chat_model, tiny_m
     assert b"continues the text" in done.stderr
 
 
-def test_the_newest_tuned_checkpoint_is_the_default(home, chat_model):
+def test_newest_tuned_checkpoint_is_the_default(home, chat_model):
     import shutil
 
     for number, (name, finished) in enumerate([("instruct-a", True), ("instruct-b", True), ("instruct-c", False)]):
@@ -412,13 +396,13 @@ def test_the_newest_tuned_checkpoint_is_the_default(home, chat_model):
 
 def test_ctrl_c_in_a_local_reply(home, chat_model):
     terminal = Terminal("--model_path", chat_model, "--max_tokens", 4000, "--temperature", "0")
-    terminal.types("Who kept the light?")
+    terminal.send("Who kept the light?")
     time.sleep(1)  # 3,000 tokens take longer
-    terminal.types("", CTRL_C)
-    terminal.sees(r"\[stopped\]")
-    terminal.types("/speed")
-    terminal.sees("reply: on")
-    assert terminal.leaves() == 0
+    terminal.send("", CTRL_C)
+    terminal.expect(r"\[stopped\]")
+    terminal.send("/speed")
+    terminal.expect("reply: on")
+    assert terminal.quit() == 0
 
 
 def test_the_cache_changes_nothing(chat_model):

@@ -17,7 +17,7 @@ needs_browser = pytest.mark.skipif(not CHROMIUM, reason="no Chromium: apt-get in
 ATTACK = '<img src=x onerror="window.hacked=1"><script>window.hacked=2</script><b>bold</b> **stars**'
 
 
-def answers(host: str, port: int) -> bool:
+def is_reachable(host: str, port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(2)
         return probe.connect_ex((host, port)) == 0
@@ -32,17 +32,9 @@ class Site:
     def __enter__(self) -> "Site":
         self.model.__enter__()
         self.port = free_port()
+        address = ("--base_url", self.model.url, "--port", str(self.port))
         self.process = subprocess.Popen(
-            [
-                sys.executable,
-                str(ROOT / "interactive.py"),
-                "--web",
-                "--base_url",
-                self.model.url,
-                "--port",
-                str(self.port),
-                *self.options,
-            ],
+            [sys.executable, str(ROOT / "interactive.py"), "--web", *address, *self.options],
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -71,12 +63,12 @@ def page(home, tmp_path):
         browser.close()
 
 
-def opens(page, site: Site) -> None:
+def open_page(page, site: Site) -> None:
     page.goto(f"http://127.0.0.1:{site.port}/")
     page.wait_for_selector("textarea")
 
 
-def types(page, text: str, until: str) -> None:
+def send_message(page, text: str, until: str) -> None:
     """Send a message and wait for the text `until`."""
     box = page.locator("textarea").first
     box.fill(text)
@@ -85,7 +77,7 @@ def types(page, text: str, until: str) -> None:
     page.locator("button.stop-button").wait_for(state="hidden")
 
 
-def reopens(page, title: str, until: str) -> None:
+def reopen_conversation(page, title: str, until: str) -> None:
     """Click an earlier conversation, repeatedly until the page is ready for it."""
     from playwright.sync_api import TimeoutError
 
@@ -97,38 +89,38 @@ def reopens(page, title: str, until: str) -> None:
 
 
 @needs_browser
-def test_a_conversation(page, tmp_path):
+def test_conversation(page, tmp_path):
     with Site() as site:
-        opens(page, site)
-        types(page, "hello there", "turn 1: hello there")
-        types(page, "and then?", "turn 2: and then?")
+        open_page(page, site)
+        send_message(page, "hello there", "turn 1: hello there")
+        send_message(page, "and then?", "turn 2: and then?")
         contents = [m["content"] for m in site.model.bodies[-1]["messages"]]
         assert contents == ["hello there", "turn 1: hello there ", "and then?"]
         page.screenshot(path=tmp_path / "page.png")
         assert (tmp_path / "page.png").stat().st_size > 5000
         page.reload()
-        reopens(page, "hello there", "turn 2: and then?")  # the browser kept it
-        types(page, "third", "turn 3: third")
+        reopen_conversation(page, "hello there", "turn 2: and then?")  # the browser kept it
+        send_message(page, "third", "turn 3: third")
         other = page.context.browser.new_context().new_page()  # another visitor
-        opens(other, site)
+        open_page(other, site)
         other.wait_for_timeout(500)
         assert "hello there" not in other.content()
-        types(other, "me too", "turn 1: me too")
+        send_message(other, "me too", "turn 1: me too")
 
 
 @needs_browser
 def test_html_is_shown_verbatim(page):
     with Site() as site:
-        opens(page, site)
-        types(page, ATTACK, "turn 1:")
+        open_page(page, site)
+        send_message(page, ATTACK, "turn 1:")
         page.wait_for_timeout(300)
         assert page.evaluate("window.hacked") is None
         shown = page.locator(".message").all_inner_texts()
-        assert any(ATTACK in text for text in shown)  # the user's, to the letter
+        assert any(ATTACK in text for text in shown)  # the user's message, verbatim
         assert any(ATTACK[:40] in text and "turn 1" in text for text in shown)
-        types(page, f"refuse {ATTACK}", "the server returned status 500")  # the notice quotes the server's HTML
+        send_message(page, f"refuse {ATTACK}", "the server returned status 500")  # the notice quotes the server's HTML
         page.reload()
-        reopens(page, "onerror", "turn 1:")
+        reopen_conversation(page, "onerror", "turn 1:")
         page.wait_for_timeout(300)
         assert page.evaluate("window.hacked") is None
         assert page.locator("img[src=x], .message b, .message script").count() == 0
@@ -136,13 +128,13 @@ def test_html_is_shown_verbatim(page):
 
 @needs_browser
 def test_notices(page):
-    """A message that is too long, a lost connection and a stopped reply each give a notice; the conversation continues."""
+    """Too long a message, a lost connection and a stopped reply give notices; the conversation continues."""
     with Site(max_bytes=3000) as site:
-        opens(page, site)
-        types(page, "hello", "turn 1: hello")
-        types(page, "x" * 4000, "send a shorter message")
-        types(page, "die right here", "connection was lost")
-        types(page, "still here", "turn 2: still here")
+        open_page(page, site)
+        send_message(page, "hello", "turn 1: hello")
+        send_message(page, "x" * 4000, "send a shorter message")
+        send_message(page, "die right here", "connection was lost")
+        send_message(page, "still here", "turn 2: still here")
         assert [m["content"] for m in site.model.bodies[-1]["messages"]][::2] == ["hello", "still here"]
         box = page.locator("textarea").first
         box.fill("slow please")
@@ -150,31 +142,31 @@ def test_notices(page):
         page.get_by_text("word5 ").first.wait_for()
         page.locator("button.stop-button").click()
         page.wait_for_timeout(500)
-        types(page, "next", "turn 4: next")
+        send_message(page, "next", "turn 4: next")
         assert "word100 " not in site.model.bodies[-1]["messages"][-2]["content"]
-        types(page, "long " * 590, "were dropped")
+        send_message(page, "long " * 590, "were dropped")
 
 
 @needs_browser
 def test_articles_to_click(page):
     with Site("--articles", "--task", "example") as site:
-        opens(page, site)
+        open_page(page, site)
         page.get_by_text("The Glassblowers' Strike").click()
         page.get_by_text("turn 1: Tell me about").first.wait_for()
     question = site.model.bodies[-1]["messages"][-1]["content"]
     assert question == 'Tell me about the article "The Glassblowers\' Strike".'
 
 
-def test_it_listens_on_loopback_by_default(home):
+def test_web_listens_on_loopback_by_default(home):
     with Site() as site:
-        assert not answers("127.0.0.2", site.port)
+        assert not is_reachable("127.0.0.2", site.port)
         site.process.send_signal(signal.SIGINT)
         assert site.process.wait(20) == 0
     with Site("--host", "0.0.0.0") as site:
-        assert answers("127.0.0.2", site.port)
+        assert is_reachable("127.0.0.2", site.port)
 
 
-def test_a_taken_port_is_named(home):
+def test_taken_port_is_reported(home):
     with FakeOpenAI() as server, socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -34,7 +34,7 @@ def test_plan(synthetic, replay, epochs, rr, bs, seed):
         assert sorted(order[epoch * synthetic : (epoch + 1) * synthetic]) == list(range(synthetic))
     assert len(order) - epochs * synthetic < bs
     counts = np.bincount(plan.block[plan.source == REPLAY], minlength=replay)
-    assert counts.max() - counts.min() <= 1  # none again before all were used
+    assert counts.max() - counts.min() <= 1  # no block repeats before all are used
     assert abs(counts.sum() - expected) <= bs if rr else counts.sum() == 0
 
 
@@ -52,17 +52,17 @@ def test_replay_is_spread_evenly():
 
 
 @pytest.mark.parametrize("rr", [-0.1, 1, 1.5])
-def test_impossible_shares_are_refused(rr):
+def test_invalid_replay_shares_are_rejected(rr):
     with pytest.raises(UserError, match="--rr"):
         make_plan(5, 5, 1, rr, 1, 0)
 
 
-def test_a_run_of_less_than_one_step_is_refused():
+def test_run_shorter_than_one_step_is_rejected():
     with pytest.raises(UserError, match="3 blocks in all"):
         make_plan(3, 5, 1, 0.1, 16, 0)
 
 
-def test_blocks_are_the_file():
+def test_blocks_cover_the_file():
     ids = np.arange(25, dtype=np.int32)
     blocks = cut_blocks(ids, 4)
     assert blocks.shape == (6, 4)
@@ -72,7 +72,7 @@ def test_blocks_are_the_file():
     assert (dataset[0]["labels"] == dataset[0]["input_ids"]).all()
 
 
-def test_subsamples_are_nested_and_whole(tmp_path):
+def test_subsamples_are_nested_and_of_complete_documents(tmp_path):
     documents = [np.full(3, number) for number in range(50)]
     write_tokens(tmp_path / "a.bin", [documents], {})
     file = TokenFile(tmp_path / "a.bin", "")
@@ -86,21 +86,9 @@ def test_subsamples_are_nested_and_whole(tmp_path):
         subsample(file, 0, seed=1)
 
 
-def test_looking_at_the_blocks(token_files, tiny_model):
-    out = succeed(
-        "data/cptdata.py",
-        "--task_name",
-        "example",
-        "--model",
-        "written",
-        "--model_name",
-        tiny_model,
-        "--block_size",
-        128,
-        "--blocks",
-        2,
-        SCP_HOME=str(token_files),
-    )
+def test_inspecting_the_blocks(token_files, tiny_model):
+    options = "--task_name example --model written --block_size 128 --blocks 2"
+    out = succeed("data/cptdata.py", *options.split(), "--model_name", tiny_model, SCP_HOME=str(token_files))
     assert "block 1: " in out
     sentence, line = out.splitlines()[-2:]
     assert "% replay" in sentence
@@ -108,7 +96,7 @@ def test_looking_at_the_blocks(token_files, tiny_model):
 
 
 def masked_blocks(documents: list[int], size: int) -> BlockDataset:
-    """Blocks over documents of those lengths, token n being n + 2."""
+    """Blocks over documents of the given lengths; token n has the id n % 500 + 2."""
     ids = np.arange(sum(documents), dtype=np.int32) % 500 + 2
     text = TextBlocks(ids, size, np.cumsum(documents).astype(np.uint64))
     return BlockDataset(Plan(np.zeros(len(text), np.uint8), np.arange(len(text))), text)
@@ -116,19 +104,19 @@ def masked_blocks(documents: list[int], size: int) -> BlockDataset:
 
 @settings(max_examples=100, deadline=None)
 @given(documents=st.lists(st.integers(1, 12), min_size=1, max_size=30), size=st.integers(1, 9))
-def test_positions_begin_with_every_document_and_block(documents, size):
+def test_positions_restart_at_every_document_and_block(documents, size):
     dataset = masked_blocks(documents, size)
     within = np.concatenate([np.arange(length) for length in documents])
     for index in range(len(dataset)):
         expected, begin = [], index * size
-        for at in range(begin, begin + size):
-            starts_here = at == begin or within[at] == 0
-            expected.append(0 if starts_here else expected[-1] + 1)
+        for position in range(begin, begin + size):
+            restarts = position == begin or within[position] == 0
+            expected.append(0 if restarts else expected[-1] + 1)
         assert list(dataset[index]["position_ids"]) == expected
 
 
 def test_masked_documents_are_as_if_they_stood_alone(tiny_model):
-    """Logits of every document in a batch of packed blocks, and the gradient of the loss."""
+    """Logits of every document in packed blocks, and the gradient of the loss, equal those of separate documents."""
     import torch
 
     from training.model import load_model
@@ -152,15 +140,15 @@ def test_masked_documents_are_as_if_they_stood_alone(tiny_model):
     loss.backward()
     assert loss.item() == pytest.approx(packed.loss.item(), abs=1e-6)
     assert torch.allclose(model.lm_head.weight.grad, gradient, atol=1e-6)
-    model.set_attn_implementation("flex_attention")  # what GPUs train with; forward only on a CPU
+    model.set_attn_implementation("flex_attention")  # for training on GPUs; on a CPU forward only
     with torch.no_grad():
         assert torch.allclose(model(**batch).logits, packed.logits, atol=1e-5)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("ranks", "micro_batch"), [(1, 1), (1, 4), (2, 2), (4, 1), (4, 2)])
-def test_a_step_has_the_same_blocks_on_any_number_of_ranks_and_workers(ranks, micro_batch, workers):
-    """Through accelerate's loader, as the Trainer makes it: step by step what the plan says."""
+def test_steps_have_the_same_blocks_for_any_ranks_and_workers(ranks, micro_batch, workers):
+    """With accelerate's loader, as built by the Trainer, each step has the blocks of the plan."""
     from accelerate.data_loader import prepare_data_loader
     from torch.utils.data import DataLoader
 

@@ -25,15 +25,15 @@ def records():
     ]
 
 
-def content(found):
-    return sorted((r["id"], r["kind"], tuple(r["entities"]), r.get("text") or r.get("summary")) for r in found)
+def contents(results):
+    return sorted((r["id"], r["kind"], tuple(r["entities"]), r.get("text") or r.get("summary")) for r in results)
 
 
 def test_one_article(home, server):
     succeed(*entigraph(server))
-    found = records()
-    assert Counter(record["kind"] for record in found) == {"entities": 1, "pair": comb(6, 2), "triple": comb(6, 3)}
-    assert set(found[1]) == {"id", "kind", "entities", "text", "model", "prompt", "finish_reason", "usage"}
+    results = records()
+    assert Counter(record["kind"] for record in results) == {"entities": 1, "pair": comb(6, 2), "triple": comb(6, 3)}
+    assert set(results[1]) == {"id", "kind", "entities", "text", "model", "prompt", "finish_reason", "usage"}
     assert sum(server.billed.values()) == CALLS
     succeed(*entigraph(server))  # again: no reply is paid for twice
     assert sum(server.billed.values()) == CALLS
@@ -70,14 +70,14 @@ def test_ten_kills(home, server):
     paid_twice = sum(server.billed.values()) - len(server.billed)
     assert paid_twice <= kills * concurrency
     assert len(server.billed) == 6 * CALLS
-    found = records()
-    assert len({record["id"] for record in found}) == len(found) == 6 * CALLS
-    interrupted = content(found)
+    results = records()
+    assert len({record["id"] for record in results}) == len(results) == 6 * CALLS
+    interrupted = contents(results)
     for path in paths.passages_dir("example", "m").glob("*.jsonl"):
         path.unlink()
     server.latency = 0
     succeed(*command)
-    assert content(records()) == interrupted
+    assert contents(records()) == interrupted
 
 
 def test_faults_of_every_kind(home, server):
@@ -95,14 +95,14 @@ def test_faults_of_every_kind(home, server):
     assert reasons == {"stop": CALLS - 1, "length": 1}
 
 
-def test_tries_for_a_list_of_entities_are_bounded(home, server):
+def test_attempts_for_a_list_of_entities_are_bounded(home, server):
     server.faults = ["no_entities"] * 100
     line = error_line(*entigraph(server))
     assert "0 entities" in line
     assert server.requests == 3
 
 
-def test_a_wrong_key_stops_at_once(home, server):
+def test_wrong_key_stops_the_run(home, server):
     server.faults = [401] * 100
     command = entigraph(server, "--concurrency", 2, articles="all")
     done = run_script(*command, OPENAI_API_KEY="sk-secret-123")
@@ -123,11 +123,11 @@ def test_wrong_articles(home, server, articles):
     assert "article" in error_line(*entigraph(server, articles=articles))
 
 
-def test_a_missing_corpus_names_its_step(home):
+def test_missing_corpus_error_names_the_step(home):
     assert "scripts/download_data.sh" in error_line("data/entigraph.py", "0")
 
 
-def test_a_corrupt_journal_is_named_by_line(home, server):
+def test_corrupt_journal_error_names_the_line(home, server):
     succeed(*entigraph(server, "--max_pairs", 2, "--max_triples", 0))
     (path,) = paths.passages_dir("example", "m").glob("*.jsonl")
     lines = path.read_text().split("\n")
@@ -153,33 +153,33 @@ def summary():
     return json.loads((paths.passages_dir("example", "m") / "summary.json").read_text())
 
 
-def test_the_summary_covers_all_runs_and_agrees_with_the_server(home, server):
+def test_summary_covers_all_runs_and_agrees_with_the_server(home, server):
     succeed(*entigraph(server, "--max_pairs", 3, "--max_triples", 0))
     server.faults = [500, "torn", "bad_json", "no_choices", 429, "length"]
     succeed(*entigraph(server, "--max_triples", 0))
-    found = summary()
-    assert found["prompt_tokens"] == server.tokens["prompt"]
-    assert found["completion_tokens"] == server.tokens["completion"]
-    assert (found["calls"], found["lost"], found["retries"]) == (17, 2, 4)
-    assert found["finish_reasons"] == {"length": 1, "stop": 15}
-    assert found["failed"] == 0
-    assert found["usd"] is None
+    totals = summary()
+    assert totals["prompt_tokens"] == server.tokens["prompt"]
+    assert totals["completion_tokens"] == server.tokens["completion"]
+    assert (totals["calls"], totals["lost"], totals["retries"]) == (17, 2, 4)
+    assert totals["finish_reasons"] == {"length": 1, "stop": 15}
+    assert totals["failed"] == 0
+    assert totals["usd"] is None
 
 
 def test_truncated_and_filtered_replies_are_repeated_only_with_retry_failed(home, server):
     server.faults = [None, "length", "content_filter"]
     out = succeed(*entigraph(server))
     assert "2 replies of this run are incomplete" in out
-    asked = server.requests
+    requests = server.requests
     succeed(*entigraph(server))
-    assert server.requests == asked
+    assert server.requests == requests
     succeed(*entigraph(server, "--retry_failed"))
-    assert server.requests == asked + 2
+    assert server.requests == requests + 2
     assert summary()["finish_reasons"] == {"stop": CALLS}
 
 
 @pytest.mark.parametrize("flags", [["--budget_usd", 0.5], ["--max_tokens_total", 16_000]])
-def test_a_budget_is_never_exceeded_and_spread_evenly(home, server, tmp_path, flags):
+def test_budget_is_never_exceeded_and_spread_evenly(home, server, tmp_path, flags):
     """Kills and faults included; a larger budget resumes from there."""
     prices = tmp_path / "prices.json"
     prices.write_text('{"m": {"prompt": 10, "cached": 10, "completion": 30, "batch": 0.5}}')
@@ -219,9 +219,9 @@ def test_each_method_writes_to_its_own_folder(home, server):
         succeed(*entigraph(server, "--method", method, "--samples", 2))
         folder = paths.passages_dir("example", "m", method)
         (journal,) = folder.glob("*.jsonl")
-        found = [json.loads(line) for line in journal.open()]
-        assert server.requests - before == len(found) == calls
-        assert len({record["id"] for record in found}) == calls
+        results = [json.loads(line) for line in journal.open()]
+        assert server.requests - before == len(results) == calls
+        assert len({record["id"] for record in results}) == calls
 
 
 def test_import_of_the_published_corpus(home, server, tmp_path):
@@ -241,7 +241,7 @@ def test_import_of_the_published_corpus(home, server, tmp_path):
     assert "bad.json" in error_line(*command)
 
 
-def test_openai_gets_its_own_names_and_a_cache_key(home, server):
+def test_openai_parameter_names_and_cache_key(home, server):
     """The fake server is a proxy for api.openai.com."""
     command = entigraph(server, "--max_pairs", 1, "--max_triples", 0)
     index = command.index("--base_url")
@@ -267,7 +267,7 @@ def test_two_processes_do_not_write_to_one_folder(home, server):
     process.communicate()
 
 
-def test_a_server_that_cannot_be_reached(home, server, monkeypatch):
+def test_server_that_cannot_be_reached(home, server, monkeypatch):
     command = list(entigraph(server))
     command[command.index("--base_url") + 1] = "localhost:1/v1"
     assert "--base_url localhost:1/v1" in error_line(*command)

@@ -62,63 +62,57 @@ def test_only_the_right_option_is_in_the_article():
 
 
 def test_passages_of_every_article():
-    for uid, found in records().items():
+    for uid, passages in records().items():
         assert uid in {document.uid for document in DOCUMENTS}
-        kinds = Counter(record["kind"] for record in found)
+        kinds = Counter(record["kind"] for record in passages)
         assert kinds["entities"] == 1
         assert kinds["pair"] >= 6
         assert kinds["triple"] >= 2
-        entities = set(found[0]["entities"])
-        for record in found:
+        entities = set(passages[0]["entities"])
+        for record in passages:
             assert set(record) >= {"id", "kind", "entities", "model", "prompt", "finish_reason", "usage"}
             assert set(record["entities"]) <= entities
-    ids = [record["id"] for found in records().values() for record in found]
+    ids = [record["id"] for passages in records().values() for record in passages]
     assert len(set(ids)) == len(ids) == len(PASSAGES)
     assert len(FILES) == len(DOCUMENTS)
 
 
 def test_passages_do_not_repeat_themselves():
-    found = Counter(gram for passage in PASSAGES for gram in grams(passage, 4))
-    assert len(found) / found.total() >= 0.75
+    counts = Counter(gram for passage in PASSAGES for gram in grams(passage, 4))
+    assert len(counts) / counts.total() >= 0.75
 
 
 def test_no_question_and_no_option_list_in_the_passages():
-    told = {gram for passage in PASSAGES for gram in grams(passage, 8)}
+    passage_grams = {gram for passage in PASSAGES for gram in grams(passage, 8)}
     for question in QUESTIONS:
-        assert not told & set(grams(question.text, 8))
-        assert not told & set(grams(" ".join(question.options), 8))
+        assert not passage_grams & set(grams(question.text, 8))
+        assert not passage_grams & set(grams(" ".join(question.options), 8))
 
 
 def test_replay_text_does_not_mention_the_corpus():
     texts = [json.loads(line)["text"] for line in (ROOT / "data/example/replay.jsonl").read_text().splitlines()]
     assert len(texts) == 40
     assert not any("Orrin" in text for text in texts)
-    found = Counter(gram for text in texts for gram in grams(text, 4))
-    assert len(found) / found.total() >= 0.95
+    counts = Counter(gram for text in texts for gram in grams(text, 4))
+    assert len(counts) / counts.total() >= 0.95
 
 
 def test_conversations():
     """Five per article, those of four articles held out; none shares 8 consecutive words with a question or its
     options."""
-    asked = {gram for q in QUESTIONS for text in (q.text, " ".join(q.options)) for gram in grams(text, 8)}
-    told = {}
+    question_grams = {gram for q in QUESTIONS for text in (q.text, " ".join(q.options)) for gram in grams(text, 8)}
+    articles = {}
     for split, number in (("train", 40), ("test", 20)):
-        talks = [
-            json.loads(line) for line in (ROOT / f"data/example/conversations/{split}.jsonl").read_text().splitlines()
-        ]
-        assert len(talks) == number
-        assert not [problem for talk in talks if (problem := conversation_error(talk["messages"]))]
-        said = [message["content"] for talk in talks for message in talk["messages"]]
-        assert not {gram for text in said for gram in grams(text, 8)} & asked
-        told[split] = Counter(talk["article"] for talk in talks)
-        assert set(told[split].values()) == {5}
-        words_said = [
-            gram
-            for talk in talks
-            for m in talk["messages"]
-            if m["role"] == "assistant"
-            for gram in grams(m["content"], 4)
-        ]
-        assert len(set(words_said)) > 0.95 * len(words_said)
-    assert not set(told["train"]) & set(told["test"])
-    assert set(told["train"]) | set(told["test"]) == {document.title for document in DOCUMENTS}
+        path = ROOT / f"data/example/conversations/{split}.jsonl"
+        conversations = [json.loads(line) for line in path.read_text().splitlines()]
+        assert len(conversations) == number
+        assert not [error for c in conversations if (error := conversation_error(c["messages"]))]
+        messages = [message for c in conversations for message in c["messages"]]
+        assert not {gram for m in messages for gram in grams(m["content"], 8)} & question_grams
+        articles[split] = Counter(conversation["article"] for conversation in conversations)
+        assert set(articles[split].values()) == {5}
+        replies = [m["content"] for m in messages if m["role"] == "assistant"]
+        reply_grams = [gram for reply in replies for gram in grams(reply, 4)]
+        assert len(set(reply_grams)) > 0.95 * len(reply_grams)
+    assert not set(articles["train"]) & set(articles["test"])
+    assert set(articles["train"]) | set(articles["test"]) == {document.title for document in DOCUMENTS}

@@ -14,7 +14,7 @@ from utils import chat_template, paths
 from utils.errors import UserError
 from utils.token_file import IGNORE_INDEX, TokenFile
 
-TALKS = ROOT / "data/example/conversations"
+CONVERSATIONS = ROOT / "data/example/conversations"
 
 
 def tokenize(home, model, *options) -> str:
@@ -22,7 +22,7 @@ def tokenize(home, model, *options) -> str:
 
 
 def example(home, model, *options) -> str:
-    files = ("--jsonl", TALKS / "train.jsonl", "--test_jsonl", TALKS / "test.jsonl")
+    files = ("--jsonl", CONVERSATIONS / "train.jsonl", "--test_jsonl", CONVERSATIONS / "test.jsonl")
     return tokenize(home, model, *files, "--block_size", 512, *options)
 
 
@@ -32,16 +32,16 @@ def files(home, tiny_llama):
     return {split: TokenFile(paths.conversations_bin("ultrachat", split), "") for split in ("train", "test")}
 
 
-def write_talks(path, talks) -> None:
-    path.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+def write_conversations(path, conversations) -> None:
+    path.write_text("".join(json.dumps({"messages": conversation}) + "\n" for conversation in conversations))
 
 
-def talk(*contents: str) -> list[dict]:
+def conversation(*contents: str) -> list[dict]:
     roles = ["user", "assistant"]
     return [{"role": roles[i % 2], "content": text} for i, text in enumerate(contents)]
 
 
-def test_what_is_written(files, tiny_llama):
+def test_token_files(files, tiny_llama):
     train, test = files["train"], files["test"]
     for file in files.values():
         file.verify()
@@ -50,7 +50,7 @@ def test_what_is_written(files, tiny_llama):
     assert train.meta["template_sha256"] == chat_template.digest((ROOT / "utils/llama3.1.jinja").read_text())
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     chat_template.set_template(tokenizer, None, "")
-    first = json.loads((TALKS / "train.jsonl").open().readline())["messages"]
+    first = json.loads((CONVERSATIONS / "train.jsonl").open().readline())["messages"]
     text = tokenizer.apply_chat_template(first, tokenize=False)
     assert tokenizer.decode(next(train.documents())) == text
 
@@ -62,7 +62,7 @@ def test_train_on_all(home, tiny_llama):
     assert file.meta["learnt"] == "all"
 
 
-def test_a_damaged_mask_is_named(files):
+def test_damaged_mask_is_reported(files):
     path = files["train"].path.with_suffix(".mask")
     content = path.read_bytes()
     path.write_bytes(content[:-1])
@@ -74,12 +74,12 @@ def test_a_damaged_mask_is_named(files):
 
 
 def test_long_conversations_are_cut_at_a_turn(home, tiny_llama):
-    """Every piece is a conversation of whole exchanges with the system message in front; what is too
-    long by itself is left out, and said."""
-    long = talk(*(f"turn {n} " + "word " * 20 for n in range(20)))
+    """Each piece has the system message and complete exchanges; an exchange that is too long is left out and
+    reported."""
+    long = conversation(*(f"turn {n} " + "word " * 20 for n in range(20)))
     long[4]["content"] = "far too long " * 200
     system = {"role": "system", "content": "Be brief."}
-    write_talks(home / "t.jsonl", [[system, *long], talk("a", "b")])
+    write_conversations(home / "t.jsonl", [[system, *long], conversation("a", "b")])
     out = tokenize(home, tiny_llama, "--jsonl", home / "t.jsonl", "--test_jsonl", home / "t.jsonl", "--block_size", 200)
     assert "left out: 1 exchanges" in out
     file = TokenFile(paths.conversations_bin("ultrachat", "train"), "")
@@ -89,13 +89,13 @@ def test_long_conversations_are_cut_at_a_turn(home, tiny_llama):
     head = "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|><|start_header_id|>user"
     assert all(text.startswith(head) for text in texts[:-1])
     assert all(text.endswith("<|eot_id|>") for text in texts)
-    told = [n for text in texts for n in range(20) if f"turn {n} " in text]
-    assert told == [n for n in range(20) if n not in (4, 5)]
+    kept = [n for text in texts for n in range(20) if f"turn {n} " in text]
+    assert kept == [n for n in range(20) if n not in (4, 5)]
     assert file.meta["cut"] == 1
 
 
 def test_held_out_by_share_and_seed(home, tiny_llama):
-    write_talks(home / "t.jsonl", [talk(f"question {n}", f"answer {n}") for n in range(300)])
+    write_conversations(home / "t.jsonl", [conversation(f"question {n}", f"answer {n}") for n in range(300)])
 
     def split(seed):
         tokenize(home, tiny_llama, "--jsonl", home / "t.jsonl", "--test_share", 0.1, "--seed", seed)
@@ -113,38 +113,30 @@ def test_held_out_by_share_and_seed(home, tiny_llama):
 
 
 @pytest.mark.parametrize(
-    ("record", "says"),
+    ("record", "message"),
     [
         ({"text": "x"}, "no list `messages`"),
         ({"messages": []}, "must alternate"),
-        ({"messages": talk("a")}, "must alternate"),
-        ({"messages": talk("a", "b")[::-1]}, "must alternate"),
+        ({"messages": conversation("a")}, "must alternate"),
+        ({"messages": conversation("a", "b")[::-1]}, "must alternate"),
         ({"messages": [{"role": "user"}, {"role": "assistant", "content": "b"}]}, "no string"),
-        ({"messages": [*talk("a", "b"), {"role": "system", "content": "c"}]}, "must alternate"),
+        ({"messages": [*conversation("a", "b"), {"role": "system", "content": "c"}]}, "must alternate"),
     ],
 )
-def test_what_is_no_conversation_is_named(home, tiny_llama, record, says):
-    (home / "t.jsonl").write_text(json.dumps({"messages": talk("a", "b")}) + "\n" + json.dumps(record) + "\n")
-    line = error_line(
-        "data/tokenize_instruct.py",
-        "--jsonl",
-        home / "t.jsonl",
-        "--test_jsonl",
-        home / "t.jsonl",
-        "--tokenizer",
-        tiny_llama,
-        SCP_HOME=str(home),
-    )
+def test_invalid_conversations_are_reported(home, tiny_llama, record, message):
+    (home / "t.jsonl").write_text(json.dumps({"messages": conversation("a", "b")}) + "\n" + json.dumps(record) + "\n")
+    files = ("--jsonl", home / "t.jsonl", "--test_jsonl", home / "t.jsonl")
+    line = error_line("data/tokenize_instruct.py", *files, "--tokenizer", tiny_llama, SCP_HOME=str(home))
     assert "t.jsonl, conversation 2: " in line
-    assert says in line
+    assert message in line
     assert not paths.bins_dir().exists() or not list(paths.bins_dir().iterdir())
 
 
-def test_bad_input(home, tiny_llama, tiny_model):
+def test_user_errors(home, tiny_llama, tiny_model):
     def error_for(*options):
         return error_line("data/tokenize_instruct.py", *options, SCP_HOME=str(home))
 
-    good = TALKS / "train.jsonl"
+    good = CONVERSATIONS / "train.jsonl"
     assert "nowhere.jsonl" in error_for("--jsonl", home / "nowhere.jsonl")
     assert "--template" in error_for("--jsonl", good, "--tokenizer", tiny_model)
     assert "--block_size" in error_for("--jsonl", good, "--tokenizer", tiny_llama, "--block_size", 3)
@@ -155,20 +147,20 @@ def test_bad_input(home, tiny_llama, tiny_model):
     assert "line 1" in error_for("--jsonl", home / "bad.jsonl", "--tokenizer", tiny_llama)
 
 
-def test_halves_of_surrogate_pairs(home, tiny_llama):
+def test_unpaired_surrogates(home, tiny_llama):
     (home / "t.jsonl").write_text(
         '{"messages": [{"role": "user", "content": "\\ud83d"}, {"role": "assistant", "content": "b\\ude00"}]}\n'
     )
     tokenize(home, tiny_llama, "--jsonl", home / "t.jsonl", "--test_jsonl", home / "t.jsonl")
 
 
-def test_a_dataset_as_the_hub_has_it(home, tiny_llama, monkeypatch):
-    """UltraChat's layout, from files: two splits, `messages` beside other columns; records that are no
-    conversation are left out and counted."""
+def test_dataset_in_the_hubs_layout(home, tiny_llama, monkeypatch):
+    """UltraChat's layout in local files: two splits, and `messages` beside other columns. Records that are not
+    conversations are left out and counted."""
     import datasets
 
-    rows = [{"prompt": "p", "messages": talk(f"q{n}", f"a{n}")} for n in range(30)]
-    rows.append({"prompt": "p", "messages": talk("alone")})
+    rows = [{"prompt": "p", "messages": conversation(f"q{n}", f"a{n}")} for n in range(30)]
+    rows.append({"prompt": "p", "messages": conversation("alone")})
     folder = home / "hub"
     for split in ("train_sft", "test_sft"):
         datasets.Dataset.from_list(rows).to_parquet(folder / f"data/{split}-00000-of-00001.parquet")
@@ -193,17 +185,17 @@ def test_packing(lengths, seed):
     assert sorted(n for block in blocks for n in block) == list(range(len(lengths)))
     loads = [sum(lengths[n] for n in block) for block in blocks]
     assert all(load <= 50 for load in loads)
-    assert sum(load <= 25 for load in loads) <= 1  # two half-empty ones would have been one
+    assert sum(load <= 25 for load in loads) <= 1  # two half-empty blocks would be one
     assert blocks == pack_best_fit(np.array(lengths, np.int64), 50, seed)
 
 
-def test_the_first_blocks_are_a_sample(home):
+def test_first_blocks_are_a_random_sample(home):
     lengths = np.random.default_rng(0).integers(1, 100, 5000)
     blocks = pack_best_fit(lengths, 100, 0)
     assert 40 < np.mean([lengths[n] for block in blocks[:300] for n in block]) < 60
 
 
-def test_packing_two_hundred_thousand_is_quick_and_full():
+def test_packing_200000_is_fast_and_fills_the_blocks():
     import time
 
     lengths = np.random.default_rng(0).gamma(4, 300, 200_000).astype(int).clip(20, 2048)
@@ -213,41 +205,42 @@ def test_packing_two_hundred_thousand_is_quick_and_full():
     assert lengths.sum() / (len(blocks) * 2048) > 0.97
 
 
-@pytest.mark.parametrize("inside", [False, True])
-def test_blocks_of_conversations(files, inside):
+@pytest.mark.parametrize("mask_documents", [False, True])
+def test_blocks_of_conversations(files, mask_documents):
     file = files["train"]
-    source = ConversationBlocks(file, BlockSettings(512, 0, inside))
+    source = ConversationBlocks(file, BlockSettings(512, 0, mask_documents))
     documents = list(file.documents())
     masks = np.split(file.mask, file.ends[:-1].astype(int))
     seen = []
     for block in range(len(source)):
-        item, at = source[block], 0
-        assert ("position_ids" in item) == inside
+        item, offset = source[block], 0
+        assert ("position_ids" in item) == mask_documents
         for number in source.packed[block]:
             ids, mask = documents[number], masks[number]
-            part = slice(at, at + len(ids))
+            part = slice(offset, offset + len(ids))
             assert np.array_equal(item["input_ids"][part], ids)
             expected = np.where(mask == 1, ids, IGNORE_INDEX)
             assert np.array_equal(item["labels"][part], expected)
-            if inside:
+            if mask_documents:
                 assert np.array_equal(item["position_ids"][part], np.arange(len(ids)))
-            at += len(ids)
-        assert (item["labels"][at:] == IGNORE_INDEX).all()
+            offset += len(ids)
+        assert (item["labels"][offset:] == IGNORE_INDEX).all()
         seen.extend(source.packed[block])
     assert sorted(seen) == list(range(len(documents)))
     assert source.fill_rate() > 0.8
-    part = ConversationBlocks(file, BlockSettings(512, 0, inside, 0.5))
+    part = ConversationBlocks(file, BlockSettings(512, 0, mask_documents, 0.5))
     assert len(np.concatenate(part.packed)) == len(documents) // 2
 
 
 def test_memory_does_not_grow_with_the_conversations(home, tiny_llama):
-    """Peak of the process at 3,000 and at 12,000 conversations: less than 1 byte a token apart."""
+    """From 3,000 to 12,000 conversations the peak memory of the process grows by less than 1 byte a token."""
     peaks, tokens = [], []
     for number in (3000, 12000):
         words = np.random.default_rng(number).integers(0, 2000, (number, 60)).astype(str)
-        write_talks(home / "t.jsonl", (talk(" ".join(w[:10]), " ".join(w[10:])) for w in words))
+        write_conversations(home / "t.jsonl", (conversation(" ".join(w[:10]), " ".join(w[10:])) for w in words))
         script = [ROOT / "data/tokenize_instruct.py", "--jsonl", home / "t.jsonl", "--tokenizer", tiny_llama]
-        code = f"import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__'); print({PEAK})"
+        code = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+        code += f"; print({PEAK})"
         done = subprocess.run([sys.executable, "-c", code, *map(str, script)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         peaks.append(int(done.stdout.splitlines()[-1]))

@@ -30,7 +30,7 @@ SED = [
 ]
 
 
-def by_sed_and_iconv(content: bytes) -> bytes:
+def clean_with_sed_and_iconv(content: bytes) -> bytes:
     for pattern in SED:
         content = subprocess.run(
             ["sed", pattern], input=content, capture_output=True, check=True, env=os.environ | {"LC_ALL": "C"}
@@ -38,7 +38,7 @@ def by_sed_and_iconv(content: bytes) -> bytes:
     return subprocess.run(["iconv", "-c", "-f", "utf-8", "-t", "utf-8"], input=content, capture_output=True).stdout
 
 
-def cleaned(content: bytes, folder, keep_numbers=False) -> bytes:
+def clean(content: bytes, folder, keep_numbers=False) -> bytes:
     (folder / "raw").write_bytes(content)
     clean_file(folder / "raw", folder / "out", keep_numbers)
     return (folder / "out").read_bytes()
@@ -55,9 +55,9 @@ HARD = [
 
 @pytest.mark.skipif(not (shutil.which("sed") and shutil.which("iconv")), reason="no sed or iconv")
 def test_cleaning_equals_sed_and_iconv(tmp_path):
-    assert cleaned(NEWS.read_bytes(), tmp_path) == by_sed_and_iconv(NEWS.read_bytes())
+    assert clean(NEWS.read_bytes(), tmp_path) == clean_with_sed_and_iconv(NEWS.read_bytes())
     for content in HARD:
-        assert cleaned(content, tmp_path) == by_sed_and_iconv(content), content
+        assert clean(content, tmp_path) == clean_with_sed_and_iconv(content), content
     rng = np.random.default_rng(0)
     alphabet = [b"<", b">", b"/", b"DOC", b"TRC2-", b"[", b"]", b"(Click on the Z", b"1", b" ", b"-", b":", b"\n", b"a"]
     alphabet += [
@@ -72,13 +72,13 @@ def test_cleaning_equals_sed_and_iconv(tmp_path):
     ]
     for _ in range(60):
         content = b"".join(alphabet[i] for i in rng.integers(0, len(alphabet), 300)) + b"a\n"
-        assert cleaned(content, tmp_path) == by_sed_and_iconv(content), content
+        assert clean(content, tmp_path) == clean_with_sed_and_iconv(content), content
 
 
 def test_keep_numbers(tmp_path):
     content = b"<P>10 people killed</P>\n<DATE>2008-01-01 00:10:05</DATE>\n"
-    assert cleaned(content, tmp_path) == b"people killed\n\n"
-    assert cleaned(content, tmp_path, keep_numbers=True) == b"10 people killed\n\n"
+    assert clean(content, tmp_path) == b"people killed\n\n"
+    assert clean(content, tmp_path, keep_numbers=True) == b"10 people killed\n\n"
 
 
 def split(folder, content: bytes, *options) -> tuple[list[bytes], list[bytes]]:
@@ -89,14 +89,14 @@ def split(folder, content: bytes, *options) -> tuple[list[bytes], list[bytes]]:
     return [[(folder / name).read_bytes() for name in names] for names in lists]
 
 
-def test_the_split_loses_nothing(tmp_path):
+def test_split_keeps_every_line(tmp_path):
     for lines, length in ((25, 10), (3, 10_000), (205, 10), (20, 10), (2, 1)):
         content = b"".join(b"line %d\n" % n for n in range(lines))
         training, validation = split(tmp_path, content, "--buffer_len", length)
         assert b"".join(training + validation) == content
         assert training
         assert validation
-    assert len(list((tmp_path / "split_files").iterdir())) == 2  # of the last split alone
+    assert len(list((tmp_path / "split_files").iterdir())) == 2  # those of the last split only
     (tmp_path / "n.clean").write_bytes(b"one line")
     assert "cannot be split" in error_line(
         "gptj/trc2.py", "split", "--input_file", tmp_path / "n.clean", "--out_dir", tmp_path
@@ -108,10 +108,10 @@ def test_split_by_article(tmp_path):
     content = (tmp_path / "news.txt.clean").read_bytes()
     options = ("--by_article", "--buffer_len", 30, "--seed", 3)
     training, validation = split(tmp_path, content, *options)
-    whole = b"".join(training + validation)
-    assert sorted(whole.split(b"\n")) == sorted(content.split(b"\n"))
+    output = b"".join(training + validation)
+    assert sorted(output.split(b"\n")) == sorted(content.split(b"\n"))
     headlines = [b"FERRY FARES UP A PENNY", b"SNOW SHUTS TARN", b"RAIL FARES TO THE FAIR"]
-    for headline in headlines:  # no story is cut in two
+    for headline in headlines:  # no story is split
         (file,) = [file for file in training + validation if headline in file]
         story = file.split(headline)[1].split(b"\n\n\n")[0]
         assert len(story.strip().split(b"\n")) >= 3
@@ -120,12 +120,12 @@ def test_split_by_article(tmp_path):
 
 
 def create(*options) -> None:
-    """gptj/create_hdf5.py in this process."""
+    """Run gptj/create_hdf5.py in this process."""
     with mock.patch.object(sys, "argv", ["create_hdf5.py", *map(str, options)]):
         create_hdf5.main()
 
 
-def declined(*options) -> str:
+def create_error(*options) -> str:
     with pytest.raises(UserError) as caught:
         create(*options)
     return str(caught.value)
@@ -136,7 +136,7 @@ def hdf5(out, tokenizer, *options) -> dict:
     return json.loads((out / "data_params.json").read_text())
 
 
-def rows_of(out) -> np.ndarray:
+def read_rows(out) -> np.ndarray:
     return np.concatenate([h5py.File(path)["data"][:] for path in sorted(out.glob("*.h5"))])
 
 
@@ -149,11 +149,11 @@ def texts(tmp_path_factory):
     return folder
 
 
-def stream(texts, tiny_model, which=slice(None)) -> list[int]:
+def token_stream(texts, tiny_model, part=slice(None)) -> list[int]:
     from transformers import AutoTokenizer
 
     tokenizer, ids = AutoTokenizer.from_pretrained(tiny_model), []
-    for path in sorted(texts.glob("*.txt"))[which]:
+    for path in sorted(texts.glob("*.txt"))[part]:
         ids += [*tokenizer(path.read_text(), add_special_tokens=False)["input_ids"], 1]
     return ids
 
@@ -162,7 +162,7 @@ def test_unpadded_rows_are_the_token_stream(texts, tiny_model, tmp_path):
     manifest = hdf5(tmp_path, tiny_model, "--input_dir", texts, "--files_per_record", 7)
     (rows,) = [np.concatenate([h5py.File(tmp_path / file["name"])["data"][:] for file in manifest["files"]])]
     ids, mask, labels = rows[:, 0], rows[:, 1] > 0, rows[:, 2]
-    assert [*ids[mask].tolist(), labels[mask][-1]] == stream(texts, tiny_model)
+    assert [*ids[mask].tolist(), labels[mask][-1]] == token_stream(texts, tiny_model)
     assert mask.sum() == manifest["counts"]["labels"] == manifest["counts"]["tokens"] - 1
     with h5py.File(tmp_path / "examples_0_0.h5") as file:
         assert file["data"].chunks == (1, 3, 32)
@@ -171,16 +171,16 @@ def test_unpadded_rows_are_the_token_stream(texts, tiny_model, tmp_path):
         assert file.attrs["n_examples"] == 7
 
 
-def test_short_windows_and_single_documents_lose_nothing_either(texts, tiny_model, tmp_path):
+def test_short_windows_and_single_documents_keep_every_token(texts, tiny_model, tmp_path):
     hdf5(tmp_path / "a", tiny_model, "--input_dir", texts, "--short_seq_prob", 0.5)
-    rows = rows_of(tmp_path / "a")
+    rows = read_rows(tmp_path / "a")
     mask = rows[:, 1] > 0
-    assert [*rows[:, 0][mask].tolist(), rows[:, 2][mask][-1]] == stream(texts, tiny_model)
+    assert [*rows[:, 0][mask].tolist(), rows[:, 2][mask][-1]] == token_stream(texts, tiny_model)
     assert len({int(n) for n in mask.sum(1)}) > 3
     manifest = hdf5(tmp_path / "b", tiny_model, "--input_dir", texts, "--no-pack_sequences")
     counts = manifest["counts"]
     assert counts["labels"] == counts["tokens"] - counts["documents"]
-    assert (rows_of(tmp_path / "b")[:, 2] == 1).sum() == counts["documents"]
+    assert (read_rows(tmp_path / "b")[:, 2] == 1).sum() == counts["documents"]
 
 
 def test_processes_share_the_documents(texts, tiny_model, tmp_path, capsys):
@@ -189,24 +189,16 @@ def test_processes_share_the_documents(texts, tiny_model, tmp_path, capsys):
     for process, part in enumerate(rows):
         mask = part[:, 1] > 0
         ids = [*part[:, 0][mask].tolist(), part[:, 2][mask][-1]]
-        assert ids == stream(texts, tiny_model, slice(process, None, 2))
+        assert ids == token_stream(texts, tiny_model, slice(process, None, 2))
     assert manifest["counts"]["documents"] == 12
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == manifest["counts"] | {"files": 2}
 
 
-def test_killed_and_resumed_is_the_same(texts, tiny_model, tmp_path):
+def test_killed_and_resumed_run_has_the_same_rows(texts, tiny_model, tmp_path):
     options = ("--input_dir", texts, "--files_per_record", 2)
     hdf5(tmp_path / "whole", tiny_model, *options)
-    command = (
-        "gptj/create_hdf5.py",
-        "--output_dir",
-        tmp_path / "cut",
-        "--tokenizer",
-        tiny_model,
-        "--max_seq_length",
-        32,
-        *options,
-    )
+    settings = ("--output_dir", tmp_path / "cut", "--tokenizer", tiny_model, "--max_seq_length", 32)
+    command = ("gptj/create_hdf5.py", *settings, *options)
     process = start_script(*command)
     while len(list((tmp_path / "cut").glob("examples_*.h5"))) < 3 and process.poll() is None:
         pass
@@ -216,21 +208,21 @@ def test_killed_and_resumed_is_the_same(texts, tiny_model, tmp_path):
     assert "--overwrite" in error_line(*command)
     options = command[1:]
     if (tmp_path / "cut/.settings.json").exists():
-        assert "other settings" in declined(*options, "--resume_from_checkpoint", "--pad_id", 3)
+        assert "other settings" in create_error(*options, "--resume_from_checkpoint", "--pad_id", 3)
     create(*options, "--resume_from_checkpoint")
     names = sorted(path.name for path in (tmp_path / "whole").glob("*.h5"))
     assert sorted(path.name for path in (tmp_path / "cut").glob("*.h5")) == names
-    assert np.array_equal(rows_of(tmp_path / "cut"), rows_of(tmp_path / "whole"))
+    assert np.array_equal(read_rows(tmp_path / "cut"), read_rows(tmp_path / "whole"))
 
 
-def test_csv_and_its_faults(tiny_model, tmp_path):
+def test_csv_and_csv_errors(tiny_model, tmp_path):
     table = tmp_path / "news.csv"
     table.write_text('date,text\n1,"a story, with a comma"\n2,"another\nof two lines"\n')
     assert hdf5(tmp_path / "out", tiny_model, "--csv", table)["counts"]["documents"] == 2
 
     def error_for(content, *options):
         table.write_bytes(content)
-        return declined("--csv", table, "--output_dir", tmp_path / "no", "--tokenizer", tiny_model, *options)
+        return create_error("--csv", table, "--output_dir", tmp_path / "no", "--tokenizer", tiny_model, *options)
 
     assert "row 2 has 3 columns" in error_for(b"date,text\n1,a\n2,b,c\n")
     assert "row 2" in error_for(b'date,text\n1,a\n2,"never closed\n3,b\n')
@@ -245,9 +237,9 @@ def test_row_order(rows, bs, steps, drop):
         order = row_order(rows, bs, steps, drop, seed)
         kept = rows // bs * bs if drop else rows
         assert len(order) == (steps * bs if kept else 0)
-        for begin in range(0, len(order) - kept + 1, kept or 1):  # an epoch has no row twice
+        for begin in range(0, len(order) - kept + 1, kept or 1):  # no row repeats within an epoch
             assert len(set(order[begin : begin + kept])) == kept
-        # A longer run begins as a shorter one.
+        # A shorter run is a prefix of a longer one.
         assert np.array_equal(row_order(rows, bs, steps + 3, drop, seed)[: len(order)], order)
 
 
@@ -273,36 +265,36 @@ def test_ranks_and_workers_read_the_same_rows(texts, tiny_model, tmp_path, ranks
     assert sorted(seen) == sorted(rows.row(i)[0].tolist() for i in range(len(rows)))
 
 
-def write(path, data, examples=True) -> None:
+def write_hdf5(path, data, examples=True) -> None:
     with h5py.File(path, "w") as file:
         file.create_dataset("data", data=data, chunks=(1, *data.shape[1:]), compression="gzip")
         if examples:
             file.attrs["n_examples"] = len(data)
 
 
-def test_damaged_files_are_named(tmp_path):
+def test_damaged_files_are_reported(tmp_path):
     good, bad = tmp_path / "a.h5", tmp_path / "b.h5"
     rows = np.ones((5, 3, 8), np.int32)
-    write(good, rows)
+    write_hdf5(good, rows)
 
     def error_for(vocabulary=10, longest=8):
         with pytest.raises(UserError) as caught:
             check_files([good, bad], vocabulary, longest)
         return str(caught.value)
 
-    write(bad, np.ones((5, 3, 9), np.int32))
+    write_hdf5(bad, np.ones((5, 3, 9), np.int32))
     assert "b.h5: rows of 9 tokens, but a.h5 has rows of 8" in error_for(longest=100)
-    write(bad, rows, examples=False)
+    write_hdf5(bad, rows, examples=False)
     assert "b.h5: has no attribute n_examples" in error_for()
-    write(bad, rows * 10)
+    write_hdf5(bad, rows * 10)
     assert "token id 10" in error_for()
-    write(bad, rows.astype(np.int64))
+    write_hdf5(bad, rows.astype(np.int64))
     assert "int64" in error_for()
     bad.write_bytes(good.read_bytes()[:-300])
     assert "b.h5: damaged" in error_for()
     bad.write_bytes(b"")
     assert "b.h5: damaged" in error_for()
-    write(bad, rows)
+    write_hdf5(bad, rows)
     assert "max_position_embeddings is 4" in error_for(longest=4)
     with h5py.File(bad, "a") as file:
         file.attrs["n_examples"] = 4

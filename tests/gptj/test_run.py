@@ -77,17 +77,17 @@ def params(tmp_path) -> dict:
     }
 
 
-def run_gptj(folder: Path, params: dict, *options, monkeypatch) -> None:
-    """gptj/run.py in this process: its start takes four times as long as what is tested."""
-    (folder / "p.yaml").write_text(yaml.safe_dump(params))
-    command = ["run.py", "CPU", "--params", folder / "p.yaml", "--model_dir", folder / "m", *options]
-    monkeypatch.setattr(sys, "argv", [str(part) for part in command])
-    script.main()
-
-
 @pytest.fixture
-def go(tmp_path, monkeypatch):
-    return lambda params, *options: run_gptj(tmp_path, params, *options, monkeypatch=monkeypatch)
+def run_gptj(tmp_path, monkeypatch):
+    """gptj/run.py in this process; starting a new one takes four times as long as the tested part."""
+
+    def run_gptj(params: dict, *options) -> None:
+        (tmp_path / "p.yaml").write_text(yaml.safe_dump(params))
+        command = ["run.py", "CPU", "--params", tmp_path / "p.yaml", "--model_dir", tmp_path / "m", *options]
+        monkeypatch.setattr(sys, "argv", [str(part) for part in command])
+        script.main()
+
+    return run_gptj
 
 
 @pytest.fixture
@@ -111,18 +111,18 @@ def losses(folder: Path) -> list[float]:
 
 
 @pytest.mark.skipif(not ORACLE.exists(), reason="no shared data")
-def test_the_published_figures(tmp_path, go, capsys):
+def test_published_figures(tmp_path, run_gptj, capsys):
     expected = json.loads((ORACLE / "expected.json").read_text())
     params = yaml.safe_load((ORACLE / "params.yaml").read_text())
     for name in ("train_input", "eval_input"):
         params[name]["data_dir"] = str(ORACLE / "hdf5")
     start = ("--checkpoint_path", ORACLE / "cs-1.8/pytorch_model_to_cs-1.8.mdl", "--is_pretrained_checkpoint")
-    go(params, "--mode", "eval", *start)
+    run_gptj(params, "--mode", "eval", *start)
     out = capsys.readouterr().out
     assert f"Avg Eval Loss={expected['eval_loss']}" in out
     assert f"eval/lm_perplexity = {expected['eval_lm_perplexity']}" in out
     assert f"eval/accuracy = {expected['eval_accuracy']}" in out
-    go(params, "--mode", "train", *start)
+    run_gptj(params, "--mode", "train", *start)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| Train")]
     printed = [float(line.split("Loss=")[1].split(",")[0]) for line in lines]
     assert printed == expected["train_loss"]
@@ -130,7 +130,7 @@ def test_the_published_figures(tmp_path, go, capsys):
 
 @pytest.mark.skipif(not ORACLE.exists(), reason="no shared data")
 @pytest.mark.parametrize("source", ["pytorch_model.bin", "model.safetensors", "."])
-def test_conversion_is_the_published_one(tmp_path, convert, source):
+def test_conversion_equals_the_published_one(tmp_path, convert, source):
     options = ("--output-dir", tmp_path, "--check")
     formats_to_cs = ("--src-fmt", "hf", "--tgt-fmt", "cs-1.8")
     convert(ORACLE / "hf" / source, *formats_to_cs, "--config", ORACLE / "hf/config.json", *options)
@@ -159,7 +159,7 @@ def test_conversion_is_the_published_one(tmp_path, convert, source):
     assert not about["unexpected_keys"]
 
 
-def test_shards_and_old_buffers_and_twins(tmp_path):
+def test_shards_obsolete_buffers_and_duplicate_tensors(tmp_path):
     state = {f"transformer.h.{n}.ln_1.{kind}": torch.randn(4) for n in (0, 11) for kind in ("weight", "bias")}
     state |= {"transformer.ln_f.weight": torch.randn(4), "lm_head.bias": torch.randn(3)}
     halves = list(state.items())[:3], list(state.items())[3:]
@@ -187,31 +187,31 @@ def test_shards_and_old_buffers_and_twins(tmp_path):
         formats.load_hf(tmp_path)
 
 
-def test_six_and_six_steps_are_twelve(tmp_path, params, go, capsys):
-    go(params, "--mode", "train")
-    whole, final = losses(tmp_path), torch.load(tmp_path / "m/checkpoint_12.mdl", weights_only=True)
-    assert len(whole) == 12
+def test_six_and_six_steps_equal_twelve(tmp_path, params, run_gptj, capsys):
+    run_gptj(params, "--mode", "train")
+    expected, final = losses(tmp_path), torch.load(tmp_path / "m/checkpoint_12.mdl", weights_only=True)
+    assert len(expected) == 12
     result = {"mode": "train", "checkpoint": str(tmp_path / "m/checkpoint_12.mdl"), "step": 12}
     assert last_line(capsys) == result
     assert sorted(p.name for p in (tmp_path / "m").glob("checkpoint*")) == ["checkpoint_12.mdl", "checkpoint_6.mdl"]
     with pytest.raises(UserError, match="at step 12, and max_steps is 12"):
-        go(params, "--mode", "train")
+        run_gptj(params, "--mode", "train")
     for path in (tmp_path / "m").glob("checkpoint*"):
         path.unlink()
-    go(params, "--mode", "train", "--max_steps", 6)
-    go(params, "--mode", "train", "--num_steps", 6)
-    assert losses(tmp_path) == whole
+    run_gptj(params, "--mode", "train", "--max_steps", 6)
+    run_gptj(params, "--mode", "train", "--num_steps", 6)
+    assert losses(tmp_path) == expected
     again = torch.load(tmp_path / "m/checkpoint_12.mdl", weights_only=True)
     assert all(torch.equal(final["model"][name], again["model"][name]) for name in final["model"])
     assert again["global_step"] == 12
     params["train_input"]["shuffle_seed"] = 8
     with pytest.raises(UserError, match="other train_input.shuffle_seed"):
-        go(params, "--mode", "train", "--max_steps", 14)
+        run_gptj(params, "--mode", "train", "--max_steps", 14)
 
 
-def test_killed_and_resumed(tmp_path, params, go):
-    go(params, "--mode", "train")
-    whole = losses(tmp_path)
+def test_killed_and_resumed(tmp_path, params, run_gptj):
+    run_gptj(params, "--mode", "train")
+    expected = losses(tmp_path)
     for path in (tmp_path / "m").iterdir():
         if path.is_file():
             path.unlink()
@@ -222,12 +222,12 @@ def test_killed_and_resumed(tmp_path, params, go):
     process.kill()
     process.communicate()
     (tmp_path / "m/checkpoint_12.mdl").unlink(missing_ok=True)
-    go(params, "--mode", "train")
-    assert losses(tmp_path) == whole
+    run_gptj(params, "--mode", "train")
+    assert losses(tmp_path) == expected
 
 
 def test_bin_and_hdf5_give_the_same_losses(tmp_path):
-    """The same blocks: of the HDF5 rows the last label, which lies outside the block, is masked."""
+    """Both have the same blocks; the last label of an HDF5 row, which lies outside its block, is masked."""
     from training import trainer
     from training.settings import TrainingSettings
 
@@ -265,12 +265,12 @@ def test_bin_and_hdf5_give_the_same_losses(tmp_path):
     assert max(abs(a - b) for a, b in zip(*results.values(), strict=True)) < 1e-6
 
 
-def test_eval_modes_spellings_and_export(tmp_path, params, go, capsys, convert, tiny_model):
+def test_eval_modes_alternative_keys_and_export(tmp_path, params, run_gptj, capsys, convert, tiny_model):
     params["optimizer"]["weight_decay_rate"] = params["optimizer"].pop("weight_decay")
     for entry in params["optimizer"]["learning_rate"][:2]:
         entry["steps"] = entry.pop("total_iters")
     params["runconfig"] |= {"checkpoint_steps": 2, "max_checkpoints": 3, "eval_frequency": 6, "num_csx": 1}
-    go(params, "--mode", "train_and_eval")
+    run_gptj(params, "--mode", "train_and_eval")
     out = capsys.readouterr().out
     assert "without effect here: runconfig.num_csx" in out
     assert [line.split()[2] for line in out.splitlines() if "Eval Step" in line] == ["Step=6,", "Step=12,"]
@@ -278,7 +278,7 @@ def test_eval_modes_spellings_and_export(tmp_path, params, go, capsys, convert, 
     assert names == ["checkpoint_10.mdl", "checkpoint_12.mdl", "checkpoint_8.mdl"]
     assert list((tmp_path / "m/train").rglob("events*"))
     assert list((tmp_path / "m/eval").rglob("events*"))
-    go(params, "--mode", "eval_all")
+    run_gptj(params, "--mode", "eval_all")
     out = capsys.readouterr().out
     steps = [line.split()[2] for line in out.splitlines() if "Eval Step" in line]
     result = json.loads(out.splitlines()[-1])
@@ -288,71 +288,44 @@ def test_eval_modes_spellings_and_export(tmp_path, params, go, capsys, convert, 
     assert (result["mode"], result["step"]) == ("eval_all", 12)
     assert result["checkpoint"] == str(tmp_path / "m/checkpoint_12.mdl")
     assert steps == ["Step=8,", "Step=10,", "Step=12,"]
-    go(params, "--mode", "eval_all", "--eval_steps", 1)
+    run_gptj(params, "--mode", "eval_all", "--eval_steps", 1)
     capsys.readouterr()
-    convert(
-        *(tmp_path / "m/checkpoint_12.mdl", "--src-fmt", "cs-1.8", "--tgt-fmt", "hf"),
-        *(
-            "--config",
-            tmp_path / "m/params_eval_all.yaml",
-            "--hf-folder",
-            tmp_path / "hf",
-            "--tokenizer",
-            tiny_model,
-            "--check",
-        ),
-    )
+    formats_to_hf = ("--src-fmt", "cs-1.8", "--tgt-fmt", "hf", "--config", tmp_path / "m/params_eval_all.yaml")
+    export = ("--hf-folder", tmp_path / "hf", "--tokenizer", tiny_model, "--check")
+    convert(tmp_path / "m/checkpoint_12.mdl", *formats_to_hf, *export)
     weights = torch.load(tmp_path / "m/checkpoint_12.mdl", weights_only=True)["model"]
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").state_dict()
     back = formats.to_hf(weights)
     assert all(torch.equal(exported[name], back[name]) for name in back)
     assert AutoTokenizer.from_pretrained(tmp_path / "hf").eos_token == "</s>"
-    assert last_line(capsys) == {
-        "tensors": len(back),
-        "output": str(tmp_path / "hf"),
-        "config": str(tmp_path / "hf/config.json"),
-    }
+    folder = tmp_path / "hf"
+    assert last_line(capsys) == {"tensors": len(back), "output": str(folder), "config": str(folder / "config.json")}
     capsys.readouterr()
-    go(params, "--mode", "eval", "--eval_steps", 1, "--checkpoint_path", tmp_path / "hf")
+    run_gptj(params, "--mode", "eval", "--eval_steps", 1, "--checkpoint_path", tmp_path / "hf")
     assert "Eval Step=0" in capsys.readouterr().out
     with pytest.raises(UserError, match="--tokenizer: needs --hf-folder"):
-        convert(tmp_path / "hf", *("--src-fmt", "hf", "--tgt-fmt", "cs-1.8", "--config", "x", "--tokenizer", "y"))
+        convert(tmp_path / "hf", "--src-fmt", "hf", "--tgt-fmt", "cs-1.8", "--config", "x", "--tokenizer", "y")
 
 
-def test_initial_checkpoint_and_rows_left_out(tmp_path, params, go, capsys):
+def test_initial_checkpoint_and_left_out_rows(tmp_path, params, run_gptj, capsys):
     params["runconfig"]["save_initial_checkpoint"] = True
-    go(params, "--mode", "train", "--max_steps", 1)
+    run_gptj(params, "--mode", "train", "--max_steps", 1)
     assert sorted(p.name for p in (tmp_path / "m").glob("*.mdl")) == ["checkpoint_0.mdl", "checkpoint_1.mdl"]
-    go(params, "--mode", "eval", "--checkpoint_path", tmp_path / "m/checkpoint_0.mdl")
+    run_gptj(params, "--mode", "eval", "--checkpoint_path", tmp_path / "m/checkpoint_0.mdl")
     assert "1 rows, less than a batch, are left out" in capsys.readouterr().out
 
 
-def test_two_ranks_resume_like_one(tmp_path, params, go):
-    """Over gloo, 3 + 3 steps; losses within rounding."""
-    go(params, "--mode", "train", "--max_steps", 6)
+def test_two_ranks_resume_like_one(tmp_path, params, run_gptj):
+    """Two ranks over gloo, 3 + 3 steps: the losses are equal within rounding."""
+    run_gptj(params, "--mode", "train", "--max_steps", 6)
     alone = losses(tmp_path)
     (tmp_path / "m/checkpoint_6.mdl").unlink()
     (tmp_path / "m/metrics.jsonl").unlink()
     for last in (3, 6):
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        files = ["-p", tmp_path / "p.yaml", "-o", tmp_path / "m"]
         done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                "--nproc_per_node",
-                "2",
-                ROOT / "gptj/run.py",
-                "CPU",
-                "-m",
-                "train",
-                "-p",
-                tmp_path / "p.yaml",
-                "-o",
-                tmp_path / "m",
-                "--max_steps",
-                str(last),
-            ],
+            [*torchrun, ROOT / "gptj/run.py", "CPU", "-m", "train", *files, "--max_steps", str(last)],
             capture_output=True,
             text=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -361,36 +334,36 @@ def test_two_ranks_resume_like_one(tmp_path, params, go):
     assert max(abs(a - b) for a, b in zip(losses(tmp_path), alone, strict=True)) < 1e-5
 
 
-def test_workers_read_the_same(tmp_path, params, go):
-    go(params, "--mode", "train", "--max_steps", 3)
+def test_workers_read_the_same_rows(tmp_path, params, run_gptj):
+    run_gptj(params, "--mode", "train", "--max_steps", 3)
     alone = losses(tmp_path)
     (tmp_path / "m/checkpoint_3.mdl").unlink()
     params["train_input"] |= {"num_workers": 2, "prefetch_factor": 3}
-    go(params, "--mode", "train", "--max_steps", 3)
+    run_gptj(params, "--mode", "train", "--max_steps", 3)
     assert losses(tmp_path) == alone
 
 
-def test_missing_and_null_keys_have_defaults(tmp_path, params, go):
+def test_missing_and_null_keys_have_defaults(tmp_path, params, run_gptj):
     del params["optimizer"]["max_gradient_norm"]
-    params["optimizer"] |= {"weight_decay": None, "learning_rate": "1e-3"}  # YAML 1.1: a text
+    params["optimizer"] |= {"weight_decay": None, "learning_rate": "1e-3"}  # a string in YAML 1.1
     params["runconfig"] |= {"seed": None, "log_steps": None, "max_steps": 2}
     params["train_input"]["drop_last"] = None
-    go(params, "--mode", "train")
+    run_gptj(params, "--mode", "train")
     assert len(losses(tmp_path)) == 2
 
 
-def test_foreign_checkpoints_are_kept_and_other_settings_refused(tmp_path, params, go):
-    there = tmp_path / "m/checkpoint-40/model.safetensors"
-    there.parent.mkdir(parents=True)
-    there.touch()
-    go(params, "--mode", "train", "--max_steps", 2)
-    assert there.exists()
+def test_foreign_checkpoints_are_kept_and_other_settings_rejected(tmp_path, params, run_gptj):
+    foreign = tmp_path / "m/checkpoint-40/model.safetensors"
+    foreign.parent.mkdir(parents=True)
+    foreign.touch()
+    run_gptj(params, "--mode", "train", "--max_steps", 2)
+    assert foreign.exists()
     assert not (tmp_path / "m/.trainer").exists()
     with pytest.raises(UserError, match=r"other optimizer\.eps"):
-        go(changed(params, "optimizer.eps", 1e-5), "--mode", "train")
+        run_gptj(changed(params, "optimizer.eps", 1e-5), "--mode", "train")
     (tmp_path / "h5/.settings.json").write_text("{}")
     with pytest.raises(UserError, match="unfinished"):
-        go(params, "--mode", "train")
+        run_gptj(params, "--mode", "train")
 
 
 def test_learning_rates():
@@ -445,9 +418,9 @@ def changed(params: dict, path: str, value) -> dict:
         ("train_input.max_sequence_length", 30, "train_input.max_sequence_length: 30"),
     ],
 )
-def test_errors_name_the_key(params, go, path, value, message):
+def test_errors_name_the_key(params, run_gptj, path, value, message):
     with pytest.raises(UserError) as caught:
-        go(changed(params, path, value), "--mode", "train")
+        run_gptj(changed(params, path, value), "--mode", "train")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -457,10 +430,10 @@ class Payload:
         return os.system, ("touch /tmp/gptj_payload_ran",)
 
 
-def test_bad_checkpoints(tmp_path, params, go):
+def test_bad_checkpoints(tmp_path, params, run_gptj):
     def error_for(path, *options):
         with pytest.raises(UserError) as caught:
-            go(params, "--mode", "train", "--checkpoint_path", path, *options)
+            run_gptj(params, "--mode", "train", "--checkpoint_path", path, *options)
         return str(caught.value)
 
     assert "no such file" in error_for(tmp_path / "none.mdl")
@@ -469,23 +442,23 @@ def test_bad_checkpoints(tmp_path, params, go):
     torch.save({"model": Payload()}, bad)
     assert "refused, since it holds more than tensors" in error_for(bad)
     assert not Path("/tmp/gptj_payload_ran").exists()
-    torch.save({"lm_head.weight": torch.ones(3)}, bad)  # a Hugging Face .bin under the name
+    torch.save({"lm_head.weight": torch.ones(3)}, bad)  # a Hugging Face .bin file named .mdl
     assert "has no `model` entry" in error_for(bad)
-    go(params, "--mode", "train", "--max_steps", 2)
-    whole = (tmp_path / "m/checkpoint_2.mdl").read_bytes()
-    (tmp_path / "cut.mdl").write_bytes(whole[:-500])
+    run_gptj(params, "--mode", "train", "--max_steps", 2)
+    content = (tmp_path / "m/checkpoint_2.mdl").read_bytes()
+    (tmp_path / "cut.mdl").write_bytes(content[:-500])
     assert "damaged" in error_for(tmp_path / "cut.mdl")
     loaded = torch.load(tmp_path / "m/checkpoint_2.mdl", weights_only=True)
     loaded["model"].pop("model.lm_head.bias")
     torch.save(loaded, bad)
     assert "lm_head.bias for example" in error_for(bad)
     weights_alone = ("--checkpoint_path", bad, "--is_pretrained_checkpoint", "--disable_strict_checkpoint_loading")
-    with pytest.raises(UserError, match="later than step 0"):  # they would be mixed with this run's
-        go(params, "--mode", "train", "--max_steps", 3, *weights_alone)
-    go(params, "--mode", "train", "--max_steps", 3, *weights_alone, "--model_dir", tmp_path / "other")
+    with pytest.raises(UserError, match="later than step 0"):  # its checkpoints would be mixed with this run's
+        run_gptj(params, "--mode", "train", "--max_steps", 3, *weights_alone)
+    run_gptj(params, "--mode", "train", "--max_steps", 3, *weights_alone, "--model_dir", tmp_path / "other")
     wide = changed(params, "model.filter_size", 64)
     with pytest.raises(UserError, match="shapes differ"):
-        go(wide, "--mode", "train", "--max_steps", 9)
+        run_gptj(wide, "--mode", "train", "--max_steps", 9)
 
 
 def test_command_line_errors(tmp_path, params):

@@ -10,21 +10,8 @@ assert len(ENTITIES) == 6
 
 
 def batch(server, action, *options, articles="0-1"):
-    return (
-        "data/entigraph.py",
-        articles,
-        "--task",
-        "example",
-        "--model",
-        "m",
-        "--max_triples",
-        4,
-        "--base_url",
-        server.url,
-        "--batch",
-        action,
-        *options,
-    )
+    settings = ("--task", "example", "--model", "m", "--max_triples", 4, "--base_url", server.url)
+    return ("data/entigraph.py", articles, *settings, "--batch", action, *options)
 
 
 def records():
@@ -38,7 +25,7 @@ def state():
 
 def test_two_rounds_give_the_same_records_as_live_calls(home, server):
     assert "2 calls submitted" in succeed(*batch(server, "submit"))
-    assert "0 calls submitted" in succeed(*batch(server, "submit"))  # they are under way
+    assert "0 calls submitted" in succeed(*batch(server, "submit"))  # they are in progress
     assert "2 of 2 done" in succeed(*batch(server, "status"))
     assert "38 calls are to be submitted" in succeed(*batch(server, "collect"))
     assert "38 calls submitted" in succeed(*batch(server, "submit"))
@@ -77,8 +64,8 @@ def test_only_failed_calls_of_a_batch_are_submitted_again(home, server):
     assert max(server.billed.values()) == 1
 
 
-def test_a_kill_between_submitting_and_recording_it(home, server):
-    """The batch is on the server with the token of the journal: it is adopted, not submitted again."""
+def test_kill_between_submission_and_its_record(home, server):
+    """The server lists the batch with the token in the journal, so it is adopted and not submitted again."""
     succeed(*batch(server, "submit"))
     lines = state().read_text().splitlines(keepends=True)
     assert len(lines) == 2
@@ -88,11 +75,11 @@ def test_a_kill_between_submitting_and_recording_it(home, server):
     assert "2 calls submitted" in succeed(*batch(server, "submit"))
 
 
-def test_a_kill_while_collecting_counts_nothing_twice(home, server):
+def test_kill_while_collecting_counts_nothing_twice(home, server):
     succeed(*batch(server, "submit"))
     before = state().read_text()
     succeed(*batch(server, "collect"))
-    state().write_text(before)  # killed before the batch was noted as collected
+    state().write_text(before)  # killed before the batch was recorded as collected
     succeed(*batch(server, "collect"))
     assert len(records()) == 2
     ledger = Ledger(state().parent / "calls.ledger")
@@ -101,7 +88,7 @@ def test_a_kill_while_collecting_counts_nothing_twice(home, server):
     ledger.close()
 
 
-def test_a_budget_counts_pending_batches(home, server, tmp_path):
+def test_budget_counts_pending_batches(home, server, tmp_path):
     prices = tmp_path / "prices.json"
     prices.write_text('{"m": {"prompt": 10, "cached": 10, "completion": 30, "batch": 0.5}}')
     one_article = ["--prices", prices, "--budget_usd", 0.1]
@@ -110,13 +97,13 @@ def test_a_budget_counts_pending_batches(home, server, tmp_path):
     assert "1 calls submitted" in succeed(*batch(server, "submit", "--prices", prices, "--budget_usd", 0.2))
 
 
-def test_a_server_without_batches(home, server):
+def test_server_without_batches(home, server):
     url = server.url.removesuffix("/v1") + "/nothing"
     line = error_line("data/entigraph.py", "0", "--task", "example", "--base_url", url, "--batch", "submit")
     assert "the server refused" in line
 
 
-def test_the_key_is_in_no_file(home, server):
+def test_key_is_in_no_file(home, server):
     done = run_script(*batch(server, "submit"), OPENAI_API_KEY="sk-secret-123")
     assert "sk-secret-123" not in done.stdout + done.stderr
     assert server.keys == {"sk-secret-123"} or not server.keys

@@ -20,7 +20,7 @@ def test_dollars():
     assert PRICE.usd(Usage(1_000_000, 400_000, 100_000)) == pytest.approx(6 + 2 + 3)
 
 
-def test_a_call_is_reserved_until_it_is_answered():
+def test_call_is_reserved_until_it_is_answered():
     async def main():
         book = ledger(budget_usd=1.0)
         max_usage = Usage(10_000, 0, 20_000)  # 0.70 dollars
@@ -38,7 +38,7 @@ def test_a_call_is_reserved_until_it_is_answered():
     asyncio.run(main())
 
 
-def test_a_token_budget():
+def test_token_budget():
     async def main():
         book = Ledger(max_tokens=1000)
         book.record_reply(await book.reserve("a", Usage(500, 0, 400)), Usage(500, 0, 100))
@@ -74,7 +74,7 @@ def test_lost_calls_cost_the_upper_bound_until_answered():
     asyncio.run(main())
 
 
-def test_a_kill_at_any_byte_loses_no_paid_call(tmp_path):
+def test_kill_at_any_byte_loses_no_paid_call(tmp_path):
     """After a kill the ledger is never below the answered usage and never above the answered and sent usage; a second
     reading gives the same figures."""
 
@@ -110,7 +110,7 @@ def test_a_kill_at_any_byte_loses_no_paid_call(tmp_path):
             path.unlink()
 
 
-def test_the_snapshot_is_written_before_the_records_are_dropped(tmp_path, monkeypatch):
+def test_snapshot_is_written_before_the_records_are_dropped(tmp_path, monkeypatch):
     """A failure while a ledger is opened loses no usage from its file."""
 
     async def spend(path):
@@ -127,7 +127,7 @@ def test_the_snapshot_is_written_before_the_records_are_dropped(tmp_path, monkey
     book.close()
 
 
-def test_a_full_disk_does_not_leave_a_call_in_flight(tmp_path, monkeypatch):
+def test_full_disk_does_not_leave_a_call_in_flight(tmp_path, monkeypatch):
     async def main():
         book = ledger(tmp_path / "l", budget_usd=0.01)
         call = await book.reserve("a", Usage(100, 0, 100))

@@ -30,7 +30,7 @@ def run(client, work):
     return asyncio.run(main())
 
 
-def test_a_reply_and_its_bill(client, server):
+def test_reply_and_its_bill(client, server):
     reply = run(client, client.chat("hello # Task\n- x", max_tokens=9, temperature=1.0))
     assert reply.text == "About x"
     assert (reply.finish_reason, reply.usage) == (
@@ -96,7 +96,7 @@ def test_retries_are_bounded(client, server):
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_refusal_is_not_retried_and_shows_no_key(client, server, status):
+def test_refusal_is_not_retried_and_shows_no_key(client, server, status):
     server.faults = [status] * 10
     with pytest.raises(UserError, match=str(status)) as caught:
         run(client, client.chat("hello", max_tokens=9))
@@ -104,7 +104,7 @@ def test_a_refusal_is_not_retried_and_shows_no_key(client, server, status):
     assert KEY not in str(caught.value)
 
 
-def test_a_bad_request_fails_alone(client, server):
+def test_bad_request_fails_alone(client, server):
     server.faults = [400]
     with pytest.raises(CallFailed, match="400"):
         run(client, client.chat("hello", max_tokens=9))

@@ -52,7 +52,7 @@ class Simulation:
 @pytest.mark.parametrize("latency", [1.0, 20.0])
 @pytest.mark.parametrize("burst", [1.0, 10.0])
 @pytest.mark.parametrize("names_wait", [True, False])
-def test_a_hidden_limit_is_found_and_kept(rate, latency, burst, names_wait):
+def test_hidden_limit_is_found_and_kept(rate, latency, burst, names_wait):
     """At least 90% of the allowed calls and at most 3% refused, after the first minute."""
     simulation = Simulation(rate, burst, latency, names_wait, concurrency=4000).run(400)
     done = [at for at in simulation.done if 60 + latency <= at < 360]
@@ -61,7 +61,7 @@ def test_a_hidden_limit_is_found_and_kept(rate, latency, burst, names_wait):
     assert len(refused) <= 0.03 * len(done) + 1
 
 
-def test_a_known_limit_is_never_exceeded():
+def test_known_limit_is_never_exceeded():
     simulation = Simulation(10.0, 1.0, 1.0, requests_per_minute=600).run(300)
     assert not simulation.refused
     assert len(simulation.done) >= 0.95 * 10 * 299
@@ -81,7 +81,7 @@ def test_tokens_per_minute():
     assert 0.9 * 120_000 <= 2500 * len(started) <= 1.05 * 120_000
 
 
-def test_a_burst_of_refusals_cuts_once():
+def test_burst_of_refusals_cuts_once():
     now = [0.0]
     limiter = RateLimiter(clock=lambda: now[0])
     begun = [limiter.record_start(0) for _ in range(PROBE_CALLS)]
@@ -98,7 +98,7 @@ def test_a_burst_of_refusals_cuts_once():
     assert limiter._adaptive.rate == grown / 2  # far too fast: no call was accepted
 
 
-def test_a_pause_after_the_probe_calls_and_then_no_more():
+def test_one_pause_after_the_probe_calls():
     now, started = [0.0], []
     limiter = RateLimiter(clock=lambda: now[0])
     while len(started) < 256:
@@ -128,7 +128,7 @@ def test_random_refusals_do_not_lower_the_rate_for_good():
     assert done / 300 > 5
 
 
-def test_a_pause_holds_for_all_and_calls_start_in_order():
+def test_pause_holds_for_all_and_calls_start_in_order():
     async def main():
         limiter, order = RateLimiter(), []
 

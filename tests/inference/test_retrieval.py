@@ -18,21 +18,8 @@ from utils import paths
 from utils.errors import UserError
 
 SEARCH = ("evaluation.py", "--task", "example", "--rag", "--retrieval_only")
-OPEN = (
-    "evaluation.py",
-    "--task",
-    "example",
-    "--rag",
-    "--protocol",
-    "loglik",
-    "--top_k",
-    2,
-    "--chunk_size",
-    256,
-    "--retriever",
-    "bm25",
-    "--model_path",
-)
+RETRIEVAL = "--protocol loglik --top_k 2 --chunk_size 256 --retriever bm25"
+OPEN = ("evaluation.py", "--task", "example", "--rag", *RETRIEVAL.split(), "--model_path")
 
 
 @pytest.fixture
@@ -66,9 +53,9 @@ def test_fusion():
 
 
 def test_recall_and_mrr():
-    found = retrieval.recall_and_mrr([1, 2, None, 8])
-    assert (found["recall@1"], found["recall@2"], found["recall@8"]) == (0.25, 0.5, 0.75)
-    assert found["mrr"] == pytest.approx((1 + 1 / 2 + 1 / 8) / 4, abs=1e-4)
+    result = retrieval.recall_and_mrr([1, 2, None, 8])
+    assert (result["recall@1"], result["recall@2"], result["recall@8"]) == (0.25, 0.5, 0.75)
+    assert result["mrr"] == pytest.approx((1 + 1 / 2 + 1 / 8) / 4, abs=1e-4)
 
 
 def test_bm25_matches_stems():
@@ -79,10 +66,10 @@ def test_bm25_matches_stems():
 def test_every_stage_on_the_example_corpus(home):
     """With the local embedding model texts of similar meaning are near; each text is embedded once."""
     out = succeed(*SEARCH)
-    found = json.loads(out.splitlines()[-1])
-    assert list(found) == ["passages", "dense", "bm25", "fusion"]
-    assert found["fusion"]["recall@8"] == 1
-    assert found["dense"]["recall@8"] > 0.95
+    result = json.loads(out.splitlines()[-1])
+    assert list(result) == ["passages", "dense", "bm25", "fusion"]
+    assert result["fusion"]["recall@8"] == 1
+    assert result["dense"]["recall@8"] > 0.95
     assert "recall@8" in out.splitlines()[1]
     before = vectors()
     assert succeed(*SEARCH) == out
@@ -95,8 +82,8 @@ def test_every_stage_on_the_example_corpus(home):
     assert np.linalg.norm(one) == pytest.approx(1)
 
 
-def test_a_killed_search_resumes_to_the_same_result(few):
-    whole = succeed(*few)
+def test_killed_search_resumes_to_the_same_result(few):
+    expected = succeed(*few)
     (file,) = paths.cache_dir().glob("vectors-*")
     kept = file.read_bytes()
     file.unlink()
@@ -107,7 +94,7 @@ def test_a_killed_search_resumes_to_the_same_result(few):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert 20 <= file.read_bytes().count(b"\n") < kept.count(b"\n")
-    assert succeed(*few) == whole
+    assert succeed(*few) == expected
     assert sorted(file.read_bytes().splitlines()) == sorted(kept.splitlines())
 
 
@@ -125,36 +112,26 @@ def test_served_embeddings_and_reranking(home, server, monkeypatch):
     """Servers that fail or return fewer vectors or scores than requested: nothing is lost or paid for twice."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-mine")
     server.faults = [500, "fewer", "bad_json", None, None, None, 500, "fewer"]
-    served = (
-        "--embedding",
-        "text-embedding-3-large",
-        "--embedding_url",
-        server.url,
-        "--reranker",
-        "rerank-x",
-        "--rerank_url",
-        server.url,
-        "--retrieve",
-        16,
-    )
-    found = json.loads(succeed(*SEARCH, *served).splitlines()[-1])
-    assert list(found) == ["passages", "dense", "bm25", "fusion", "rerank"]
-    assert found["rerank"]["recall@8"] > 0.9
+    embedding = ("--embedding", "text-embedding-3-large", "--embedding_url", server.url)
+    served = (*embedding, "--reranker", "rerank-x", "--rerank_url", server.url, "--retrieve", 16)
+    result = json.loads(succeed(*SEARCH, *served).splitlines()[-1])
+    assert list(result) == ["passages", "dense", "bm25", "fusion", "rerank"]
+    assert result["rerank"]["recall@8"] > 0.9
     assert {"/embeddings", "/rerank"} == set(server.paths)
     # OpenAI's key is not sent to the reranker.
-    key_of = {path: body["headers"]["authorization"] for path, body in zip(server.paths, server.bodies, strict=True)}
-    assert key_of == {"/embeddings": "Bearer sk-mine", "/rerank": "Bearer none"}
-    asked = server.requests
-    assert json.loads(succeed(*SEARCH, *served).splitlines()[-1]) == found
-    assert server.requests == asked
+    keys = {path: body["headers"]["authorization"] for path, body in zip(server.paths, server.bodies, strict=True)}
+    assert keys == {"/embeddings": "Bearer sk-mine", "/rerank": "Bearer none"}
+    requests = server.requests
+    assert json.loads(succeed(*SEARCH, *served).splitlines()[-1]) == result
+    assert server.requests == requests
     server.faults = [400]
     assert "--embedding other" in error_line(*SEARCH, *served, "--embedding", "other")
     server.faults = [400] * 3
     served = (*served, "--reranker", "rerank-y")
     assert "3 of 84 queries failed" in error_line(*SEARCH, *served)
-    asked = server.requests
+    requests = server.requests
     succeed(*SEARCH, *served)
-    assert server.requests == asked + 3
+    assert server.requests == requests + 3
 
 
 def test_missing_vectors_are_an_error(server, monkeypatch):
@@ -200,7 +177,7 @@ def test_open_book_evaluation(home, tiny_model):
     assert "other prompts" in error_line("evaluation.py", "--compare", closed, target)
 
 
-def test_a_prompt_beyond_the_context_is_an_error(home, tmp_path):
+def test_prompt_beyond_the_context_is_an_error(home, tmp_path):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from tests.conftest import make_tiny_model
@@ -214,9 +191,8 @@ def test_a_prompt_beyond_the_context_is_an_error(home, tmp_path):
 def test_incompatible_search_options(home):
     assert "--top_k: for --rag" in error_line("evaluation.py", "--task", "example", "--model_path", "x", "--top_k", 4)
     assert "BM25 has no vectors" in error_line(*SEARCH, "--retriever", "bm25", "--embedding", "x")
-    assert "--give_up: for --base_url" in error_line(
-        "evaluation.py", "--task", "example", "--model_path", "x", "--give_up"
-    )
+    options = ("--task", "example", "--model_path", "x", "--give_up")
+    assert "--give_up: for --base_url" in error_line("evaluation.py", *options)
     assert "--top_k 200" in error_line(*SEARCH, "--top_k", 200)
     assert "--chunk_overlap 1024" in error_line(*SEARCH, "--chunk_overlap", 1024)
     assert "--rerank_url" in error_line(*SEARCH, "--reranker", "x")

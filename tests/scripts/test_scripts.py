@@ -41,7 +41,7 @@ def test_json_value_shows_the_output_and_passes_errors_on(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "begun\n")
 
 
-def test_a_failed_download_names_the_file(home):
+def test_failed_download_names_the_file(home):
     done = shell(ROOT / "scripts/download_data.sh", QUALITY_URL="http://127.0.0.1:9/none")
     assert done.returncode == 2
     assert "cannot be downloaded; copy the file to" in done.stderr
@@ -121,7 +121,7 @@ def test_slurm_starts_one_torchrun_per_node(tmp_path):
 
 
 def test_serving_a_checkpoint(home, tiny_llama):
-    """`transformers serve` answers interactive.py and evaluation.py; Ctrl-C leaves no process running."""
+    """interactive.py and evaluation.py use `transformers serve`; Ctrl-C leaves no process running."""
     folder = home / "ckpts/tiny-chat"
     shutil.copytree(tiny_llama, folder)
     shutil.copy(ROOT / "utils/llama3.1.jinja", folder / "chat_template.jinja")
@@ -137,10 +137,10 @@ def test_serving_a_checkpoint(home, tiny_llama):
     )
     try:
         line = server.stdout.readline()
-        told = ["python", "interactive.py", "--base_url", f"http://127.0.0.1:{port}/v1", "--model_path"]
-        assert line.partition("#")[0].split() == [*told, str(folder)]
+        command = ["python", "interactive.py", "--base_url", f"http://127.0.0.1:{port}/v1", "--model_path"]
+        assert line.partition("#")[0].split() == [*command, str(folder)]
         done = subprocess.run(
-            [sys.executable, ROOT / "interactive.py", *told[2:], folder, "--max_tokens", "9"],
+            [sys.executable, ROOT / "interactive.py", *command[2:], folder, "--max_tokens", "9"],
             input=b"Who kept the light?\nAnd then?\n",
             capture_output=True,
             timeout=120,
@@ -148,7 +148,7 @@ def test_serving_a_checkpoint(home, tiny_llama):
         assert done.returncode == 0, done.stderr
         assert done.stdout.count(b"\n") >= 2
         options = "--task example --select greedy --max_tokens 4 --few_shot 0"
-        out = succeed("evaluation.py", *told[2:], folder, *options.split())
+        out = succeed("evaluation.py", *command[2:], folder, *options.split())
         assert json.loads(out.splitlines()[-1])["n"] == 84
         again = shell(ROOT / "scripts/serve.sh", "ckpts/tiny-chat", PORT=str(port))
         assert again.returncode == 2
@@ -174,7 +174,7 @@ def test_serving_requires_a_checkpoint(home):
         assert f"error: {name}: no such folder" in done.stderr
 
 
-def test_the_quickstart_rejects_unknown_options():
+def test_quickstart_rejects_unknown_options():
     done = shell(ROOT / "scripts/quickstart.sh", "--chatt")
     assert done.returncode == 2
     assert done.stderr.startswith("error: --chatt: ")

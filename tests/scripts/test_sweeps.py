@@ -31,7 +31,7 @@ def points() -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (paths.out_dir() / "rag").glob("*.json")}
 
 
-def test_a_killed_sweep_resumes(home, tiny_model):
+def test_killed_sweep_resumes(home, tiny_model):
     assert "rag_sweep.sh" in error_line("scripts/rag_table.py", "--model_path", tiny_model)
     first = sweep(tiny_model)
     while not points():
@@ -57,14 +57,14 @@ def test_a_killed_sweep_resumes(home, tiny_model):
     assert low <= result["best"]["test"] <= high
 
 
-def test_the_sweep_requires_a_checkpoint():
+def test_sweep_requires_a_checkpoint():
     done = subprocess.run(["bash", ROOT / "scripts/rag_sweep.sh"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "error: --model_path: missing; name a checkpoint\n")
     done = subprocess.run(["bash", ROOT / "scripts/rag_sweep.sh", "--help"], capture_output=True, text=True)
     assert "sbatch --array" in done.stdout
 
 
-def test_the_two_by_two(home, tiny_model):
+def test_two_by_two(home, tiny_model):
     after = home / "ckpts/after"
     shutil.copytree(tiny_model, after)
     out = succeed(
@@ -80,7 +80,7 @@ def test_the_two_by_two(home, tiny_model):
     assert "no/such/model" in error_line("scripts/two_by_two.py", *wrong, *OPTIONS)
 
 
-def test_the_scaling_run(token_files, tiny_model, tmp_path, monkeypatch):
+def test_scaling_run(token_files, tiny_model, tmp_path, monkeypatch):
     """Nested subsets are trained and evaluated once; a second run reuses all results."""
     shutil.copytree(token_files, tmp_path / "home")
     monkeypatch.setenv("SCP_HOME", str(tmp_path / "home"))

@@ -9,7 +9,7 @@ from utils.io import sha256_file
 LONG = "In which of the three harbours did the keeper of the lamp first learn about the wreck?"
 
 
-def test_thirteen_words_in_a_row():
+def test_thirteen_consecutive_words():
     def leaked(text, *training):
         return bool(contamination.find_contaminated({"q": [text]}, training))
 
@@ -17,9 +17,9 @@ def test_thirteen_words_in_a_row():
     words = LONG.split()
     assert leaked(LONG, " ".join(words[2:15]).replace(" ", ",\n"))  # punctuation does not matter
     assert not leaked(LONG, " ".join(words[2:14]))  # twelve
-    assert not leaked(LONG, " ".join(words[:8]), " ".join(words[8:]))  # not over two documents
-    assert leaked(" ".join(words[:9]), LONG)  # a text of nine words counts whole
-    assert not leaked(" ".join(words[:7]), LONG)  # of seven it says nothing
+    assert not leaked(LONG, " ".join(words[:8]), " ".join(words[8:]))  # not across documents
+    assert leaked(" ".join(words[:9]), LONG)  # a text of nine words must match in full
+    assert not leaked(" ".join(words[:7]), LONG)  # seven words are too few
     assert not leaked("", LONG)
     assert not leaked(LONG, "")
 
@@ -29,8 +29,8 @@ def test_one_text_of_several_is_enough():
     assert contamination.find_contaminated(texts, [LONG]) == {"a", "c"}
 
 
-def test_evaluation_reports_it(home, tiny_model, tmp_path):
-    """A checkpoint trained on articles, one of which has a question's text in it."""
+def test_evaluation_reports_contamination(home, tiny_model, tmp_path):
+    """A checkpoint trained on articles, one of which contains the text of a question."""
     articles = [json.loads(line) for line in (ROOT / "data/example/articles.jsonl").read_text().splitlines()]
     questions = [q for article in articles for q in article["questions"]]
     question = next(q for q in questions if len(q["question"].split()) >= 8)

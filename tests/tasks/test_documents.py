@@ -7,7 +7,7 @@ from tests.conftest import SHARED
 from utils.errors import UserError
 
 
-def line(title, author, questions=(), **extra):
+def record(title, author, questions=(), **extra):
     items = [
         {
             "question": f"q{i}",
@@ -23,9 +23,10 @@ def line(title, author, questions=(), **extra):
     )
 
 
-def test_sets_of_one_article_merge_and_titles_order(tmp_path):
+def test_question_sets_merge_and_documents_sort_by_title(tmp_path):
     file = tmp_path / "q.jsonl"
-    file.write_text("\n".join([line("B", "Doe, Jo", [1, 2]), line("A", "X", [1]), line("B", "Doe, Jo", [2, 3])]) + "\n")
+    lines = [record("B", "Doe, Jo", [1, 2]), record("A", "X", [1]), record("B", "Doe, Jo", [2, 3])]
+    file.write_text("\n".join(lines) + "\n")
     documents = load_documents([file], "")
     assert [document.title for document in documents] == ["A", "B"]
     assert [question.id for question in documents[1].questions] == ["B1", "B2", "B3"]
@@ -35,40 +36,40 @@ def test_sets_of_one_article_merge_and_titles_order(tmp_path):
     assert documents[1].questions[0].hard
 
 
-def test_lines_are_split_on_newlines_alone(tmp_path):
+def test_only_newlines_end_lines(tmp_path):
     file = tmp_path / "q.jsonl"
-    odd = json.loads(line("A", "X", [1])) | {"article": "one\u2028two\u2029three"}
+    odd = json.loads(record("A", "X", [1])) | {"article": "one\u2028two\u2029three"}
     file.write_text(json.dumps(odd, ensure_ascii=False) + "\n")
     assert load_documents([file], "")[0].text == "one two three"
 
 
 def test_uids_are_safe_and_unique(tmp_path):
     file = tmp_path / "q.jsonl"
-    file.write_text("\n".join([line("A/B ../c", "X"), line("A/B ../c", "Y"), line("?", "X")]))
+    file.write_text("\n".join([record("A/B ../c", "X"), record("A/B ../c", "Y"), record("?", "X")]))
     uids = {document.uid for document in load_documents([file], "")}
     assert len(uids) == 3
     assert all(set(uid) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") for uid in uids)
 
 
-def test_the_first_fifth_is_validation():
+def test_first_fifth_is_validation():
     assert [split_of(index, 12) for index in range(12)] == ["val"] * 2 + ["test"] * 10
 
 
-def test_a_file_of_another_kind_is_named(tmp_path):
+def test_other_file_formats_are_reported(tmp_path):
     file = tmp_path / "q.jsonl"
     file.write_text('{"text": "x"}\n')
     with pytest.raises(UserError, match="record 1: has no 'title'"):
         load_documents([file], "")
 
 
-def test_missing_data_names_the_step(home):
+def test_missing_data_error_names_the_step(home):
     with pytest.raises(UserError, match=r"scripts/download_data\.sh"):
         load_task("quality")
     with pytest.raises(UserError, match="--task"):
         load_task("nonsense")
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the real articles are not here")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no shared data")
 def test_real_articles():
     documents = load_documents([SHARED / "quality/QuALITY.leval.htmlstripped.dev"], "")
     assert len(documents) == 8

@@ -11,20 +11,14 @@ from utils import paths
 from utils.errors import UserError
 
 LOGLIK = ("evaluation.py", "--task", "example", "--protocol", "loglik", "--model_path")
-COT = (
-    "evaluation.py",
-    "--task",
-    "example",
-    "--n_samples",
-    2,
-    "--max_tokens",
-    8,
-    "--temperature",
-    "0.7",
-    "--batch_size",
-    16,
-    "--model_path",
-)
+SAMPLING = "--n_samples 2 --max_tokens 8 --temperature 0.7 --batch_size 16"
+COT = ("evaluation.py", "--task", "example", *SAMPLING.split(), "--model_path")
+
+
+def served(server, n_samples: int) -> tuple:
+    """Evaluation command for a model behind the fake server."""
+    model = ("--model_path", "served", "--base_url", server.url)
+    return ("evaluation.py", "--task", "example", *model, "--n_samples", n_samples)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +29,7 @@ def model(tiny_model):
 
 
 def plain_logprob(model, prompt: str, option: str) -> float:
-    """The same figure by the plainest way: one text, one forward pass, no batch, no padding."""
+    """Log-probability of an option from one forward pass over one text, without batch or padding."""
     import torch
 
     start = len(model.tokenizer(prompt)["input_ids"])
@@ -45,17 +39,16 @@ def plain_logprob(model, prompt: str, option: str) -> float:
     return sum(float(logprobs[i - 1, ids[0, i]]) for i in range(start, ids.shape[1]))
 
 
-def test_shared_prompts_give_the_plain_likelihoods(model):
+def test_batched_logprobs_equal_the_plain_ones(model):
     prompts = ["A short prompt:", "A much longer prompt, of many more words than the other one. Answer:"]
     options = [[" yes", " no, and then some more words", " maybe"], [" a", " b b b", " c"]]
-    found = model.continuation_logprobs(prompts, options)
-    for prompt, group, sums in zip(prompts, options, found, strict=True):
+    result = model.continuation_logprobs(prompts, options)
+    for prompt, group, sums in zip(prompts, options, result, strict=True):
         assert sums == pytest.approx([plain_logprob(model, prompt, option) for option in group], abs=1e-4)
 
 
-def test_what_prompts_share_changes_nothing(model):
-    """Questions about one article, options that begin alike, one that another goes on from, a row that
-    is full: every figure is the plain one."""
+def test_shared_prefixes_do_not_change_logprobs(model):
+    """Questions about one article, options with a common prefix, an option that is a prefix of another, a full row."""
     prompts = [f'In the context of "The Lamp": {question}\nAnswer:' for question in ("Who?", "Where was it?", "Who?")]
     options = [
         [" the old man", " the old man and his dog", " the"],
@@ -63,14 +56,14 @@ def test_what_prompts_share_changes_nothing(model):
         [" nobody", " the old"],
     ]
     many = 40 * prompts, 40 * options
-    found = model.continuation_logprobs(*many)
+    result = model.continuation_logprobs(*many)
     for number in (0, 1, 2, 118, 119):
         prompt, group = many[0][number], many[1][number]
         plain = [plain_logprob(model, prompt, option) for option in group]
-        assert found[number] == pytest.approx(plain, abs=1e-4)
+        assert result[number] == pytest.approx(plain, abs=1e-4)
 
 
-def test_completions_are_seeded_and_cut(model):
+def test_completions_are_seeded_and_end_at_the_stop_string(model):
     def complete(seed):
         return model.complete(["One day", "The lamp at the head of"], 3, 0.9, 12, "\n###", seed)
 
@@ -83,27 +76,18 @@ def test_completions_are_seeded_and_cut(model):
     assert model.complete(["One day"], 1, 0, 20, greedy[2:4], 0)[0][0] == greedy.split(greedy[2:4])[0]
 
 
-def test_the_output_file(home, tiny_model):
+def test_output_file(home, tiny_model):
     out = succeed(*LOGLIK, tiny_model)
     metrics = json.loads(out.splitlines()[-1])
     target = paths.evaluation_file(str(tiny_model))
     result = json.loads(target.read_text())
     assert metrics.pop("file") == str(target)
     assert result["metrics"] == metrics
-    assert list(metrics) == [
-        "n",
-        "accuracy",
-        "ci95",
-        "attempt_rate",
-        "accuracy_attempted",
-        "hard",
-        "non_hard",
-        "val",
-        "test",
-    ]
+    keys = "n accuracy ci95 attempt_rate accuracy_attempted hard non_hard val test"
+    assert list(metrics) == keys.split()
     assert metrics["n"] == 84
     assert metrics["attempt_rate"] == 1
-    assert 0.05 < metrics["accuracy"] < 0.5  # a model that knows nothing
+    assert 0.05 < metrics["accuracy"] < 0.5  # an untrained model
     documents = load_task("example")
     assert [d["title"] for d in result["documents"]] == [d.title for d in documents]
     question = result["documents"][3]["questions"][2]
@@ -113,40 +97,38 @@ def test_the_output_file(home, tiny_model):
     assert result["protocol"]["name"] == "loglik"
     assert not list(paths.out_dir().glob("*.partial.jsonl"))
     stamp = paths.evaluation_file(str(tiny_model)).stat().st_mtime_ns
-    assert succeed(*LOGLIK, tiny_model) == out  # again: nothing is computed, nothing appended
+    assert succeed(*LOGLIK, tiny_model) == out  # the second run computes and appends nothing
     assert paths.evaluation_file(str(tiny_model)).stat().st_mtime_ns == stamp
 
 
-def test_a_killed_evaluation_goes_on_and_ends_alike(home, tiny_model, tmp_path):
+def test_killed_evaluation_resumes_to_the_same_file(home, tiny_model, tmp_path):
     target = paths.evaluation_file(str(tiny_model))
     succeed(*COT, tiny_model)
-    whole = target.read_bytes()
+    expected = target.read_bytes()
     target.unlink()
 
-    def answered() -> int:
+    def attempt_count() -> int:
         return sum(path.read_bytes().count(b"\n") for path in paths.out_dir().glob("*.partial.jsonl"))
 
     process = start_script(*COT, tiny_model)
-    while answered() <= 20:
+    while attempt_count() <= 20:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert 20 < answered() < 84
+    assert 20 < attempt_count() < 84
     succeed(*COT, tiny_model)
-    assert target.read_bytes() == whole
+    assert target.read_bytes() == expected
 
 
-def test_a_server_of_ones_own(home, server):
-    """A server that ignores `n` and fails now and then: every attempt is there all the same."""
+def test_evaluation_over_a_server(home, server):
+    """A server that ignores `n` and sometimes fails: no attempt is missing."""
     server.faults = [429, 500, "torn", None, "bad_json"]
-    out = succeed(
-        "evaluation.py", "--task", "example", "--model_path", "served", "--base_url", server.url, "--n_samples", 2
-    )
+    out = succeed(*served(server, 2))
     result = json.loads(paths.evaluation_file("served").read_text())
     metrics = json.loads(out.splitlines()[-1])
     golds = [q.gold for d in load_task("example") for q in d.questions]
-    assert metrics["accuracy"] == round(golds.count(1) / 84, 4)  # it always says B
+    assert metrics["accuracy"] == round(golds.count(1) / 84, 4)  # the server always answers B
     assert all(len(q["attempts"]) == 2 for d in result["documents"] for q in d["questions"])
     assert sum(server.billed.values()) == 2 * 84 + server.spoiled
     prompt = server.bodies[0]["prompt"]
@@ -158,15 +140,13 @@ def test_a_server_of_ones_own(home, server):
 
 def test_unreadable_answers_are_wrong_and_not_missing(home, server):
     server.answer = "I do not know."
-    out = succeed(
-        "evaluation.py", "--task", "example", "--model_path", "served", "--base_url", server.url, "--n_samples", 1
-    )
+    out = succeed(*served(server, 1))
     metrics = json.loads(out.splitlines()[-1])
     assert (metrics["n"], metrics["accuracy"], metrics["attempt_rate"]) == (84, 0, 0)
     assert metrics["accuracy_attempted"] is None
 
 
-def test_what_the_user_can_mend(home, tiny_model, server, tmp_path):
+def test_user_errors(home, tiny_model, server, tmp_path):
     assert "scripts/download_data.sh" in error_line("evaluation.py", "--model_path", tiny_model)
     assert "--model_path no/such/model" in error_line(*LOGLIK, "no/such/model")
     assert "loglik" in error_line(*LOGLIK, "served", "--base_url", server.url)
@@ -181,7 +161,7 @@ def test_what_the_user_can_mend(home, tiny_model, server, tmp_path):
     assert "holds no tokenizer" in error_line(*LOGLIK, "ckpts/weightless")
 
 
-def test_evaluations_of_other_protocols_are_set_aside(home, tiny_model):
+def test_results_of_other_protocols_are_moved_aside(home, tiny_model):
     target = paths.evaluation_file(str(tiny_model))
     succeed(*LOGLIK, tiny_model)
     first = target.read_bytes()
@@ -189,7 +169,7 @@ def test_evaluations_of_other_protocols_are_set_aside(home, tiny_model):
     (aside,) = (paths.out_dir() / "earlier").iterdir()
     assert aside.read_bytes() == first
     other = target.read_bytes()
-    succeed(*LOGLIK, tiny_model)  # the first comes back, and nothing is computed
+    succeed(*LOGLIK, tiny_model)  # the first file is moved back; nothing is computed
     assert target.read_bytes() == first
     (aside,) = (paths.out_dir() / "earlier").iterdir()
     assert aside.read_bytes() == other
@@ -197,18 +177,8 @@ def test_evaluations_of_other_protocols_are_set_aside(home, tiny_model):
     assert kept[0] == kept[1]
 
 
-def test_a_question_that_fails_does_not_stop_the_others(home, server):
-    command = (
-        "evaluation.py",
-        "--task",
-        "example",
-        "--model_path",
-        "served",
-        "--base_url",
-        server.url,
-        "--n_samples",
-        1,
-    )
+def test_failed_question_does_not_stop_the_others(home, server):
+    command = served(server, 1)
     server.faults = [None, 400, None, 400]
     assert "2 questions were not answered" in error_line(*command)
     assert sum(server.billed.values()) == 82
@@ -216,20 +186,10 @@ def test_a_question_that_fails_does_not_stop_the_others(home, server):
     assert sum(server.billed.values()) == 84
 
 
-def test_what_a_server_never_answers_can_count_as_wrong(home, server):
+def test_give_up_counts_failed_questions_as_wrong(home, server):
     server.faults = [400, 500]
     server.answer = "Answer: B."
-    command = (
-        "evaluation.py",
-        "--task",
-        "example",
-        "--model_path",
-        "served",
-        "--base_url",
-        server.url,
-        "--n_samples",
-        1,
-    )
+    command = served(server, 1)
     metrics = json.loads(succeed(*command, "--give_up").splitlines()[-1])
     assert (metrics["n"], metrics["attempt_rate"]) == (84, round(83 / 84, 4))
     result = json.loads(paths.evaluation_file("served").read_text())
@@ -238,43 +198,20 @@ def test_what_a_server_never_answers_can_count_as_wrong(home, server):
     assert "400" in failed["attempts"][0]["error"]
 
 
-def test_a_server_that_hangs_is_asked_again(home, server):
+def test_calls_that_time_out_are_repeated(home, server):
     server.faults = ["hang", None, "hang"]
-    command = (
-        "evaluation.py",
-        "--task",
-        "example",
-        "--model_path",
-        "served",
-        "--base_url",
-        server.url,
-        "--n_samples",
-        1,
-        "--timeout",
-        1,
-    )
-    done = run_script(*command)
+    done = run_script(*served(server, 1), "--timeout", 1)
     assert done.returncode == 0, done.stderr
     assert "2 calls were repeated" in done.stderr + done.stdout
     assert json.loads(done.stdout.splitlines()[-1])["attempt_rate"] == 1
 
 
-def test_which_attempt_counts_can_be_said_again(home, server):
-    """--select works on the attempts that are there: nothing is asked again."""
+def test_select_applies_to_existing_attempts(home, server):
+    """Changing --select sends no requests."""
     server.answer = "Answer: A."
-    command = (
-        "evaluation.py",
-        "--task",
-        "example",
-        "--model_path",
-        "served",
-        "--base_url",
-        server.url,
-        "--n_samples",
-        3,
-    )
+    command = served(server, 3)
     succeed(*command)
-    asked = server.requests
+    requests = server.requests
     path = paths.evaluation_file("served")
     result = json.loads(path.read_text())
     question = result["documents"][0]["questions"][0]
@@ -285,17 +222,17 @@ def test_which_attempt_counts_can_be_said_again(home, server):
 
     def counted(select):
         succeed(*command, "--select", select)
-        found = json.loads(path.read_text())
-        assert found["protocol"]["select"] == select
-        return found["documents"][0]["questions"][0]["answer"]
+        selected = json.loads(path.read_text())
+        assert selected["protocol"]["select"] == select
+        return selected["documents"][0]["questions"][0]["answer"]
 
     assert counted("majority") == 1
     assert counted("first") == 2
     assert counted("random") in (1, 2)
-    assert server.requests == asked
+    assert server.requests == requests
 
 
-def test_letters(home, tiny_model, model):
+def test_letter_protocol(home, tiny_model, model):
     out = succeed("evaluation.py", "--task", "example", "--protocol", "letter", "--model_path", tiny_model)
     assert json.loads(out.splitlines()[-1])["n"] == 84
     result = json.loads(paths.evaluation_file(str(tiny_model)).read_text())
@@ -309,7 +246,7 @@ def test_letters(home, tiny_model, model):
     assert shown["answer"] == expected.index(max(expected))
 
 
-def test_worked_examples_by_number_and_by_file(home, tmp_path):
+def test_few_shot_examples_by_number_and_file(home, tmp_path):
     document = load_task("example")[0]
 
     def prompt(few_shot, examples=None):
@@ -324,8 +261,8 @@ def test_worked_examples_by_number_and_by_file(home, tmp_path):
         prompt(2, tmp_path / "mine.md")
 
 
-def outputs(home, tiny_model) -> tuple:
-    """Two evaluations: one as it is, one in which of every second article all are right."""
+def evaluation_pair(home, tiny_model) -> tuple:
+    """Two evaluations: one unchanged, one with all answers right in every second article."""
     succeed(*LOGLIK, tiny_model)
     one = paths.evaluation_file(str(tiny_model))
     result = json.loads(one.read_text())
@@ -338,27 +275,27 @@ def outputs(home, tiny_model) -> tuple:
 
 
 def test_comparing_two_evaluations(home, tiny_model):
-    one, other = outputs(home, tiny_model)
+    one, other = evaluation_pair(home, tiny_model)
     out = succeed("evaluation.py", "--compare", one, other)
-    found = json.loads(out.splitlines()[-1])
-    first, second = found["accuracies"]
-    assert found["difference"] == pytest.approx(second - first, abs=2e-4)
-    assert found["n"] == 84
-    assert found["only_first"] == 0
-    assert found["only_second"] == round(84 * (second - first))
-    low, high = found["ci95"]
-    assert 0 < low < found["difference"] < high
-    assert found["p"] < 0.1  # six articles of twelve moved, all the same way: 2 in 64 by chance
+    result = json.loads(out.splitlines()[-1])
+    first, second = result["accuracies"]
+    assert result["difference"] == pytest.approx(second - first, abs=2e-4)
+    assert result["n"] == 84
+    assert result["only_first"] == 0
+    assert result["only_second"] == round(84 * (second - first))
+    low, high = result["ci95"]
+    assert 0 < low < result["difference"] < high
+    assert result["p"] < 0.1  # six of twelve articles changed in the same direction: 2/64 by chance
     assert "p = " in out
     assert json.loads(succeed("evaluation.py", "--compare", one, one).splitlines()[-1])["p"] == 1
 
 
-def test_what_cannot_be_compared_is_refused(home, tiny_model):
-    one, other = outputs(home, tiny_model)
-    whole = json.loads(other.read_text())
+def test_incomparable_evaluations_are_rejected(home, tiny_model):
+    one, other = evaluation_pair(home, tiny_model)
+    original = json.loads(other.read_text())
 
     def error_for(change):
-        result = json.loads(json.dumps(whole))
+        result = json.loads(json.dumps(original))
         change(result)
         other.write_text(json.dumps(result))
         return error_line("evaluation.py", "--compare", one, other)
@@ -373,7 +310,7 @@ def test_what_cannot_be_compared_is_refused(home, tiny_model):
     assert "nowhere.json" in error_line("evaluation.py", "--compare", one, home / "nowhere.json")
 
 
-def test_options_that_do_not_go_together(home, tiny_model):
+def test_incompatible_options(home, tiny_model):
     assert "--model_path" in error_line("evaluation.py")
     assert "--few_shot: for --protocol cot" in error_line(*LOGLIK, tiny_model, "--few_shot", 2)
     assert "--select: for --protocol cot" in error_line(*LOGLIK, tiny_model, "--select", "random")

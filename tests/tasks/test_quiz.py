@@ -16,13 +16,13 @@ DOCUMENT = Document("lamp-1", "The Lamp", "Doe, Jo", "", "The keeper is called A
 KEEPER = ("Who is the keeper in The Lamp?", "Ada", ["Eve", "Ivy", "Una"])
 
 
-def written(*questions) -> str:
+def questions_reply(*questions) -> str:
     named = [{"question": q, "right": right, "wrong": wrong} for q, right, wrong in questions]
     return f"Here it is:\n```json\n{json.dumps({'questions': named})}\n```"
 
 
-def test_what_is_dropped_and_why():
-    reply = written(
+def test_dropped_questions_and_reasons():
+    reply = questions_reply(
         KEEPER,
         ("Who keeps it?", "Ada", ["Eve", "Ivy", "Una"]),
         ("In The Lamp, what is the gull called?", "Bo", ["Cy", "bo", "Di"]),
@@ -40,8 +40,8 @@ def test_what_is_dropped_and_why():
             quiz.parse(bad, DOCUMENT)
 
 
-def test_orders_are_seeded_and_put_the_right_one_elsewhere():
-    (draft,) = quiz.parse(written(KEEPER), DOCUMENT)
+def test_option_orders_are_seeded_and_move_the_right_option():
+    (draft,) = quiz.parse(questions_reply(KEEPER), DOCUMENT)
     orders = quiz.option_orders(draft, 4, 0)
     assert sorted(int(np.flatnonzero(order == 0)[0]) for order in orders) == [0, 1, 2, 3]
     assert all(sorted(order.tolist()) == [0, 1, 2, 3] for order in orders)
@@ -53,7 +53,7 @@ def test_orders_are_seeded_and_put_the_right_one_elsewhere():
     assert "Her gull is Bo" not in quiz.closed_prompt(draft, orders[0])
 
 
-def test_places_are_balanced():
+def test_positions_of_right_options_are_balanced():
     drafts = [quiz.DraftQuestion(f"x-{n}", f"q{n}", ("right", "a", "b", "c")) for n in range(22)]
     records = quiz.build_records([(DOCUMENT, draft) for draft in drafts], 0)
     questions = [question for record in records for question in record["questions"]]
@@ -72,14 +72,14 @@ def corpus(tmp_path):
     return folder
 
 
-def reply(prompt: str) -> str:
-    """An LLM that writes four questions a text: a good one, one that anybody can answer, one that the
-    text does not answer, one that does not name it."""
+def scripted_reply(prompt: str) -> str:
+    """Scripted model. Of its four questions per document one is good, one needs no document, one is not answered by the
+    document, and one does not name it."""
     shown = dict(re.findall(r"^([ABCD])\. (.*)$", prompt, re.M))
     known = {text: letter for letter, text in shown.items()}
     if "Write 4 multiple-choice" in prompt:
         title = re.search(r'by its title, "(.*)"\.', prompt)[1]
-        return written(
+        return questions_reply(
             (f"In {title}, what is lost?", "a lamp", ["a rope", "a boat", "a bell"]),
             (f"Which colour has the sky of {title} by day?", "blue", ["rust", "jade", "pink"]),
             (f"By {title}, whose hat was it that nobody saw?", "Eli's", ["Ian's", "Tom's", "Sam's"]),
@@ -91,23 +91,12 @@ def reply(prompt: str) -> str:
 
 
 def options(corpus, server) -> tuple:
-    return (
-        "data/make_questions.py",
-        "--corpus",
-        corpus,
-        "--per_document",
-        4,
-        "--model",
-        "m",
-        "--base_url",
-        server.url,
-        "--concurrency",
-        2,
-    )
+    settings = "--per_document 4 --model m --concurrency 2"
+    return ("data/make_questions.py", *settings.split(), "--corpus", corpus, "--base_url", server.url)
 
 
-def test_a_quiz_is_made_checked_and_taken(home, server, corpus, tiny_model):
-    server.replies = reply
+def test_quiz_is_written_filtered_and_evaluated(home, server, corpus, tiny_model):
+    server.replies = scripted_reply
     server.faults = [500, None, "torn", "hang"]
     out = succeed(*options(corpus, server), "--timeout", 2)
     counts = json.loads(out.splitlines()[-1])
@@ -131,12 +120,12 @@ def test_a_quiz_is_made_checked_and_taken(home, server, corpus, tiny_model):
     assert server.requests == asked
     assert paths.questions_file("islands").read_bytes() == whole
     succeed("evaluation.py", "--task", "islands", "--protocol", "loglik", "--model_path", tiny_model)
-    # Step 1 sees none of it.
+    # Step 1 does not read the questions.
     assert "what is lost" not in paths.corpus_file("islands").read_text()
 
 
-def test_a_quiz_that_was_killed_pays_for_nothing_twice(home, server, corpus):
-    server.replies, server.latency = reply, 0.05
+def test_killed_quiz_resumes_to_the_same_questions(home, server, corpus):
+    server.replies, server.latency = scripted_reply, 0.05
     journal = paths.questions_file("islands").with_suffix(".calls.jsonl")
     process = start_script(*options(corpus, server))
     while not journal.exists() or journal.read_bytes().count(b"\n") < 5:
@@ -146,7 +135,7 @@ def test_a_quiz_that_was_killed_pays_for_nothing_twice(home, server, corpus):
     process.communicate()
     succeed(*options(corpus, server))
     twice = sum(number > 1 for number in server.billed.values())
-    assert twice <= 2  # those under way, of --concurrency 2
+    assert twice <= 2  # the calls in flight at --concurrency 2
     killed = paths.questions_file("islands").read_bytes()
     paths.questions_file("islands").unlink()
     journal.unlink()
@@ -154,7 +143,7 @@ def test_a_quiz_that_was_killed_pays_for_nothing_twice(home, server, corpus):
     assert paths.questions_file("islands").read_bytes() == killed
 
 
-def test_what_the_user_can_mend(home, server, corpus):
+def test_user_errors(home, server, corpus):
     assert "--corpus DIR or --task NAME" in error_line("data/make_questions.py")
     assert "has its questions already" in error_line("data/make_questions.py", "--task", "example")
     assert "nowhere.jsonl" in error_line("data/make_questions.py", "--task", "nowhere", "--base_url", server.url)
@@ -166,8 +155,8 @@ def test_what_the_user_can_mend(home, server, corpus):
     assert "--base_model_url: name" in error_line(*options(corpus, server), "--base_model_url", server.url)
 
 
-def test_a_document_that_fails_does_not_stop_the_others(home, server, corpus):
-    server.replies = reply
+def test_failed_document_does_not_stop_the_others(home, server, corpus):
+    server.replies = scripted_reply
     server.faults = [400]
     line = error_line(*options(corpus, server))
     assert "1 documents failed" in line
@@ -175,18 +164,18 @@ def test_a_document_that_fails_does_not_stop_the_others(home, server, corpus):
     assert json.loads(succeed(*options(corpus, server)).splitlines()[-1])["kept"] == 6
 
 
-def test_a_base_model_continues_the_question(home, server, corpus):
-    server.replies, server.answer = reply, " C"
+def test_base_model_completes_the_question(home, server, corpus):
+    server.replies, server.answer = scripted_reply, " C"
     succeed(*options(corpus, server), "--base_model", "base", "--base_model_url", server.url)
     prompts = [body["prompt"] for body in server.bodies if "prompt" in body]
     assert {body["model"] for body in server.bodies if "prompt" in body} == {"base"}
     assert len(prompts) == 24
     assert all(prompt.endswith("\nAnswer:") for prompt in prompts)
-    assert len(load_task("islands")[0].questions) == 2  # who says C twice knows nothing
+    assert len(load_task("islands")[0].questions) == 2  # C is not right for every order of the options
 
 
-def test_a_quiz_about_a_document_that_is_gone_brings_it_not_back(home, server, corpus):
-    server.replies = reply
+def test_quiz_does_not_restore_a_deleted_document(home, server, corpus):
+    server.replies = scripted_reply
     succeed(*options(corpus, server))
     gone = sorted(corpus.iterdir())[0]
     gone.unlink()

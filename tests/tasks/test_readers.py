@@ -15,7 +15,7 @@ PAGE = """<html><head><title>The  Weir</title><script>var x = "hidden";</script>
 
 
 def write_pdf(path: Path, text: str) -> None:
-    """A page with a line of text, by hand: no library here writes one."""
+    """Write a PDF of one page with one line of text; no installed library writes PDF."""
     stream = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET".encode()
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R >>",
@@ -48,24 +48,14 @@ def handbook(tmp_path) -> Path:
     return folder
 
 
-def test_every_kind(home, handbook):
+def test_every_file_type(home, handbook):
     assert readers.import_corpus(handbook) == "handbook"
     documents = {d.title: d for d in load_task("handbook")}
     assert set(documents) == {"on lamps", "The Rules", "The Weir", "tides", "A", "B"}
     assert documents["on lamps"].text == "Trim the wick daily."
     weir = documents["The Weir"].text.split()
-    assert [word for word in weir if word not in "Home -"] == [
-        "The",
-        "Weir",
-        "It",
-        "held",
-        "&",
-        "held.",
-        "One",
-        "Two",
-        "bold",
-        "Three",
-    ]
+    expected = "The Weir It held & held. One Two bold Three"
+    assert [word for word in weir if word not in "Home -"] == expected.split()
     assert documents["tides"].text == "High water at nine."
     assert documents["B"].byline == "Jo Doe"
     before = paths.corpus_file("handbook").read_bytes()
@@ -81,7 +71,7 @@ def test_every_kind(home, handbook):
         b"<html><head><meta charset='iso-8859-1'></head><body><form>The main story of the weir. Imprint. \xe9t\xe9</form></body></html>",
     ],
 )
-def test_pages_of_all_kinds_lose_nothing(tmp_path, page):
+def test_html_pages_keep_all_text(tmp_path, page):
     (tmp_path / "a_page.html").write_bytes(page)
     title, text = readers.read_html(tmp_path / "a_page.html")
     assert " ".join(text.replace("été", "").split()) == "The main story of the weir. Imprint."
@@ -89,31 +79,17 @@ def test_pages_of_all_kinds_lose_nothing(tmp_path, page):
     assert title == "a page"
 
 
-def test_step_1_and_the_search_take_it(home, handbook):
+def test_imported_corpus_in_step_1_and_retrieval(home, handbook):
     assert "entities" in succeed("data/entigraph.py", "all", "--corpus", handbook, "--dry_run")
-    (handbook / "quiz.jsonl").write_text(
-        json.dumps(
-            {
-                "title": "Quiz",
-                "text": "The gull is called Ada.",
-                "questions": [
-                    {
-                        "question_unique_id": "1",
-                        "question": "Who is the gull?",
-                        "options": ["Ada", "Bo", "Cy", "Di"],
-                        "gold_label": 1,
-                        "difficult": 0,
-                    }
-                ],
-            }
-        )
-        + "\n"
-    )
+    question = {"question_unique_id": "1", "question": "Who is the gull?", "options": ["Ada", "Bo", "Cy", "Di"]}
+    question |= {"gold_label": 1, "difficult": 0}
+    record = {"title": "Quiz", "text": "The gull is called Ada.", "questions": [question]}
+    (handbook / "quiz.jsonl").write_text(json.dumps(record) + "\n")
     out = succeed("evaluation.py", "--corpus", handbook, "--rag", "--retrieval_only", "--retriever", "bm25")
     assert json.loads(out.splitlines()[-1])["bm25"]["recall@1"] == 1
 
 
-def test_what_the_user_can_mend(home, handbook, tmp_path):
+def test_user_errors(home, handbook, tmp_path):
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd/a.jsonl").write_text('{"title": "A", "text": "a", "author": 3}\n')
     assert "the author is not a string" in error_line("data/entigraph.py", "0", "--corpus", tmp_path / "odd")

@@ -6,7 +6,7 @@ from tasks import scaling_law
 PAPER = scaling_law.Mixture(64.55, (13.84, 8.47, 3.93), (0.9989, 0.8961, 0.0546))
 
 
-def test_the_papers_curve_gives_its_constants_back():
+def test_fit_recovers_the_papers_constants():
     x = np.array([0.0, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256, 455])
     fit = scaling_law.fit_mixture(x, PAPER(x))
     assert fit.a == pytest.approx(64.55, abs=0.05)
@@ -21,13 +21,13 @@ def test_log_linear():
     assert scaling_law.more_tokens(fit, 100) == pytest.approx(900)
 
 
-def test_what_five_points_more_cost():
+def test_tokens_for_five_more_points():
     more = scaling_law.more_tokens(PAPER, 455)
     assert PAPER(455 + more) == pytest.approx(PAPER(455) + 5)
-    assert scaling_law.more_tokens(PAPER, 455, 9) is None  # 64.55 is the end of it
+    assert scaling_law.more_tokens(PAPER, 455, 9) is None  # the asymptote is 64.55
 
 
-def test_intervals_cover_what_the_points_were_drawn_from():
+def test_intervals_cover_the_true_slope():
     rng = np.random.default_rng(0)
     x, errors = np.array([1.0, 3, 10, 30, 100, 300]), np.full(6, 0.8)
     hits = 0

@@ -16,7 +16,7 @@ The combs are what she is given, so D is wrong, and A is not told. """
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
-        # plain, and what surrounds it
+        # plain answers, with surrounding words
         ("Answer: B.", 1),
         ("Answer: B", 1),
         ("answer is (C).", 2),
@@ -83,64 +83,63 @@ def test_parse_answer(text, answer):
     assert parse_answer(text) == answer
 
 
-def test_selecting_among_attempts():
+def test_selection_rules():
     attempts = [None, 2, 1, 1, None, 3]
     assert select(attempts, "first", [0]) == 2
     assert select(attempts, "majority", [0]) == 1
     assert select([3, 0, 0, 3], "majority", [0]) == 3
-    drawn = [select(attempts, "random", [0, n]) for n in range(400)]
-    assert drawn == [select(attempts, "random", [0, n]) for n in range(400)]
-    assert 160 < drawn.count(1) < 240  # half of those that can be read
-    assert None not in drawn
-    for how in SELECTION_RULES:
-        assert select([None, None], how, [0]) is None
-        assert select([], how, [0]) is None
+    selected = [select(attempts, "random", [0, n]) for n in range(400)]
+    assert selected == [select(attempts, "random", [0, n]) for n in range(400)]
+    assert 160 < selected.count(1) < 240  # half of the parsed attempts
+    assert None not in selected
+    for rule in SELECTION_RULES:
+        assert select([None, None], rule, [0]) is None
+        assert select([], rule, [0]) is None
 
 
-def simulated(rng, articles: int, questions: int, accuracy: float, likeness: float):
-    """Answers right with a probability of each article's own, of mean `accuracy` (a beta distribution
-    whose two answers of one article correlate by `likeness`); and whose they are."""
-    strength = 1 / likeness - 1
+def simulated_answers(rng, articles: int, questions: int, accuracy: float, correlation: float):
+    """Simulated answers (1 or 0) and the article of each. The articles' accuracies have a beta distribution of mean
+    `accuracy`, such that two answers of one article have the given `correlation`."""
+    strength = 1 / correlation - 1
     own = rng.beta(accuracy * strength, (1 - accuracy) * strength, articles)
     right = rng.random((articles, questions)) < own[:, None]
     return right.ravel().astype(float), np.repeat(np.arange(articles), questions).tolist()
 
 
-def test_the_interval_covers_the_truth_and_the_naive_one_does_not():
-    """1,000 evaluations of 80 articles of 17 questions, known accuracy 0.56, answers of one article
-    alike by 0.1: of 95% intervals 93 to 97% hold it; those that resample questions, far fewer."""
+def test_interval_coverage():
+    """1,000 evaluations of 80 articles with 17 questions each, true accuracy 0.56, correlation 0.1 within articles: 93 to
+    97% of the 95% intervals contain 0.56. Intervals that treat questions as independent contain it far less often."""
     rng, covered, naive = np.random.default_rng(0), 0, 0
     for repetition in range(1000):
-        right, documents = simulated(rng, 80, 17, 0.56, 0.1)
+        right, documents = simulated_answers(rng, 80, 17, 0.56, 0.1)
         low, high = accuracy_interval(right, documents, seed=repetition)
         covered += low <= 0.56 <= high
-        half = 1.96 * right.std() / len(right) ** 0.5  # as if questions were drawn one by one
+        half = 1.96 * right.std() / len(right) ** 0.5  # questions as independent
         naive += abs(right.mean() - 0.56) <= half
     assert 930 <= covered <= 970
     assert naive < 850
 
 
-def test_the_paired_difference():
-    """Two models on the same questions, one of them right more often by 5 points: the difference is
-    found; without one p is spread evenly, so that 5% of them are below 0.05."""
+def test_paired_difference():
+    """A more accurate model is detected. Without a difference, p is uniformly distributed: 5% are below 0.05."""
     rng = np.random.default_rng(0)
-    small, found = [], []
+    small, detected = [], []
     for repetition in range(300):
-        one, documents = simulated(rng, 60, 10, 0.5, 0.1)
+        one, documents = simulated_answers(rng, 60, 10, 0.5, 0.1)
         other = np.where(rng.random(600) < 0.3, rng.random(600) < 0.5, one).astype(float)
         _, edges, p = paired_difference(one, other, documents, seed=repetition)
         small.append(p < 0.05)
         better = np.maximum(other, rng.random(600) < 0.15)
         difference, (low, high), p = paired_difference(one, better, documents, seed=repetition)
         assert low <= difference <= high
-        found.append(p < 0.05)
+        detected.append(p < 0.05)
     assert 0.02 < np.mean(small) < 0.09
-    assert np.mean(found) > 0.9
+    assert np.mean(detected) > 0.9
     same = paired_difference(one, one, documents)
     assert same == (0, [0, 0], 1)
 
 
-def test_ten_thousand_resamples_of_quality_in_two_seconds():
+def test_ten_thousand_resamples_take_under_two_seconds():
     rng = np.random.default_rng(0)
     documents = rng.integers(265, size=4609).tolist()
     one, other = (rng.random((2, 4609)) < 0.5).astype(float)
@@ -170,8 +169,8 @@ def test_no_attempt_is_zero_and_not_nan():
     assert (result["accuracy"], result["attempt_rate"], result["accuracy_attempted"]) == (0, 0, None)
 
 
-def test_the_interval_resamples_articles():
-    """Articles that are all right or all wrong: ten articles of ten questions are worth ten."""
+def test_interval_resamples_articles():
+    """With articles entirely right or wrong, ten articles of ten questions are as informative as ten questions."""
     right = np.repeat([0.0, 1.0] * 5, 10)
     clustered = accuracy_interval(right, [number // 10 for number in range(100)])
     alone = accuracy_interval(right, list(range(100)))

@@ -23,7 +23,7 @@ SHORT = ("--subsample_ratio", "0.3")
 
 @pytest.fixture(scope="module")
 def plain(token_files, tiny_model, tmp_path_factory) -> Path:
-    """The home folder of a short run with default settings."""
+    """The home folder of a short run with the default settings."""
     home = tmp_path_factory.mktemp("plain")
     shutil.copytree(token_files / "data", home / "data")
     succeed(*train_command(tiny_model, *SHORT), SCP_HOME=str(home))

@@ -172,7 +172,7 @@ def test_user_errors(work, tiny_model, tmp_path):
     assert "blocks in all" in error_for("--bs", 4000)
     assert "tokenize_entigraph.py --task quality" in error_for("--task_name", "quality", "--model", "gpt-4-turbo")
     for name in ("ckpts/nowhere", "/nowhere/at/all", "./nowhere", "a/b/c"):
-        assert f"--model_name {name}: no such folder" in error_for(model=name)  # the Hub is not asked
+        assert f"--model_name {name}: no such folder" in error_for(model=name)  # the Hub is not contacted
     other = make_tiny_model(tmp_path / "other", vocab_size=550)
     line = error_for(model=other)
     assert "vocabulary" in line
@@ -293,7 +293,7 @@ def test_non_finite_loss_error_names_step_and_blocks(work, tiny_model):
 
 
 def test_keep_checkpoints(work, tiny_model):
-    """Older checkpoints are deleted; killed after three, the run has the newest."""
+    """Killed after its third checkpoint, a run has at most the last two."""
     command = train_command(tiny_model, "--save_steps", 5, "--keep_checkpoints", 1)
     process = start_script(*command, SCP_HOME=str(work))
     (work / "ckpts").mkdir()

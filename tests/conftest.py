@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["PYTHONPATH"] = str(ROOT)  # for the fork server
-# An expression for a process to say its peak of resident bytes; getrusage's begins with its parent's.
+# Expression for the peak resident memory of a process in bytes; getrusage's starts from its parent's.
 PEAK = 'int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024'
 
 

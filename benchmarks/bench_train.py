@@ -1,4 +1,4 @@
-"""Training steps of train.py against a plain Trainer with the seed README's settings: tokens/s, losses, memory.
+"""Training steps of train.py against a plain Trainer with the settings of the original README: tokens/s, losses, memory.
 
     python scripts/example_model.py          # SmolLM2-135M: the weights and tokenizer of the benchmark
     python benchmarks/bench_train.py         # on a CPU: five rounds, 15 to 20 minutes
@@ -26,7 +26,7 @@ from utils import paths
 from utils.cli import make_parser, non_negative_int, positive_int, print_result
 from utils.errors import UserError, run
 
-RECIPE = {"lr": 5e-6, "wd": 0.01, "warmup": 0.05}  # the seed README's
+RECIPE = {"lr": 5e-6, "wd": 0.01, "warmup": 0.05}  # the original README's
 LLAMA_3_8B = {
     "vocab_size": 128256,
     "hidden_size": 4096,
@@ -128,7 +128,7 @@ def train_ours(args: argparse.Namespace, folder: Path) -> None:
 
 
 def train_plain(args: argparse.Namespace, folder: Path) -> None:
-    """Train by transformers' Trainer with the seed README's settings, and defaults for all others."""
+    """Train by transformers' Trainer with the settings of the original README, and defaults for all others."""
     import torch
     from transformers import Trainer, TrainerCallback
 

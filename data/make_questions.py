@@ -3,11 +3,11 @@
     python data/make_questions.py --corpus DIR --per_document 10
     python data/make_questions.py --task NAME --base_model Meta-Llama-3-8B --base_model_url http://127.0.0.1:8000/v1
 
-An LLM writes questions that name their document, one call per document. Dropped and counted are: questions that do
-not name it, with duplicate options, or whose correct option is recognisable by its length; duplicates; questions that
-a second call does not answer correctly with the document; questions that the base model answers correctly without it,
-in two orders of the options. Writes data/dataset/raw/<task>_questions.jsonl, which --task finds in every step; step 1
-never sees it. Replies are journaled in <task>_questions.calls.jsonl, and none is paid for twice.
+An LLM writes questions that name their document, one call per document. These questions are dropped and counted: those
+that do not name it; with duplicate options; whose correct option is recognisable by its length; duplicates; that a
+second call does not answer correctly with the document; that the base model answers correctly without it, in two
+orders of the options. Writes data/dataset/raw/<task>_questions.jsonl, which --task finds in every step; step 1 never
+sees it. Replies are journaled in <task>_questions.calls.jsonl, and none is paid for twice.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The replay mix: which block comes when, and the datasets of a run."""
+"""The replay mix: which block comes when, the datasets of a run, and the flags that choose them."""
 
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Settings of a run, read from a YAML file: one model per section, and the learning-rate schedule.
+"""Settings of a run, read from a YAML file: a pydantic model per section, and the learning-rate schedule.
 
 Unknown keys and values of another type are refused by their dotted path; a null means the default.
 """

@@ -1,4 +1,4 @@
-"""Requests that are still missing and records of their replies, shared by live and batch runs."""
+"""Requests without a reply yet, and records of replies, shared by live and batch runs."""
 
 from argparse import Namespace
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Generation methods, their requests and record ids."""
+"""Generation methods, their requests, prompts and record ids."""
 
 import functools
 import hashlib

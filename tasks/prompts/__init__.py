@@ -1,4 +1,4 @@
-"""Prompt files of the evaluation tasks, and the one way to fill a prompt template in."""
+"""Prompt files of evaluation and the document prefix of step 1, and how a template is filled in."""
 
 import functools
 import re

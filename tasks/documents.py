@@ -4,14 +4,13 @@ A line of such a file is a *set*: an article with the questions of one writer. S
 merged. The example corpus and the user's own corpora use the same schema.
 """
 
-import hashlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils import paths
 from utils.errors import UserError
-from utils.io import read_jsonl
+from utils.io import read_jsonl, sha256_text
 
 OPTIONS = 4
 VALIDATION_FRACTION = 5  # the first fifth of the documents, by title, is the validation split
@@ -112,7 +111,7 @@ def _clean(text: str) -> str:
 def uid_of(title: str, author: str = "") -> str:
     """A safe file name that differs for documents of different title or author."""
     slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60]
-    return f"{slug}-{hashlib.sha256(f'{title}|{author}'.encode()).hexdigest()[:8]}"
+    return f"{slug}-{sha256_text(f'{title}|{author}', 8)}"
 
 
 def parse_indices(text: str, total: int) -> list[int]:

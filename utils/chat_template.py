@@ -4,7 +4,6 @@ A conversation is a list of messages, {"role": "system" | "user" | "assistant", 
 """
 
 import contextlib
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -44,11 +43,6 @@ def set_template(tokenizer, file: Path | None, flag: str) -> None:
             )
         tokenizer.chat_template = llama
     check_template(tokenizer)
-
-
-def digest(template: str) -> str:
-    """sha256 of a template's text."""
-    return hashlib.sha256(template.encode()).hexdigest()
 
 
 def render(tokenizer, messages: list[dict], add_generation_prompt: bool = False) -> str:

@@ -76,7 +76,12 @@ def iterate_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
 
 def json_digest(value: object, length: int = 12) -> str:
     """The first hex digits of the sha256 of a value as JSON."""
-    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()[:length]
+    return sha256_text(json.dumps(value, ensure_ascii=False), length)
+
+
+def sha256_text(text: str, length: int = 64) -> str:
+    """The first hex digits of a text's sha256; 64 are all of them."""
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
 def sha256_file(path: Path) -> str:

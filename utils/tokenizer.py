@@ -3,8 +3,6 @@
 A document is encoded as its tokenizer does by default (with a BOS token if the tokenizer adds one), followed by EOS.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 
 from utils import paths
 from utils.errors import UserError, first_line
+from utils.io import json_digest
 from utils.token_file import write_tokens
 
 BATCH_CHARACTERS = 1 << 22  # in memory at a time: about a million tokens
@@ -46,7 +45,7 @@ def load_tokenizer(name: str, flag: str = "--tokenizer"):
 def vocabulary_sha256(tokenizer) -> str:
     """sha256 of the vocabulary: equal if and only if the same ids mean the same tokens."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    return hashlib.sha256(json.dumps(vocabulary, ensure_ascii=False).encode()).hexdigest()
+    return json_digest(vocabulary, 64)
 
 
 def write_documents(

@@ -1,6 +1,5 @@
 """Import of a published EntiGraph corpus into journals of passages."""
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from data.generation.methods import GenerationSettings
 from data.generation.passages import FINISHED, PassageStore
 from tasks.documents import Document, uid_of
 from utils.errors import UserError
-from utils.io import read_json
+from utils.io import read_json, sha256_text
 
 
 def import_passages(folder: Path, documents: list[Document], settings: GenerationSettings, store: PassageStore) -> None:
@@ -40,7 +39,7 @@ def _records(document: Document, list_id: str, value: list) -> Iterator[dict]:
     entities = methods.distinct_names([" ".join(name.split()) for name in names])
     yield {"kind": "entities", "entities": entities, "summary": summary, "id": list_id}
     for text in texts:
-        id = hashlib.sha256(f"{document.uid}\n{text}".encode()).hexdigest()[:24]
+        id = sha256_text(f"{document.uid}\n{text}", 24)
         yield {"id": id, "kind": "imported", "entities": [], "text": text}
 
 

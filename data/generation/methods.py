@@ -1,9 +1,7 @@
 """Generation methods, their requests, prompts and record ids."""
 
 import functools
-import hashlib
 import itertools
-import json
 import re
 from argparse import Namespace
 from collections.abc import Iterator
@@ -16,7 +14,7 @@ from inference.completions import json_object_in
 from tasks.documents import Document, article_text
 from tasks.prompts import fill, task_prompt
 from utils import paths
-from utils.io import read_text
+from utils.io import json_digest, read_text, sha256_text
 
 MIN_LISTED_ITEMS = 3  # fewer entities make no triple; an article of QuALITY has about 30
 MAX_NAME_WORDS = 12  # words of an entity; anything longer is a sentence
@@ -93,9 +91,9 @@ class PassageRequest:
     def id(self) -> str:
         """The record id: a digest of document, entities, prompt template, model, method and sample."""
         document = self.document
-        key = [document.uid, _sha256(document.text), self.entities, self._template(), self.model, self.method]
+        key = [document.uid, sha256_text(document.text), self.entities, self._template(), self.model, self.method]
         key += [self.sample] if self.sample else []
-        return _sha256(json.dumps(key, ensure_ascii=False))[:24]
+        return json_digest(key, 24)
 
     def prompt(self) -> str:
         """The prompt. It is built when it is sent: 1,000 prompts of a long article are 20 MB."""
@@ -112,10 +110,6 @@ class PassageRequest:
 
 
 @functools.lru_cache(maxsize=4096)
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 @functools.cache
 def _read_prompt(name: str) -> str:
     return read_text(paths.generation_prompts_dir() / name, "it ships with the repository")

@@ -12,6 +12,7 @@ from data.packing import BlockSettings, ConversationBlocks, pack_best_fit
 from tests.conftest import PEAK, ROOT, error_line, succeed
 from utils import chat_template, paths
 from utils.errors import UserError
+from utils.io import sha256_text
 from utils.token_file import IGNORE_INDEX, TokenFile
 
 CONVERSATIONS = ROOT / "data/example/conversations"
@@ -47,7 +48,7 @@ def test_token_files(files, tiny_llama):
         file.verify()
         assert file.mask.sum() == file.meta["learnt_tokens"] > 0
     assert (train.meta["conversations"], test.meta["conversations"]) == (40, 20)
-    assert train.meta["template_sha256"] == chat_template.digest((ROOT / "utils/llama3.1.jinja").read_text())
+    assert train.meta["template_sha256"] == sha256_text((ROOT / "utils/llama3.1.jinja").read_text())
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     chat_template.set_template(tokenizer, None, "")
     first = json.loads((CONVERSATIONS / "train.jsonl").open().readline())["messages"]

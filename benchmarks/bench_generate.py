@@ -222,7 +222,7 @@ class Home:
         return [json.loads(line) for text in texts for line in text.split("\n") if line]
 
     def contains_key(self) -> bool:
-        """Whether any file contains the API key: journals, ledger, summary, printed output."""
+        """True if a journal, the ledger, the summary or the printed output contains the API key."""
         files = [path for path in self.path.rglob("*") if path.is_file()]
         return any(KEY.encode() in path.read_bytes() for path in files)
 
@@ -244,7 +244,7 @@ def usd(count: dict) -> float:
 
 
 def agrees(summary: dict, count: dict) -> bool:
-    """Whether client and server count the same tokens."""
+    """True if client and server counted the same tokens."""
     return all(summary[f"{kind}_tokens"] == count["tokens"][kind] for kind in USD)
 
 

@@ -138,7 +138,7 @@ class Ledger:
                 self._append({"id": call.id, "end": "lost"})
 
     def fits_batch(self, max_usage: Usage) -> bool:
-        """Whether the budget has room for a batch of this size beside the pending ones."""
+        """True if the budget covers a batch of this size in addition to the pending ones."""
         return self._fits(ZERO, max_usage)
 
     def record_batch(self, id: str, usage: Usage, calls: int) -> None:

@@ -116,7 +116,7 @@ def screen_drafts(drafts: list[DraftQuestion], document: Document) -> tuple[list
 
 
 def near_duplicates(one: str, other: str, title: str) -> bool:
-    """Whether two questions share MIN_OVERLAP of their words, without the title's."""
+    """True if two questions share MIN_OVERLAP of their words; words of the title do not count."""
     first, second = (set(words(text)) - set(words(title)) for text in (one, other))
     return len(first & second) >= MIN_OVERLAP * len(first | second)
 

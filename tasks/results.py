@@ -63,8 +63,8 @@ def reselect_attempts(target: Path, protocol: dict) -> dict[str, list[dict]] | N
 
 
 def is_finished(target: Path, protocol: dict) -> bool:
-    """Whether the output file holds this evaluation. The output of another protocol is moved to earlier/, and moved
-    back when that protocol is asked for again."""
+    """True if the output file holds this evaluation. The output of another protocol is moved to earlier/, and moved
+    back when that protocol is used again."""
     earlier = read_json(target, "delete it").get("protocol") if target.is_file() else None
     if earlier == protocol:
         return True

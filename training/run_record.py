@@ -44,7 +44,7 @@ def code_revision() -> str:
 
 
 def is_finished(folder: Path, record: dict) -> bool:
-    """Whether the folder holds this run, finished.
+    """True if the folder holds this run and the run is finished.
 
     Raises UserError where it holds another run of the same name (other data, another seed), whose checkpoints
     must not be resumed.

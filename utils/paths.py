@@ -128,7 +128,7 @@ def resolve_checkpoint(name: str) -> str:
 
 
 def looks_like_hub_name(name: str) -> bool:
-    """Whether `name` can be a Hub name: `NAME` or `ORGANISATION/NAME`, outside ckpts/."""
+    """True if `name` has the form of a Hub name, `NAME` or `ORGANISATION/NAME`, and is not under ckpts/."""
     return bool(re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name)) and not name.startswith("ckpts/")
 
 

@@ -40,7 +40,7 @@ def distinct_share(words: list[str], n: int = DISTINCT_N) -> float:
 
 
 def is_refusal(text: str) -> bool:
-    """Whether the first words of `text` are those of a refusal."""
+    """True if `text` begins like a refusal."""
     return bool(REFUSAL.match(text.lstrip(" \n*#>\"'")))
 
 

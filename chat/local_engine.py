@@ -4,25 +4,26 @@ import threading
 from collections.abc import Iterator
 
 import torch
-from tokenizers.decoders import DecodeStream
-from transformers import DynamicCache
 
 from chat.conversation import UNKNOWN_CONTEXT, ReplyStatus, Sampling
 from inference.local_model import LocalModel
-from utils import chat_template
+from utils import chat_template, probe
+from utils.checkpoint import context_length
+from utils.tokenizer import encode_texts
 
 
 class LocalEngine:
-    """A checkpoint. The prefix that a prompt shares with the previous one is not computed again."""
+    """A checkpoint. The prefix that a prompt shares with the previous one is not computed again, where a probe has
+    shown that the model's cache gives the logits of plain forward passes."""
 
     concurrency = 1
 
     def __init__(self, name: str, complete: bool = False):
-        local = LocalModel(name)
-        self.name, self.tokenizer = name, local.tokenizer
-        self._model, self._device = local.model, local.device
+        self._local = LocalModel(name)
+        self.name, self.tokenizer, self._model = name, self._local.tokenizer, self._local.model
         self.is_base_model = complete or self.tokenizer.chat_template is None
-        self.context: int = getattr(self._model.config, "max_position_embeddings", None) or UNKNOWN_CONTEXT
+        self.context: int = context_length(self._model) or UNKNOWN_CONTEXT
+        self._reuse, self._rope_boundary = probe.cache_reuse(self._model), probe.rope_boundary(self._model)
         self._cached_ids: list[int] = []
         self._lock = threading.Lock()  # on the web page a stopped reply may still be computing its last token
 
@@ -31,44 +32,78 @@ class LocalEngine:
 
     def encode(self, messages: list[dict]) -> list[int]:
         if self.is_base_model:
-            return self.tokenizer(messages[-1]["content"])["input_ids"]
+            return encode_texts(self.tokenizer, [messages[-1]["content"]])[0]
         return chat_template.encode(self.tokenizer, messages, add_generation_prompt=True)
 
     def stream(self, messages: list[dict], sampling: Sampling, status: ReplyStatus) -> Iterator[str]:
-        ids, stop_ids = self.encode(messages), self._stop_ids()
+        prompt, stop_ids = self.encode(messages), self._stop_ids()
+        self._local.check_ids([prompt])
         generator = torch.Generator().manual_seed(sampling.seed)
-        decoder = DecodeStream(skip_special_tokens=True)
-        for _ in range(min(sampling.max_tokens, self.context - len(ids))):
-            token = sample_token(self._next_logits(ids), sampling, generator)
+        reply = StreamedText(self.tokenizer)
+        status.finish_reason = "length"
+        for _ in range(min(sampling.max_tokens, self.context - len(prompt))):
+            token = sample_token(self._next_logits(prompt + reply.ids), sampling, generator)
             status.tokens += 1
             if token in stop_ids:
                 status.finish_reason = "stop"
-                return
-            ids = [*ids, token]
-            if piece := decoder.step(self.tokenizer.backend_tokenizer, token):
+                break
+            if piece := reply.add(token):
                 yield piece
-        status.finish_reason = "length"
+        if rest := reply.rest():
+            yield rest
 
     def _stop_ids(self) -> set[int]:
-        configured = self._model.generation_config.eos_token_id
-        configured = configured if isinstance(configured, list) else [configured]
-        eos = [self.tokenizer.eos_token_id]
-        own = eos if self.is_base_model else chat_template.stop_token_ids(self.tokenizer)
-        return {*own, *configured} - {None}
+        return {*self._local.end_ids, *([] if self.is_base_model else chat_template.stop_token_ids(self.tokenizer))}
 
     def _next_logits(self, ids: list[int]) -> torch.Tensor:
-        """(vocabulary,) fp32 logits of the token after `ids`, on the CPU."""
+        """(tokens of the tokenizer,) fp32 logits of the token after `ids`, on the CPU."""
         with self._lock, torch.inference_mode():
-            cached = common_prefix_length(ids[:-1], self._cached_ids)
+            cached = self._reusable_length(ids)
             if not cached:
-                self._cache = DynamicCache()
+                self._cache = None
             elif cached < len(self._cached_ids):
                 self._cache.crop(cached - len(self._cached_ids))  # transformers 5.23: minus the tokens to remove
             self._cached_ids = []  # Ctrl-C during the forward pass leaves layers of different lengths
-            new = torch.tensor([ids[cached:]], device=self._device)
-            output = self._model(input_ids=new, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-            self._cached_ids = list(ids)
-            return output.logits[0, -1].float().cpu()
+            new, keep = torch.tensor([ids[cached:]], device=self._model.device), self._reuse != "none"
+            settings = {"past_key_values": self._cache} if cached else {}
+            output = self._model(input_ids=new, use_cache=keep, logits_to_keep=1, **settings)
+            if keep:
+                self._cache, self._cached_ids = output.past_key_values, list(ids)
+            return output.logits[0, -1, : len(self.tokenizer)].float().cpu()
+
+    def _reusable_length(self, ids: list[int]) -> int:
+        """Number of tokens whose keys and values are taken from the cache."""
+        cached = common_prefix_length(ids[:-1], self._cached_ids)
+        boundary = self._rope_boundary
+        if boundary is not None and (len(self._cached_ids) > boundary) != (len(ids) > boundary):
+            return 0
+        return cached if self._reuse == "any" or cached == len(self._cached_ids) else 0
+
+
+class StreamedText:
+    """Text of a growing list of ids, in pieces that hold whole characters. The pieces together are the text that the
+    tokenizer decodes from all ids: a piece is what a new id adds to the text of the ids since the last whole piece."""
+
+    def __init__(self, tokenizer):
+        self._tokenizer, self.ids = tokenizer, []
+        self._begin = self._shown = 0  # ids before `_begin` are no longer decoded; the text up to `_shown` was returned
+
+    def add(self, token: int) -> str:
+        """The text that `token` completes; empty inside a character of several tokens."""
+        self.ids.append(token)
+        whole = self._decode(len(self.ids))
+        before = self._decode(self._shown)
+        if whole.endswith("\ufffd") or not whole.startswith(before) or len(whole) == len(before):
+            return ""
+        self._begin, self._shown = self._shown, len(self.ids)
+        return whole[len(before) :]
+
+    def rest(self) -> str:
+        """The remaining text, with replacement characters for an incomplete one."""
+        return self._decode(len(self.ids))[len(self._decode(self._shown)) :]
+
+    def _decode(self, end: int) -> str:
+        return self._tokenizer.decode(self.ids[self._begin : end], skip_special_tokens=True)
 
 
 def common_prefix_length(a: list[int], b: list[int]) -> int:

@@ -189,9 +189,11 @@ def write_examples(args: argparse.Namespace, process: int, eos: int) -> dict:
 
 def encode(texts: Iterable[str], args: argparse.Namespace, eos: int, counts: dict) -> Iterator[np.ndarray]:
     """Token ids of one document at a time, with the end token; adds to `counts`."""
+    from utils.tokenizer import encode_texts
+
     tokenizer, repair = load_tokenizer(args), make_repair(args)
     for text in texts:
-        ids = tokenizer(repair(text), add_special_tokens=False)["input_ids"]
+        ids = encode_texts(tokenizer, [repair(text)], leading=False)[0]
         if len(ids) < args.min_sequence_len:
             counts["documents_left_out"] += 1
             continue

@@ -46,29 +46,17 @@ def generate_replies(checkpoint: str, conversations: list[dict]) -> list[tuple[s
     One batch: 20 replies take little longer than one.
     """
     # Heavy imports, after parsing.
-    import torch
-
     from inference.local_model import LocalModel
     from utils import chat_template
 
     silence_transformers()
     print(f"{Path(checkpoint).name}: replies to {len(conversations)} prompts ...", flush=True)
     model = LocalModel(checkpoint)
-    tokenizer = model.tokenizer
-    prompts = [chat_template.render(tokenizer, record["messages"][:1], True) for record in conversations]
-    batch = tokenizer(prompts, add_special_tokens=False, padding=True, return_tensors="pt")
-    stop_ids = chat_template.stop_token_ids(tokenizer)
-    with torch.inference_mode():
-        output = model.model.generate(
-            **batch.to(model.device),
-            do_sample=False,
-            max_new_tokens=MAX_TOKENS,
-            eos_token_id=stop_ids,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    new = output[:, batch["input_ids"].shape[1] :]
-    ended = torch.isin(new, torch.tensor(stop_ids, device=new.device)).any(1).tolist()
-    texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+    prompts = [chat_template.encode(model.tokenizer, record["messages"][:1], True) for record in conversations]
+    stop_ids = chat_template.stop_token_ids(model.tokenizer)
+    replies = model.generate(prompts, do_sample=False, max_new_tokens=MAX_TOKENS, eos_token_id=stop_ids)
+    texts = model.tokenizer.batch_decode(replies, skip_special_tokens=True)
+    ended = [not set(stop_ids).isdisjoint(ids) for ids in replies]
     return [(text.strip(), end) for text, end in zip(texts, ended, strict=True)]
 
 

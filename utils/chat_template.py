@@ -12,6 +12,7 @@ from jinja2.exceptions import TemplateError
 from utils import paths
 from utils.errors import UserError, first_line
 from utils.io import read_text
+from utils.special_tokens import encode_rendered, hide, show
 
 AMBIGUOUS = (
     "formats earlier turns differently from the last one, so the assistant's tokens cannot be located; "
@@ -51,17 +52,25 @@ def render(tokenizer, messages: list[dict], add_generation_prompt: bool = False)
 
     Raises UserError where the template rejects the messages.
     """
+    return show(tokenizer, _render_hidden(tokenizer, messages, add_generation_prompt))
+
+
+def _render_hidden(tokenizer, messages: list[dict], add_generation_prompt: bool = False) -> str:
+    """The same, with the special tokens that messages contain still hidden."""
+    hidden = [
+        {key: hide(tokenizer, value) if isinstance(value, str) and key != "role" else value for key, value in m.items()}
+        for m in messages
+    ]
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        text = tokenizer.apply_chat_template(hidden, tokenize=False, add_generation_prompt=add_generation_prompt)
     except (TemplateError, TypeError) as error:
         raise UserError(f"the chat template rejects this conversation: {first_line(error)}") from error
     return text.encode("utf-8", "replace").decode()
 
 
 def encode(tokenizer, messages: list[dict], add_generation_prompt: bool = False) -> list[int]:
-    """The same as token ids. The template itself writes the BOS token, if any."""
-    text = render(tokenizer, messages, add_generation_prompt)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    """The same as token ids. The template itself writes the BOS token, if any; special tokens in a message are text."""
+    return encode_rendered(tokenizer, [_render_hidden(tokenizer, messages, add_generation_prompt)])[0]
 
 
 def end_of_turn_id(tokenizer) -> int:
@@ -107,13 +116,13 @@ def encode_with_mask(tokenizer, conversations: list[list[dict]]) -> list[np.ndar
         return []
     texts, heads = [], []  # heads: the conversation whose beginning a text is, or None for a whole one
     for number, messages in enumerate(conversations):
-        texts.append(render(tokenizer, messages))
+        texts.append(_render_hidden(tokenizer, messages))
         heads.append(None)
         for index, message in enumerate(messages):
             if message["role"] == "assistant":
-                texts.append(render(tokenizer, messages[:index], add_generation_prompt=True))
+                texts.append(_render_hidden(tokenizer, messages[:index], add_generation_prompt=True))
                 heads.append(number)
-    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    encoded = encode_rendered(tokenizer, texts)
     end, found = end_of_turn_id(tokenizer), []
     for ids, number in zip(encoded, heads, strict=True):
         if number is None:

@@ -41,6 +41,18 @@ def load_checkpoint(name: str, dtype: torch.dtype, flag: str):
     return model
 
 
+def text_config(model):
+    """The configuration of a model's language part: of a model for text and images the nested one, else its own."""
+    return model.config.get_text_config(decoder=True)
+
+
+def context_length(model) -> int | None:
+    """Tokens that the model can read; None where its configuration names no limit (recurrent models, ALiBi)."""
+    config = text_config(model)
+    names = ("max_position_embeddings", "max_target_positions", "max_seq_len")
+    return next((length for name in names if (length := getattr(config, name, None))), None)
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint of a run; incomplete ones are removed."""
     complete = []

@@ -1,8 +1,10 @@
 """Text -> token ids and token files: by gigatoken where its ids are verified, else by the Hugging Face tokenizer.
 
-A document is encoded as its tokenizer does by default (with a BOS token if the tokenizer adds one), followed by EOS.
+A text is encoded with the tokens that its tokenizer puts before it (BOS, if any) and none after it. Special tokens
+that are written in a text, such as <|endoftext|>, are encoded as text. A document is a text followed by EOS.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import numpy as np
 from utils import paths
 from utils.errors import UserError, first_line
 from utils.io import json_digest
+from utils.special_tokens import special_tokens
 from utils.token_file import write_tokens
 
 BATCH_CHARACTERS = 1 << 22  # in memory at a time: about a million tokens
@@ -42,6 +45,36 @@ def load_tokenizer(name: str, flag: str = "--tokenizer"):
     return tokenizer
 
 
+def encode_texts(tokenizer, texts: list[str], leading: bool = True) -> list[list[int]]:
+    """Token ids of each text, after the tokenizer's leading tokens unless `leading` is False. Special tokens in a
+    text are encoded as text, and the tokenizer adds none at the end."""
+    if not texts:
+        return []
+    encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False)
+    first = leading_ids(tokenizer) if leading else []
+    special = set(special_tokens(tokenizer).values()) - {tokenizer.unk_token_id}
+    rows = []
+    for text, ids in zip(texts, encoded["input_ids"], strict=True):
+        # A vocabulary that has its special tokens among its pieces too (Unigram) finds them in the text.
+        rows.append(first + (ids if special.isdisjoint(ids) else _encode_split(tokenizer, text)))
+    return rows
+
+
+def leading_ids(tokenizer) -> list[int]:
+    """The ids that the tokenizer puts before a text: Llama 3's BOS, or none."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    ids = tokenizer("a")["input_ids"]
+    return next((ids[:i] for i in range(len(ids)) if ids[i : i + len(plain)] == plain), [])
+
+
+def _encode_split(tokenizer, text: str) -> list[int]:
+    """Ids of a text whose special tokens are each cut in two after their first character."""
+    cuts = (f"(?<={re.escape(token[0])})(?={re.escape(token[1:])})" for token in special_tokens(tokenizer))
+    parts = re.split("|".join(cuts), text)
+    encoded = tokenizer(parts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return [id for ids in encoded for id in ids]
+
+
 def vocabulary_sha256(tokenizer) -> str:
     """sha256 of the vocabulary: equal if and only if the same ids mean the same tokens."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
@@ -69,7 +102,7 @@ def write_documents(
         "tokenizer": tokenizer.name_or_path,
         "tokenizer_sha256": vocabulary_sha256(tokenizer),
         "vocab_size": len(tokenizer),
-        "bos": bool(_leading(tokenizer)),
+        "bos": bool(leading_ids(tokenizer)),
         "eos": "after every document",
     }
     fast = _gigatoken(tokenizer)
@@ -137,8 +170,7 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _encode_slow(batch: list[str], tokenizer) -> list[np.ndarray]:
-    encoded = tokenizer(batch, return_attention_mask=False)["input_ids"]
-    return [np.array([*ids, tokenizer.eos_token_id], np.int32) for ids in encoded]
+    return [np.array([*ids, tokenizer.eos_token_id], np.int32) for ids in encode_texts(tokenizer, batch)]
 
 
 def _encode_fast(batch: list[str], tokenizer, fast) -> list[np.ndarray]:
@@ -147,8 +179,13 @@ def _encode_fast(batch: list[str], tokenizer, fast) -> list[np.ndarray]:
     rows = fast.encode_batch(batch)
     ends = np.cumsum(awkward.to_numpy(awkward.num(rows)))
     ids = awkward.to_numpy(awkward.flatten(rows)).astype(np.int32)
-    first, last = _leading(tokenizer), [tokenizer.eos_token_id]
-    return [np.concatenate([first, document, last]).astype(np.int32) for document in np.split(ids, ends[:-1])]
+    first, last = leading_ids(tokenizer), [tokenizer.eos_token_id]
+    documents = [np.concatenate([first, document, last]).astype(np.int32) for document in np.split(ids, ends[:-1])]
+    special = list(special_tokens(tokenizer))
+    with_special = [i for i, text in enumerate(batch) if any(token in text for token in special)]
+    for i, document in zip(with_special, _encode_slow([batch[i] for i in with_special], tokenizer), strict=True):
+        documents[i] = document
+    return documents
 
 
 def _check(batch: list[str], documents: list[np.ndarray], tokenizer, fast, characters: int) -> None:
@@ -177,8 +214,3 @@ def _gigatoken(tokenizer):
     except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
         print(f"gigatoken does not support this tokenizer ({first_line(error)}): encoding with transformers")
         return None
-
-
-def _leading(tokenizer) -> list[int]:
-    """The ids that the tokenizer puts before every text: Llama 3's BOS, or none."""
-    return tokenizer("", return_attention_mask=False)["input_ids"]

@@ -39,6 +39,7 @@ def main() -> None:
     # Heavy imports, after parsing.
     from training import hardware, memory, trainer
     from training.flops import flops_per_token, model_shape
+    from utils.checkpoint import text_config
     from utils.tokenizer import load_tokenizer, vocabulary_sha256
 
     silence_transformers()
@@ -56,7 +57,7 @@ def main() -> None:
     flops = len(blocks) * args.block_size * flops_per_token(model_shape(model), args.block_size)
     settings = replace(settings, compiled=hardware.choose_compile(args.compile, flops))
     for file in files.values():
-        file.check_vocabulary(vocabulary_sha256(tokenizer), model.config.vocab_size, args.model_name)
+        file.check_vocabulary(vocabulary_sha256(tokenizer), text_config(model).vocab_size, args.model_name)
     replay = f"{blocks.plan.replay_share():.1%} replay"
     print_main(f"{len(blocks):,} blocks of {args.block_size}, {replay}, {settings.precision} -> {folder}")
     print_main(memory_needed)
@@ -77,7 +78,7 @@ def load_model(args: argparse.Namespace, tokenizer, settings):
     if tokenizer.chat_template and args.task_name == "instruct":
         model.generation_config.eos_token_id = stop_token_ids(tokenizer)
     if args.mask_documents:
-        models.use_document_attention(model)
+        models.use_document_attention(model, args.model_name)
     if args.lora_rank:
         model = models.add_lora(model, args.lora_rank, args.seed, settings.precision == "bf16")
     return model

@@ -57,7 +57,9 @@ def main() -> None:
 
 
 def block_text(labels: list[int], ids: list[int], tokenizer) -> str:
-    """A block as text; trained tokens of a conversation stand between ⟦ and ⟧."""
+    """A block as text, without padding; trained tokens of a conversation stand between ⟦ and ⟧."""
+    while labels and labels[-1] == IGNORE_INDEX and ids[-1] == 0:
+        labels, ids = labels[:-1], ids[:-1]
     if IGNORE_INDEX not in labels:
         return tokenizer.decode(ids)
     runs = itertools.groupby(zip(labels, ids, strict=True), key=lambda pair: pair[0] != IGNORE_INDEX)

@@ -105,9 +105,9 @@ def make_plan(synthetic: int, replay: int, epochs: float, rr: float, bs: int, se
     if not 0 <= rr < 1:
         raise UserError(f"--rr {rr}: must be from 0 to below 1")
     if not synthetic:
-        raise UserError("the training text is shorter than one block; use a smaller --block_size")
+        raise UserError("the training text is empty; run the step that makes its token file again")
     if rr and not replay:
-        raise UserError("the replay text is shorter than one block; use a smaller --block_size or --rr 0")
+        raise UserError("the replay text is empty; run data/tokenize_redpj.py again, or use --rr 0")
     wanted = max(1, round(epochs * synthetic))
     added = round(wanted * rr / (1 - rr))
     if wanted + added < bs:

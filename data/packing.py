@@ -24,7 +24,7 @@ class BlockSettings:
 
 class TextBlocks:
     """Blocks cut from consecutive documents; item i is {"input_ids": (block_size,), "labels": the same}, and the
-    model shifts the labels.
+    model shifts the labels. The last block is padded with zeros, which have no labels.
 
     `ids`: (tokens,). With `ends` (end offsets of the documents, in tokens) documents are masked: items also have
     "position_ids" (block_size,) that restart at 0 with every document, from which transformers derives the
@@ -32,28 +32,32 @@ class TextBlocks:
     """
 
     def __init__(self, ids: np.ndarray, block_size: int, ends: np.ndarray | None = None):
-        self.blocks, self.ends = cut_blocks(ids, block_size), ends
+        self._ids, self.size, self.ends = ids, block_size, ends
 
     def __len__(self) -> int:
-        return len(self.blocks)
+        """A last block of one token would predict nothing and is left out."""
+        return -(-max(len(self._ids) - 1, 0) // self.size)
 
     def ids(self, block: int) -> np.ndarray:
-        return self.blocks[block]
+        ids = self._ids[block * self.size : (block + 1) * self.size]
+        return np.pad(ids, (0, self.size - len(ids)))
 
     def __getitem__(self, block: int) -> dict[str, np.ndarray]:
-        ids = self.blocks[block].astype(np.int64)
+        ids = self.ids(block).astype(np.int64)
+        labels = ids.copy()
+        labels[max(len(self._ids) - block * self.size, 0) :] = IGNORE_INDEX
         if self.ends is None:
-            return {"input_ids": ids, "labels": ids}
+            return {"input_ids": ids, "labels": labels}
         positions = self.positions(block)
-        labels = np.where(positions == 0, IGNORE_INDEX, ids)
+        labels[positions == 0] = IGNORE_INDEX
         return {"input_ids": ids, "labels": labels, "position_ids": positions}
 
     def positions(self, block: int) -> np.ndarray:
-        """(block_size,) int64: each token's distance from the start of its document, or of the block."""
-        size = self.blocks.shape[1]
-        begin = block * size
-        first, last = np.searchsorted(self.ends, begin, "right"), np.searchsorted(self.ends, begin + size)
-        return restarting_positions(self.ends[first:last].astype(np.int64) - begin, size)
+        """(block_size,) int64: each token's distance from the start of its document, or of the block; the padding
+        counts as a document."""
+        begin = block * self.size
+        first, last = np.searchsorted(self.ends, begin, "right"), np.searchsorted(self.ends, begin + self.size)
+        return restarting_positions(self.ends[first:last].astype(np.int64) - begin, self.size)
 
 
 class ConversationBlocks:
@@ -109,11 +113,6 @@ def blocks_of_file(file: TokenFile, settings: BlockSettings) -> TextBlocks | Con
         return ConversationBlocks(file, settings)
     ids, ends = subsample(file, settings.subsample_ratio, settings.seed)
     return TextBlocks(ids, settings.block_size, ends if settings.mask_documents else None)
-
-
-def cut_blocks(ids: np.ndarray, block_size: int) -> np.ndarray:
-    """(tokens,) -> (blocks, block_size) without the last partial block; a view, not a copy."""
-    return ids[: len(ids) // block_size * block_size].reshape(-1, block_size)
 
 
 def subsample(file: TokenFile, ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -75,21 +75,24 @@ def perplexity(checkpoint: str, args: argparse.Namespace) -> float:
     import torch
 
     from inference.local_model import LocalModel
+    from training.loss import shifted_cross_entropy
+    from utils.checkpoint import text_config
     from utils.token_file import TokenFile
     from utils.tokenizer import vocabulary_sha256
 
     file = TokenFile(paths.replay_bin(args.replay, "test"), "run: python data/tokenize_redpj.py")
     model = LocalModel(checkpoint)
-    file.check_vocabulary(vocabulary_sha256(model.tokenizer), model.model.config.vocab_size, checkpoint)
-    count = min(args.blocks, len(file.ids) // args.block_size)
-    if not count:
-        raise UserError(f"{file.path}: {len(file.ids)} tokens are less than a block; give a smaller --block_size")
-    total = 0.0
-    for block in np.array(file.ids[: count * args.block_size]).reshape(count, -1):
-        ids = torch.tensor(block[None], dtype=torch.long, device=model.device)
+    file.check_vocabulary(vocabulary_sha256(model.tokenizer), text_config(model.model).vocab_size, checkpoint)
+    ids = np.array(file.ids[: args.blocks * args.block_size], np.int64)
+    total = predicted = 0
+    for start in range(0, len(ids) - 1, args.block_size):
+        block = torch.tensor(ids[None, start : start + args.block_size], device=model.device)
         with torch.inference_mode():
-            total += float(model.model(ids, labels=ids).loss) * (args.block_size - 1)
-    return round(math.exp(total / (count * (args.block_size - 1))), 4)
+            total += float(shifted_cross_entropy(model.model(block), block, 1))
+        predicted += block.shape[1] - 1
+    if not predicted:
+        raise UserError(f"{file.path}: has no text; run data/tokenize_redpj.py again")
+    return round(math.exp(total / predicted), 4)
 
 
 def run_harness(checkpoint: str, args: argparse.Namespace) -> dict[str, float]:

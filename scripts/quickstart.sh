@@ -48,7 +48,8 @@ train() {
 }
 pretrain() { train --lr 1e-3 --model $generator --model_name $model --block_size $block --save_steps 100 "$@"; }
 # Epochs over the articles that give the number of training tokens of the EntiGraph run.
-raw_epochs=$(awk "BEGIN { printf \"%.4f\", $epochs * $((entigraph_tokens / block)) / $((raw_tokens / block)) }")
+blocks_of() { echo $((($1 + block - 2) / block)); } # as data/packing.py counts: a last block of one token is left out
+raw_epochs=$(awk "BEGIN { printf \"%.4f\", $epochs * $(blocks_of "$entigraph_tokens") / $(blocks_of "$raw_tokens") }")
 
 step "Step 4: continued pretraining on the articles"
 raw=$(pretrain --epochs "$raw_epochs" --task_name example-raw)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from utils.checkpoint import text_config
+
 # Dense bf16 FLOP/s from the vendors' data sheets, by a substring of the device name.
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 
@@ -22,22 +24,30 @@ class ModelShape:
 
 
 def model_shape(model) -> ModelShape:
-    config = model.config
-    heads = config.num_attention_heads
-    head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    """The shape of a model's language part. Recurrent models are counted as if they had attention."""
+    config = text_config(model)
+    heads = _size(config, "num_attention_heads") or 1
+    hidden = config.hidden_size
+    kv_heads = _size(config, "num_key_value_heads") or heads
     embedding = model.get_input_embeddings().weight
-    tied = model.get_output_embeddings().weight is embedding
+    head = model.get_output_embeddings()
+    tied = head is None or head.weight is embedding
     return ModelShape(
         parameters=sum(p.numel() for p in model.parameters()),
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         embedding=0 if tied else embedding.numel(),
         layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
-        intermediate=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
-        kv_width=kv_heads * head_width,
+        hidden=hidden,
+        intermediate=_size(config, "intermediate_size") or 4 * hidden,
+        kv_width=kv_heads * (_size(config, "head_dim") or hidden // heads),
         vocabulary=config.vocab_size,
     )
+
+
+def _size(config, name: str) -> int | None:
+    """A size of a configuration, the largest where it has one per layer; None where it has none."""
+    value = getattr(config, name, None)
+    return max(value) if isinstance(value, list) else value
 
 
 def flops_per_token(shape: ModelShape, block_size: int) -> float:

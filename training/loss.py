@@ -6,7 +6,7 @@ of the output layer, so that nothing is computed twice.
 """
 
 import torch
-from torch.nn.functional import pad
+from torch.nn.functional import cross_entropy, pad
 
 from utils.token_file import IGNORE_INDEX
 
@@ -15,13 +15,18 @@ LINEAR_HEADS = {"llama", "mistral", "qwen2", "qwen3", "gptj", "gpt_neox", "gpt2"
 CHUNK_LOGITS = {"cpu": 1 << 25, "cuda": 1 << 28}  # elements: 128 MiB and 1 GiB in fp32
 
 
+def has_linear_head(model) -> bool:
+    """True if the logits are a linear output layer of the hidden states and nothing else."""
+    return model.config.model_type in LINEAR_HEADS
+
+
 def use_chunked_loss(model, compiled: bool) -> bool:
     """Make a transformers model compute its loss in chunks; returns False for model types not in LINEAR_HEADS.
 
     The output layer passes the hidden states on, and the loss function multiplies them by its weight, so that the
     hooks of FSDP and DDP around the output layer stay in place. Undo with `restore_head` before computing logits.
     """
-    if model.config.model_type not in LINEAR_HEADS:
+    if not has_linear_head(model):
         return False
     head = model.get_output_embeddings()
     gradient = torch.compile(_softmax_minus_target, dynamic=False) if compiled else None
@@ -36,6 +41,15 @@ def use_chunked_loss(model, compiled: bool) -> bool:
 
     model.loss_function = loss_function
     return True
+
+
+def shifted_cross_entropy(output, labels, num_items_in_batch=None) -> torch.Tensor:
+    """The loss of a model whose output layer is not in LINEAR_HEADS, from its logits. The model's own loss is not
+    used: some do not shift the labels, or average over each micro-batch."""
+    logits = output.logits[:, :-1].flatten(0, 1).float()
+    targets = labels[:, 1:].flatten().to(logits.device)
+    total = cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
+    return total / ((targets != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
 def restore_head(model) -> None:

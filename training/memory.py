@@ -6,7 +6,7 @@ import torch
 
 from training.flops import ModelShape, model_shape
 from training.hardware import choose_micro_batch, shard_ranks
-from training.loss import LINEAR_HEADS, chunk_tokens
+from training.loss import chunk_tokens, has_linear_head
 from training.optim import STATE_BYTES
 from training.settings import TrainingSettings
 from utils.device import device_type
@@ -53,8 +53,7 @@ def memory_bytes(
 
 def memory_by_part(model, shape: ModelShape, settings: TrainingSettings) -> dict[str, float]:
     """memory_bytes of a run on this machine."""
-    chunked = model.config.model_type in LINEAR_HEADS
-    logits_tokens = chunk_tokens(shape.vocabulary, device_type()) if chunked else None
+    logits_tokens = chunk_tokens(shape.vocabulary, device_type()) if has_linear_head(model) else None
     return memory_bytes(shape, settings, choose_micro_batch(settings), shard_ranks(settings), logits_tokens)
 
 

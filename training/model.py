@@ -4,21 +4,40 @@ import os
 from pathlib import Path
 
 import torch
+from torch.nn.modules.conv import _ConvNd
 from transformers.modeling_layers import GradientCheckpointingLayer  # transformers 5.23
 
 from training.loss import use_chunked_loss
 from training.settings import TrainingSettings
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import load_checkpoint, quantization_method, text_config
 from utils.errors import UserError
+from utils.probe import separates_documents
 
 
 def load_model(name: str):
     """A causal language model with fp32 weights: at a learning rate of 5e-6 an update of a bf16 weight near 0.02
-    is less than half of the weight's last bit, and would be rounded away."""
+    is less than half of the weight's last bit, and would be rounded away. Of a model for text and images only the
+    language part is trained.
+
+    Raises UserError for quantised weights, which have no gradients.
+    """
     model = load_checkpoint(name, torch.float32, "--model_name")
-    model.config.use_cache = False
+    if method := quantization_method(model.config):
+        raise UserError(f"--model_name {name}: its weights are quantised ({method}); name the unquantised model")
+    text_config(model).use_cache = False
     check_master_weights(model)
+    freeze_other_parts(model)
     return model
+
+
+def freeze_other_parts(model) -> None:
+    """Freeze what text does not pass through, such as a vision tower."""
+    used = [model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()]
+    text = {id(p) for module in used if module is not None for p in module.parameters()}
+    if model.get_decoder() is None or model.config is text_config(model):
+        return
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in text)
 
 
 def check_master_weights(model) -> None:
@@ -37,8 +56,9 @@ def prepare_model(model, settings: TrainingSettings) -> None:
 
 
 def decoder_layers(model) -> list:
-    """The decoder layers in order."""
-    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    """The trained decoder layers in order."""
+    trained = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    return [layer for layer in trained if any(p.requires_grad for p in layer.parameters())]
 
 
 def checkpoint_layers(model, layers: int) -> None:
@@ -56,26 +76,58 @@ def compile_layers(model) -> None:
         layer.compile(dynamic=False)
 
 
-def use_document_attention(model) -> None:
+def use_document_attention(model, name: str) -> None:
     """Let attention derive document boundaries from the position ids without a dense block × block mask: on a GPU
-    by flex attention, whose backward pass has no CPU implementation; on a CPU SDPA builds the mask."""
+    by flex attention, whose backward pass has no CPU implementation; on a CPU SDPA builds the mask.
+
+    Raises UserError where text of one document would reach the next; `name` is the model's.
+    """
+    kind = text_config(model).model_type
+    if not separates_documents(model):
+        raise UserError(
+            f"--mask_documents: {name} ({kind}) does not separate documents by position ids: text of one would reach "
+            "the next; leave the option out"
+        )
     if torch.cuda.is_available():
-        model.set_attn_implementation("flex_attention")
+        try:
+            model.set_attn_implementation("flex_attention")
+        except ValueError as error:
+            raise UserError(f"--mask_documents: {name} ({kind}) has no flex attention; leave the option out") from error
 
 
 def add_lora(model, rank: int, seed: int, bf16: bool):
-    """Add low-rank adapters (Hu et al., LoRA, 2021) to every linear layer except the output layer. Only the
-    adapters are trained, in fp32; with `bf16` the frozen weights are stored in bf16."""
+    """Add low-rank adapters (Hu et al., LoRA, 2021) to every linear layer except the output layer, and to the weights
+    of experts. Only the adapters are trained, in fp32; with `bf16` the frozen weights are stored in bf16."""
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise UserError(f"--lora_rank: run: pip install peft ({error})") from error
     if bf16:
         model.to(torch.bfloat16)
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules="all-linear",
+        exclude_modules=frozen_modules(model),
+        target_parameters=expert_parameters(model),
+        task_type="CAUSAL_LM",
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return get_peft_model(model, config, autocast_adapter_dtype=True)
+
+
+def frozen_modules(model) -> list[str]:
+    """Names of the linear layers that are not trained (freeze_other_parts)."""
+    linear = ((name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+    return [name for name, module in linear if not module.weight.requires_grad]
+
+
+def expert_parameters(model) -> list[str]:
+    """Names of the (experts, rows, columns) weights of mixture-of-experts layers, which are in no linear layer."""
+    convolutions = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, _ConvNd))
+    named = model.named_parameters()
+    return [name for name, weight in named if weight.dim() == 3 and not name.startswith(convolutions)]
 
 
 def unwrap_peft(model):

@@ -19,7 +19,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from training import optim
 from training.flops import flops_per_token, model_shape
 from training.hardware import choose_micro_batch, shard_ranks
-from training.loss import restore_head
+from training.loss import has_linear_head, restore_head, shifted_cross_entropy
 from training.metrics import Metrics
 from training.model import prepare_model, unwrap_peft
 from training.settings import TrainingSettings
@@ -27,6 +27,7 @@ from utils.checkpoint import COMPLETE, last_checkpoint
 from utils.cli import print_main
 from utils.device import is_main_process, world_size
 from utils.io import atomic_write
+from utils.token_file import IGNORE_INDEX
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,12 @@ class ResumableTrainer(Trainer):
         super().log(logs | speed, start_time)
 
     def evaluate(self, *arguments, **options) -> dict:
+        """Held-out loss, without a DataLoader, which would draw from the global random generator."""
         with torch.compiler.set_stance("force_eager"):  # compiling a second graph without gradients would not pay
-            return super().evaluate(*arguments, **options)
+            metrics = {"eval_loss": held_out_loss(self)}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     def _save_checkpoint(self, model, trial) -> None:  # transformers 5.23
         super()._save_checkpoint(model, trial)
@@ -137,11 +142,41 @@ def make_trainer(
         data_collator=default_data_collator,  # blocks have equal length: no padding
         callbacks=[metrics, *overrides.callbacks],
         optimizer_cls_and_kwargs=optimizer,
+        compute_loss_func=None if has_linear_head(unwrap_peft(model)) else shifted_cross_entropy,
     )
     trainer.metrics, trainer.schedule = metrics, overrides.schedule
+    trainer._loss_shifts_labels = True  # transformers 5.23: the first label of a block does not count
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     return trainer
+
+
+@torch.no_grad()
+def held_out_loss(trainer: Trainer) -> float:
+    """Mean cross-entropy over the learnt tokens of the held-out blocks, whatever the micro-batch and the ranks.
+
+    Every rank makes the same number of forward passes, as sharded weights are gathered in each; where no blocks are
+    left for a rank, it computes the first ones again, and they do not count.
+    """
+    model, blocks, size = trainer.model, trainer.eval_dataset, trainer.args.per_device_eval_batch_size
+    ranks, rank = trainer.args.world_size, trainer.args.process_index
+    total = torch.zeros(2, dtype=torch.float64)  # of the loss, and of the tokens
+    was_training = model.training
+    model.eval()
+    for first in range(0, len(blocks), ranks * size):
+        mine = range(min(first + rank * size, len(blocks)), min(first + (rank + 1) * size, len(blocks)))
+        rows = [blocks[index] for index in mine] or [blocks[0]]
+        batch = {name: values.to(trainer.args.device) for name, values in default_data_collator(rows).items()}
+        learnt = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+        if trainer.compute_loss_func:
+            loss = trainer.compute_loss_func(model(**batch | {"labels": None}), batch["labels"])
+        else:
+            loss = model(**batch).loss
+        if mine and learnt:
+            total += torch.tensor([float(loss) * learnt, learnt], dtype=torch.float64)
+    model.train(was_training)
+    loss, tokens = trainer.accelerator.reduce(total.to(trainer.args.device), "sum").tolist()
+    return loss / tokens if tokens else float("nan")
 
 
 def training_arguments(folder: Path, settings: TrainingSettings, steps: int, evaluate: bool) -> TrainingArguments:
@@ -208,6 +243,8 @@ def save(trainer: Trainer, folder: Path) -> None:
     if is_main_process():
         model = trainer.accelerator.unwrap_model(trainer.model)
         restore_head(unwrap_peft(model))
+        for name in getattr(model, "all_tied_weights_keys", {}):  # transformers 5.23; gathered from shards, it is twice
+            state.pop(name, None)
         if unwrap_peft(model) is not model:
             model.save_pretrained(folder / "adapter")
             model, state = model.float().merge_and_unload(), None

@@ -28,6 +28,8 @@ def load_checkpoint(name: str, dtype: torch.dtype, flag: str):
         raise UserError(f"{flag} {name}: no such folder")
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(found, dtype=dtype, output_loading_info=True)
+    except ImportError as error:  # of a quantised checkpoint
+        raise UserError(f"{flag} {name}: needs a package that is not installed: {first_line(error)}") from error
     except (OSError, ValueError) as error:
         raise UserError(
             f"{flag} {name}: not a checkpoint folder, and could not be loaded from the Hub ({first_line(error)})"
@@ -44,6 +46,15 @@ def load_checkpoint(name: str, dtype: torch.dtype, flag: str):
 def text_config(model):
     """The configuration of a model's language part: of a model for text and images the nested one, else its own."""
     return model.config.get_text_config(decoder=True)
+
+
+def quantization_method(config) -> str | None:
+    """The method by which a checkpoint's weights are quantised, such as gptq; None where they are not."""
+    settings = getattr(config, "quantization_config", None)
+    if settings is None:
+        return None
+    settings = settings if isinstance(settings, dict) else settings.to_dict()
+    return str(settings.get("quant_method", "unknown method"))
 
 
 def context_length(model) -> int | None:

@@ -6,10 +6,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from data.mixture import REPLAY, SYNTHETIC, BlockDataset, Plan, make_plan
-from data.packing import TextBlocks, cut_blocks, subsample
+from data.packing import TextBlocks, subsample
 from tests.conftest import succeed
 from utils.errors import UserError
-from utils.token_file import TokenFile, write_tokens
+from utils.token_file import IGNORE_INDEX, TokenFile, write_tokens
 
 
 @settings(max_examples=200, deadline=None)
@@ -64,12 +64,40 @@ def test_run_shorter_than_one_step_is_rejected():
 
 def test_blocks_cover_the_file():
     ids = np.arange(25, dtype=np.int32)
-    blocks = cut_blocks(ids, 4)
-    assert blocks.shape == (6, 4)
     dataset = BlockDataset(make_plan(6, 0, 1, 0, 2, 0), TextBlocks(ids, 4))
     seen = np.concatenate([dataset[index]["input_ids"].numpy() for index in range(len(dataset))])
     assert sorted(seen) == list(range(24))
     assert (dataset[0]["labels"] == dataset[0]["input_ids"]).all()
+
+
+@pytest.mark.parametrize("ends", [None, np.array([3, 9], np.uint64)])
+def test_the_last_partial_block_is_trained_on_and_its_padding_is_not(ends):
+    blocks = TextBlocks(np.arange(2, 11, dtype=np.int32), 6, ends)
+    assert len(blocks) == 2
+    item = blocks[1]
+    assert list(item["input_ids"]) == [8, 9, 10, 0, 0, 0]
+    labels = [8, 9, 10] if ends is None else [IGNORE_INDEX, 9, 10]
+    assert list(item["labels"]) == [*labels, *[IGNORE_INDEX] * 3]
+    assert blocks.ids(0).tolist() == [2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize(("tokens", "blocks"), [(0, 0), (1, 0), (2, 1), (8, 1), (9, 1), (10, 2), (16, 2), (17, 2)])
+def test_number_of_blocks(tokens, blocks):
+    """A single token at the end predicts nothing."""
+    assert len(TextBlocks(np.zeros(tokens, np.int32), 8)) == blocks
+
+
+def test_a_small_corpus_is_trained_on_whole(token_files, tiny_model):
+    """Three documents and the default block size: no document is lost."""
+    from data.mixture import MixtureSettings, mix
+    from data.packing import BlockSettings
+
+    file = TokenFile(token_files / "data/dataset/bins/example_all-raw.bin", "")
+    settings = MixtureSettings("example-raw", "", "", "", 0.0, 2.0, 1, BlockSettings(2048))
+    blocks = mix({"train": file}, settings)
+    learnt = sum(int((blocks[i]["labels"] != IGNORE_INDEX).sum()) for i in range(len(blocks)))
+    assert learnt == 2 * len(file.ids)
+    assert len(file.ids) % 2048 > 1
 
 
 def test_subsamples_are_nested_and_of_complete_documents(tmp_path):
@@ -106,7 +134,7 @@ def masked_blocks(documents: list[int], size: int) -> BlockDataset:
 @given(documents=st.lists(st.integers(1, 12), min_size=1, max_size=30), size=st.integers(1, 9))
 def test_positions_restart_at_every_document_and_block(documents, size):
     dataset = masked_blocks(documents, size)
-    within = np.concatenate([np.arange(length) for length in documents])
+    within = np.concatenate([np.arange(length) for length in [*documents, size]])  # the padding is a document
     for index in range(len(dataset)):
         expected, begin = [], index * size
         for position in range(begin, begin + size):

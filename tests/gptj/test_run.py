@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTJConfig, GPTJForCausalLM
 
 from data.mixture import BlockDataset, make_plan
-from data.packing import TextBlocks, cut_blocks
+from data.packing import TextBlocks
 from gptj import convert_checkpoint, formats
 from gptj import run as script
 from gptj.hdf5 import Hdf5Rows
@@ -232,7 +232,7 @@ def test_bin_and_hdf5_give_the_same_losses(tmp_path):
     from training.settings import TrainingSettings
 
     ids = np.random.default_rng(0).integers(0, 60, 24 * 16).astype(np.int32)
-    blocks = cut_blocks(ids, 24)
+    blocks = ids.reshape(-1, 24)
     rows = np.stack([blocks, np.ones_like(blocks), np.roll(blocks, -1, 1)], 1)
     rows[:, 1, -1] = 0
     write_rows(tmp_path / "h5", rows)

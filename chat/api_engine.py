@@ -129,7 +129,7 @@ def hide_reasoning(pieces: Iterable[str], prompt: str) -> Iterator[str]:
 def could_open(start: str) -> bool:
     """True if the beginning of a reply may become an opening tag, or is white space."""
     word = start.lstrip().lower()
-    return any(f"<{tag}>".startswith(word) for tag in THINK_TAGS)
+    return any(f"<{tag}".startswith(word) for tag in THINK_TAGS)
 
 
 def check_url(base_url: str) -> str:

@@ -295,7 +295,7 @@ class Client:
         return redact(self._key, self._address.redact(text))
 
 
-@functools.cache
+@functools.cache  # a second call with the same line does nothing
 def print_once(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
 

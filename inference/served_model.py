@@ -33,7 +33,7 @@ class ServedModel:
     fixed: Any
 
     def is_same(self, record: dict | None) -> bool | None:
-        """Whether `record` is of the same model; None if that is unknown."""
+        """True if `record` is of the same model; None if that is unknown."""
         if not record:
             return None
         if (record["address"], record["model"]) != (self.address, self.model):
@@ -99,7 +99,7 @@ def journal_of(
     while journal.exists() and journal.stat().st_size:
         record = server_record(journal)
         same = served.is_same(record) if record else verify(journal)
-        if same is None and (record or served.fixed is not None):
+        if same is None and served.fixed is not None:  # else `identify` has said so
             say([f"{journal}: not known to be of the same model, and used; delete it to ask again"])
         if same is not False:
             return journal

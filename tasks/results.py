@@ -72,7 +72,7 @@ def is_same(earlier: dict, protocol: dict, served: ServedModel | None) -> bool:
     if without_server(earlier) != without_server(protocol):
         return False
     same = served.is_same(earlier.get("server")) if served else True
-    if same is None:
+    if same is None and served.fixed is not None:
         print_notes([f"{served.model}: {UNKNOWN_MODEL}"])
     if same is False:
         print_notes([f"{served.model}: {OTHER_MODEL}"])

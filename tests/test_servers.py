@@ -8,9 +8,13 @@ from dataclasses import dataclass
 
 import pytest
 
+from chat.api_engine import ApiEngine, hide_reasoning
+from chat.conversation import Sampling
+from chat.web import WebSettings, make_reply_function
 from tests.conftest import ROOT, run_script
 from tests.fake_openai import ENTITIES
 from tests.inference.test_completions import RUN_ON
+from tests.inference.test_server_habits import LEDGER
 from tests.tasks.test_quiz import options as quiz_command
 from tests.tasks.test_quiz import scripted_reply
 from utils import paths
@@ -193,6 +197,56 @@ def test_chat(home, server, fault, flags):
     if "refuses" in fault.habits:
         assert done.stderr.count(fault.line) == 1
         assert len(server.bodies) == 3
+
+
+@pytest.mark.parametrize(
+    ("pieces", "prompt", "shown"),
+    [
+        (["Hel", "lo", " there"], "", ["Hel", "lo", " there"]),
+        (["<th", "ink>a", "b</thi", "nk>\n\n", "Hel", "lo"], "", ["Hel", "lo"]),
+        (["\n", "<", "b>bold</b>"], "", ["\n<b>bold</b>"]),
+        (["<think>", "and so on"], "", []),
+        (["<think>", " is a tag"], "What is <think>?", ["<think>", " is a tag"]),
+        (["Hm.", "</think>", "Yes."], "", ["Hm.", "</think>", "Yes."]),
+    ],
+)
+def test_streamed_reasoning_is_not_shown(pieces, prompt, shown):
+    """Other text is shown as it arrives."""
+    assert list(hide_reasoning(iter(pieces), prompt)) == shown
+
+
+@pytest.mark.parametrize("habit", ["block", "closing"])
+def test_reasoning_on_the_web_page_is_not_in_the_last_message(home, server, habit):
+    server.habits.reasoning = habit
+    settings = WebSettings(Sampling(), "", [], "127.0.0.1", 7860)
+    reply = make_reply_function(ApiEngine(None, server.url), settings)
+    *_, last = reply("hello there", [])
+    assert [message["content"].strip() for message in last] == ["turn 1: hello there"]
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_ledger(home, server, tmp_path, batch):
+    """The case of 46 kB and a server that reads 2,048 tokens."""
+    (tmp_path / "lights").mkdir()
+    (tmp_path / "lights/ledger.txt").write_text(LEDGER)
+    server.habits.context = 2048
+    command = ("data/entigraph.py", "all", "--corpus", tmp_path / "lights", "--model", "m", "--base_url", server.url)
+    done = [run_script(*command, "--batch", action) for action in ("submit", "collect") if batch]
+    done += [run_script(*command)]
+    assert done[-1].returncode == (0 if batch else 2)
+    said = done[1].stderr if batch else done[-1].stderr
+    assert "2,048 tokens" in said
+    (path,) = paths.passages_dir("lights", "m").glob("*.jsonl")
+    assert [json.loads(line)["finish_reason"] for line in path.read_text().splitlines()] == ["prompt_cut"]
+    assert [n for prompt, n in server.billed.items() if "# Task" in prompt] == [1]
+
+
+def test_field_refused_in_a_batch_is_left_out_of_the_next(home, server):
+    server.habits.refuses = ("max_tokens",)
+    lines = [run_script(*entigraph(server, "--batch", action)).stderr for action in ("submit", "collect", "submit")]
+    assert [line.count("sent as `max_completion_tokens`") for line in lines] == [0, 1, 1]
+    assert run_script(*entigraph(server, "--batch", "collect")).returncode == 0
+    assert [record["kind"] for record in records()] == ["entities"]
 
 
 def test_cut_prompts_in_generation(home, server):

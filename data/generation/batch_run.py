@@ -13,7 +13,7 @@ from data.generation.passages import FILTERED
 from inference.batch_api import Batch, Batches
 from inference.client import Client
 from inference.completions import FILTERED as FILTER_CODES
-from inference.completions import PROMPT_CUT, Reply, parse_chat_reply, parse_usage
+from inference.completions import PROMPT_CUT, FieldRefused, Reply, parse_chat_reply, parse_usage
 from inference.prices import Usage
 from inference.server_habits import refused_field, surely_cut
 from utils.errors import UserError
@@ -94,11 +94,15 @@ class BatchRun(GenerationRun):
                 self.record_failure(request, error, replace(reply, finish_reason=PROMPT_CUT))
             elif not self.record_reply(request, reply):
                 self.record_failure(request, self.last_error, reply)
-        elif code and (refused := refused_field(code, json.dumps(body).encode(), self.sent_body(request))):
+        elif refused := self._refused_field(request, code, body):
             self.batches.record_refused_field(refused)  # the request stays missing
         elif code and 400 <= code < 500 and code != 429:
             filtered = Reply("", FILTERED, {}) if error.get("code") in FILTER_CODES else None
             self.record_failure(request, f"{code}: {error.get('message')}", filtered)
+
+    def _refused_field(self, request: PassageRequest, code: int | None, body: dict) -> FieldRefused | None:
+        refused = refused_field(code or 0, json.dumps(body).encode(), self.sent_body(request))
+        return None if refused and refused.field in self.client.fields.changes.values() else refused
 
     def _all_missing_requests(self) -> Iterator[PassageRequest]:
         """Missing requests of all documents, in the rounds of CallQueue."""

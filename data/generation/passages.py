@@ -78,7 +78,8 @@ class PassageStore:
 
     def _is_kept(self, record: dict) -> bool:
         reason = finish_reason(record)
-        kept = reason == FINISHED or not self.retry_failed or bool(record.get("summary"))
+        # A list is kept: with other entities, the passages about the present ones would be paid for in vain.
+        kept = reason == FINISHED or not self.retry_failed or "summary" in record
         return reason != FAILED and kept
 
     def _count(self, uid: str, record: dict, list_id: str | None) -> None:

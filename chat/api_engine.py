@@ -1,14 +1,17 @@
 """API chat engine: an OpenAI-compatible server, streaming."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import openai
 
 from chat.conversation import UNKNOWN_CONTEXT, ContextExceeded, ReplyStatus, Sampling
-from inference.keys import find_key, redact
+from inference.client import print_once
+from inference.completions import THINK_TAGS, CallFailed, common_reason, join_parts, strip_reasoning
+from inference.keys import Address, find_key, redact
+from inference.server_habits import Fields, refused_field
 from utils.chat_template import replace_surrogates
 from utils.errors import UserError, first_line
 from utils.io import read_json
@@ -24,8 +27,9 @@ class ApiEngine:
     concurrency = 8  # more wait in Gradio's queue
 
     def __init__(self, name: str | None, base_url: str, complete: bool = False):
-        self._key, self._url = find_key(base_url), check_url(base_url)
-        self._api = openai.OpenAI(api_key=self._key, base_url=base_url, max_retries=2)
+        self._key, self._address = find_key(base_url), Address.parse(check_url(base_url))
+        self._url, self._fields = self._address.public, Fields()
+        self._api = openai.OpenAI(api_key=self._key, max_retries=2, **self._address.openai_settings())
         self.is_base_model = complete
         self.name, self.context = self._find_model(name)
 
@@ -48,38 +52,53 @@ class ApiEngine:
         return sum(len(message["content"].encode()) for message in messages) // BYTES_PER_TOKEN + 1
 
     def stream(self, messages: list[dict], sampling: Sampling, status: ReplyStatus) -> Iterator[str]:
+        content = {"prompt": messages[-1]["content"]} if self.is_base_model else {"messages": messages}
         settings = {
-            "model": self.name,
             "max_tokens": min(sampling.max_tokens, self.context - self.count_tokens(messages)),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "seed": sampling.seed,
-            "stream": True,
         }
         try:
-            if self.is_base_model:
-                chunks = self._api.completions.create(prompt=messages[-1]["content"], **settings)
-            else:
-                chunks = self._api.chat.completions.create(messages=messages, **settings)
-            with chunks:
-                for chunk in chunks:
-                    yield from self._pieces(chunk, status)
+            with self._create(content, settings) as chunks:
+                pieces = (piece for chunk in chunks for piece in self._pieces(chunk, status))
+                yield from hide_reasoning(pieces, messages[-1]["content"])
         except API_ERRORS as error:
             raise self._user_error(error, status.tokens) from error
         if not status.finish_reason:
             raise UserError(f"{self._url}: the reply is incomplete (no finish_reason)")
 
+    def _create(self, content: dict, settings: dict):
+        """The server's stream. Settings that it refuses are renamed or omitted, and one line says so."""
+        create = (self._api.completions if self.is_base_model else self._api.chat.completions).create
+        while True:
+            sent = self._fields.adapt(settings)
+            try:
+                return create(model=self.name, stream=True, extra_body=sent, **content)
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                refused = refused_field(error.status_code, error.response.content, sent)
+                if not refused:
+                    raise
+                try:
+                    note = self._fields.change(refused.field, self._redact(str(refused)))
+                except CallFailed:
+                    raise error from None
+                print_once(f"{self._url}: {note}")
+
     def _pieces(self, chunk, status: ReplyStatus) -> Iterator[str]:
         for choice in chunk.choices or []:
-            piece = choice.text if self.is_base_model else getattr(choice.delta, "content", None)
-            status.finish_reason = choice.finish_reason or status.finish_reason
+            piece = choice.text if self.is_base_model else join_parts(getattr(choice.delta, "content", None))
+            status.finish_reason = common_reason(choice.finish_reason) or status.finish_reason
             if piece:
                 status.tokens += 1
                 yield replace_surrogates(piece)
 
+    def _redact(self, text: str) -> str:
+        return redact(self._key, self._address.redact(text))
+
     def _user_error(self, error: Exception, tokens: int = 0) -> UserError:
         """One line without the key; `tokens` of the reply arrived before the error."""
-        text = redact(self._key, first_line(error))
+        text = self._redact(first_line(error))
         status = getattr(error, "status_code", None)
         if status == 400 and CONTEXT_ERROR.search(text):
             return ContextExceeded(f"message too long for the model ({text}); send a shorter message")
@@ -90,6 +109,29 @@ class ApiEngine:
         return UserError(f"{self._url}: no reply from the server: {text}")
 
 
+def hide_reasoning(pieces: Iterable[str], prompt: str) -> Iterator[str]:
+    """The pieces of a reply without a leading `<think>…</think>`.
+
+    A closing tag alone, the opening one being in the chat template's prompt, comes too late to take the reasoning
+    back; the caller takes it out of the conversation.
+    """
+    start, pieces = "", iter(pieces)
+    for piece in pieces:
+        start += piece
+        answer = strip_reasoning(start, prompt)
+        if answer and not could_open(answer):
+            break
+    if answer := strip_reasoning(start, prompt):
+        yield answer
+    yield from pieces
+
+
+def could_open(start: str) -> bool:
+    """True if the beginning of a reply may become an opening tag, or is white space."""
+    word = start.lstrip().lower()
+    return any(f"<{tag}".startswith(word) for tag in THINK_TAGS)
+
+
 def check_url(base_url: str) -> str:
     """Return the address. Raises UserError unless it is an http or https address with a host."""
     try:
@@ -97,7 +139,9 @@ def check_url(base_url: str) -> str:
     except ValueError:
         parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(f"--base_url {base_url}: not an http address; give one such as http://127.0.0.1:8000/v1")
+        raise UserError(
+            f"--base_url {Address.parse(base_url).public}: not an http address; give one such as http://127.0.0.1:8000/v1"
+        )
     return base_url
 
 

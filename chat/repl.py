@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from chat.conversation import Conversation, Engine, ReplyStatus, Sampling, parse_temperature, stream_reply
+from inference.completions import strip_reasoning
 from utils import paths
 from utils.errors import UserError, first_line
 
@@ -71,7 +72,10 @@ class Repl:
             print_notice("[no reply; /retry asks again]")
             return
         self.unanswered = None
-        self.conversation.add_assistant(reply)
+        answer = strip_reasoning(reply, message)
+        if answer != reply:
+            print_notice("[what is before the closing tag is reasoning, and no part of the conversation]")
+        self.conversation.add_assistant(answer)
         if self.show_speed:
             speed = status.tokens / (time.monotonic() - start)
             print_notice(f"[{status.tokens} tokens, {speed:.1f} tokens/s]")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from chat.conversation import Conversation, Engine, ReplyStatus, Sampling, make_message, stream_reply
+from inference.completions import strip_reasoning
 from utils.errors import UserError
 
 NOTICE = "Notice"  # the title of a message that is not the model's
@@ -130,6 +131,7 @@ def make_reply_function(engine: Engine, settings: WebSettings):
                 for piece in pieces:
                     text += piece
                     yield [*notices, make_message("assistant", text)]
+            text = strip_reasoning(text, message)
             if not text:
                 notice("the reply is empty")
             if status.finish_reason == "length":
@@ -151,7 +153,7 @@ def to_conversation(history: list[dict], system: str) -> Conversation:
             unanswered = text_of(message)
         elif unanswered is not None and (message.get("metadata") or {}).get("title") != NOTICE:
             conversation.add_user(unanswered)
-            conversation.add_assistant(text_of(message))
+            conversation.add_assistant(strip_reasoning(text_of(message), unanswered))
             unanswered = None
     return conversation
 

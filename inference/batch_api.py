@@ -13,6 +13,7 @@ from pathlib import Path
 
 from inference.budget import Ledger
 from inference.client import TEMPLATE_TOKENS, Client
+from inference.completions import FieldRefused
 from inference.prices import ZERO, Usage
 from utils.io import Journal, read_journal
 
@@ -40,6 +41,8 @@ def pending_calls(path: Path) -> int:
     for record in read_journal(path) if path.exists() else []:
         if "requests" in record:
             batches[record["token"]] = len(record["requests"])
+        elif "refused" in record:
+            continue
         elif "collected" in record or not record["batch"]:
             batches.pop(record["token"])
     return sum(batches.values())
@@ -119,6 +122,11 @@ class Batches:
         self._record({"token": batch.token, "collected": True})
         self._ledger.batch_reserved -= batch.max_usage
 
+    def record_refused_field(self, refused: FieldRefused) -> None:
+        """Submit no further request with a field that the server refused, in later runs either."""
+        if refused.field not in self._client.fields.changes:
+            self._record({"refused": refused.field, "reason": str(refused)})
+
     def _reserve_pending(self) -> None:
         self._ledger.batch_reserved = sum((batch.max_usage for batch in self.pending()), ZERO)
 
@@ -156,6 +164,9 @@ class Batches:
         self._apply(record)
 
     def _apply(self, record: dict) -> None:
+        if "refused" in record:
+            self._client.say([self._client.fields.change(record["refused"], record["reason"])])
+            return
         token = record["token"]
         if "requests" in record:
             self._batches[token] = Batch(token, record["requests"], Usage(*record["most"]))

@@ -5,19 +5,30 @@ Knows prompts and replies, nothing of documents or entities.
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import os
 import random
+import sys
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
-from inference import completions
+from tqdm import tqdm
+
+from inference import completions, server_habits
 from inference.budget import Call, Ledger
-from inference.completions import CallFailed, CallStopped, ContentFiltered, RateLimited, Reply, RetryableError
-from inference.keys import find_key, redact
+from inference.completions import (
+    CallFailed,
+    CallStopped,
+    RateLimited,
+    Reply,
+    RetryableError,
+    parse_chat_reply,
+    parse_choices,
+)
+from inference.keys import Address, find_key, redact
 from inference.prices import ZERO, Usage
 from inference.rate_limiter import RateLimiter, parse_limit_reset
 from utils.errors import UserError
@@ -28,8 +39,10 @@ FIRST_DELAY_S = 1.0  # doubled after every attempt, times a random factor of 0.5
 MAX_DELAY_S = 60.0
 TIMEOUT_S = 600.0  # 4,096 tokens at 10 tokens/s, with a margin
 TEMPLATE_TOKENS = 64  # more than any chat template adds to a single message
+GET_TIMEOUT_S = 20.0
 PROXY_TIMEOUT_STATUSES = {408, 502, 504, 524}
 BYTES_PER_TOKEN = 4.0  # of English; estimates the tokens of a call for the rate limiter until its reply
+NOTE_STOP = "the server ignores `stop`; texts are cut here"
 
 
 @dataclass(frozen=True)
@@ -58,35 +71,42 @@ class Client:
         timeout_s: float = TIMEOUT_S,
         key_variable: str = "OPENAI_API_KEY",
     ):
-        self._url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
-        self.is_openai = (urlsplit(self._url).hostname or "").endswith("api.openai.com")
+        given = base_url or os.environ.get("OPENAI_BASE_URL")
+        self._address = Address.parse(given or OPENAI_URL)
+        self.url = self._address.public
+        self.is_openai = (urlsplit(self.url).hostname or "").endswith("api.openai.com")
         self.model, self.retries, self.refused, self._replies = model, 0, 0, 0
         self.rate_limiter, self.ledger = rate_limiter or RateLimiter(), ledger or Ledger()
         self._stopping = asyncio.Event()
         self._jitter = random.Random()  # spreads retries; no output depends on it
-        self._key = find_key(None if self._url == OPENAI_URL else self._url, key_variable)
+        self._key = find_key(None if self.url == OPENAI_URL else self.url, key_variable)
         self._timeout_s = timeout_s
+        self.fields = server_habits.Fields()
+        self._counts = server_habits.PromptCounts()
 
     @functools.cached_property
     def api(self):
         """OpenAI's own client, for files and batches."""
         from openai import AsyncOpenAI  # 1 s to import
 
-        return AsyncOpenAI(api_key=self._key, base_url=self._url)
+        return AsyncOpenAI(api_key=self._key, **self._address.openai_settings())
 
     async def chat(self, prompt: str, *, max_tokens: int, id: str = "", cache_key: str = "", **settings) -> Reply:
         """Reply to one user message; `settings` are further fields of the request.
 
         `id` names the call in the ledger; calls with the same `cache_key` share a prefix. Raises CallFailed after
-        HTTP 400 or MAX_ATTEMPTS attempts, BudgetExhausted before the ledger's budget would be exceeded, CallStopped
-        after `stop`, and UserError if no call can succeed.
+        HTTP 400 or MAX_ATTEMPTS attempts, PromptCut if the server read only a part of the prompt, BudgetExhausted
+        before the ledger's budget would be exceeded, CallStopped after `stop`, and UserError if no call can succeed.
         """
         body = self.request(prompt, max_tokens, cache_key, settings)
-        max_usage = Usage(len(prompt.encode()) + TEMPLATE_TOKENS, 0, max_tokens)
+        parse = functools.partial(parse_chat_reply, prompt=prompt)
         try:
-            return await self._retry(_Request("/chat/completions", body, id, max_usage), completions.parse_chat_reply)
-        except ContentFiltered:
+            reply = await self._retry(self._chat_request(prompt, max_tokens, body, id), parse)
+        except completions.ContentFiltered:
             return Reply("", "content_filter", {})
+        self.say(reply.notes)
+        await self._counts.check(prompt, reply, self._count_chat)
+        return reply
 
     def request(self, prompt: str, max_tokens: int, cache_key: str, settings: dict) -> dict:
         """Body of a chat request. OpenAI's server renames `max_tokens` and accepts a hint for its prefix cache."""
@@ -96,18 +116,58 @@ class Client:
         hint = {"prompt_cache_key": cache_key} if cache_key else {}
         return body | {"max_completion_tokens": max_tokens} | hint
 
-    async def complete(self, prompt: str, samples: int, **settings: object) -> list[str]:
-        """`samples` completions of a text. Some servers return fewer choices than requested (or ignore `n`); the
-        missing ones are requested again. Raises as `chat` does."""
+    async def complete(self, prompt: str, samples: int, stop: list[str] | None = None, **settings: object) -> list[str]:
+        """`samples` completions of a text, each cut at the first of the strings `stop`. Some servers return fewer
+        choices than requested (or ignore `n`); the missing ones are requested again. Raises as `chat` does."""
         texts: list[str] = []
+        settings |= {"stop": stop} if stop else {}
         while len(texts) < samples:
             body = {"model": self.model, "prompt": prompt, "n": samples - len(texts)} | settings
-            texts += await self._retry(_Request("/completions", body), completions.parse_choices)
+            replies = await self._retry(_Request("/completions", body), functools.partial(parse_choices, prompt=prompt))
+            await self._counts.check(prompt, replies[0], self._count_text)
+            for reply in replies:
+                texts.append(completions.cut_at(reply.text, stop or []))
+                ran_on = reply.text[len(texts[-1]) :] not in ("", *(stop or []))  # some keep the stop string itself
+                self.say([*reply.notes, *[NOTE_STOP] * ran_on])
         return texts[:samples]
+
+    def say(self, notes: Iterable[str]) -> None:
+        """Print a sentence about the server, once in a process, which may have several clients."""
+        for note in notes:
+            print_once(f"{self.url}: {note}")
+
+    def check_context(self) -> None:
+        """Raise UserError if the server has cut every prompt so far, and there were several."""
+        if message := self._counts.always_cut():
+            raise UserError(f"{self.url}: {message}")
+
+    async def _count_chat(self, text: str) -> int | None:
+        """Tokens that the server reads of a message. Costs a call."""
+        request = self._chat_request(text, 1, self.request(text, 1, "", {}))
+        return (await self._retry(request, parse_chat_reply)).tokens_read
+
+    async def _count_text(self, text: str) -> int | None:
+        body = {"model": self.model, "prompt": text, "max_tokens": 1}
+        return (await self._retry(_Request("/completions", body), parse_choices))[0].tokens_read
+
+    def _chat_request(self, prompt: str, max_tokens: int, body: dict, id: str = "") -> _Request:
+        max_usage = Usage(len(prompt.encode()) + TEMPLATE_TOKENS, 0, max_tokens)
+        return _Request("/chat/completions", body, id, max_usage)
 
     async def post(self, path: str, body: dict, parse: Callable[[dict], Any]) -> Any:
         """Parsed reply to another request; where `parse` raises ValueError it is repeated. Raises as `chat` does."""
         return await self._retry(_Request(path, body), parse)
+
+    async def get(self, path: str) -> dict:
+        """The JSON object at an address of the server; empty if there is none. One attempt."""
+        import aiohttp
+
+        limit = aiohttp.ClientTimeout(total=GET_TIMEOUT_S)
+        try:
+            async with self._http.get(self._address.of(path), timeout=limit) as response:
+                return completions.parse_json_object(await response.read()) if response.status == 200 else {}
+        except (aiohttp.ClientError, TimeoutError, ValueError):
+            return {}
 
     async def call(self, request: Awaitable):
         """Result of a request made with `api`. Raises UserError if it fails."""
@@ -137,10 +197,10 @@ class Client:
         trace = aiohttp.TraceConfig()
         trace.on_request_chunk_sent.append(self._record_sent)
         return aiohttp.ClientSession(
-            headers={"authorization": f"Bearer {self._key}"},
+            headers={"authorization": self._address.authorization or f"Bearer {self._key}"},
             timeout=aiohttp.ClientTimeout(total=self._timeout_s),
             connector=aiohttp.TCPConnector(limit=0),
-            proxy=self._proxy(),  # trust_env=True would look it up in a thread, at every call
+            proxy=self._address.proxy(),  # trust_env=True would look it up in a thread, at every call
             trace_configs=[trace],
         )
 
@@ -150,12 +210,15 @@ class Client:
         while True:
             try:
                 return parse(await self._attempt(request))
+            except completions.FieldRefused as error:
+                self.say([self.fields.change(error.field, self._redact(str(error)))])
+                continue
             except RateLimited:
                 self.refused += 1
             except (RetryableError, ValueError) as error:
                 attempts += 1
                 if attempts == MAX_ATTEMPTS:
-                    hint = "" if self._replies else f" (no reply so far from {self._url})"
+                    hint = "" if self._replies else f" (no reply so far from {self.url})"
                     raise CallFailed(self._redact(str(error)) + hint) from error
                 backoff_s = min(FIRST_DELAY_S * 2 ** (attempts - 1), MAX_DELAY_S) * self._jitter.uniform(0.5, 1.5)
                 await self._sleep(getattr(error, "wait_s", None) or backoff_s)
@@ -168,6 +231,7 @@ class Client:
         call = await self.ledger.reserve(request.id, request.max_usage)
         estimated_tokens = request.max_usage.prompt / BYTES_PER_TOKEN
         started_at, usage, completion = None, ZERO, {}
+        request = dataclasses.replace(request, body=self.fields.adapt(request.body))
         try:
             started_at = await self.rate_limiter.acquire(estimated_tokens)
             if self._stopping.is_set():
@@ -184,7 +248,8 @@ class Client:
             if started_at is not None:
                 self.rate_limiter.record_end(estimated_tokens, usage.total)
         if response.status >= 400:
-            raise self._http_error(call, response, content, started_at)
+            error = self._http_error(call, response, content, started_at)
+            raise server_habits.refused_field(response.status, content, request.body) or error
         self.ledger.record_reply(call, usage)
         self._replies += 1
         self.rate_limiter.pause(parse_limit_reset(response.headers))
@@ -195,11 +260,11 @@ class Client:
         import aiohttp
 
         try:
-            url = self._url.rstrip("/") + request.path
+            url = self._address.of(request.path)
             async with self._http.post(url, json=request.body, trace_request_ctx=call) as response:
                 return response, await response.read()
         except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
-            raise UserError(f"--base_url {self._url}: not the address of a server") from error
+            raise UserError(f"--base_url {self.url}: not the address of a server") from error
         except (aiohttp.ClientError, TimeoutError) as error:
             raise RetryableError(f"{type(error).__name__}: {error}") from error
 
@@ -221,18 +286,18 @@ class Client:
         if not call.sent:
             self.ledger.record_sent(call)
 
-    def _proxy(self) -> str | None:
-        """Proxy for the server's address, from the environment as urllib reads it."""
-        url = urlsplit(self._url)
-        return None if proxy_bypass(url.hostname or "") else getproxies().get(url.scheme)
-
     async def _sleep(self, seconds: float) -> None:
         """Sleep until the time is over or the client is stopped."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), seconds)
 
     def _redact(self, text: str) -> str:
-        return redact(self._key, text)
+        return redact(self._key, self._address.redact(text))
+
+
+@functools.cache  # a second call with the same line does nothing
+def print_once(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)
 
 
 async def for_each(items: Iterable, work: Callable[..., Awaitable[None]], concurrency: int) -> None:

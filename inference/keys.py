@@ -1,11 +1,61 @@
-"""API keys: lookup, and redaction from error messages."""
+"""API keys and addresses of servers: lookup, and redaction from error messages."""
 
+import base64
 import os
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+from urllib.request import getproxies, proxy_bypass
 
 from utils import paths
 from utils.errors import UserError
 
 NO_KEY = "none"  # sent to local servers
+
+
+@dataclass(frozen=True)
+class Address:
+    """A server's address. A user and password, or a query (`?api-key=…`), are sent and never shown."""
+
+    public: str
+    user: str  # user:password
+    query: str
+
+    @classmethod
+    def parse(cls, base_url: str) -> "Address":
+        """Addresses without such secrets are kept as they are, also those that are none."""
+        try:
+            parts = urlsplit(base_url)
+        except ValueError:
+            return cls(base_url, "", "")
+        user, _, host = parts.netloc.rpartition("@")
+        if not (user or parts.query or parts.fragment):
+            return cls(base_url, "", "")
+        return cls(urlunsplit((parts.scheme, host, parts.path, "", "")), user, parts.query)
+
+    @property
+    def authorization(self) -> str:
+        """Header for user and password (RFC 7617); empty without them."""
+        return f"Basic {base64.b64encode(unquote(self.user).encode()).decode()}" if self.user else ""
+
+    def of(self, path: str) -> str:
+        """Address of an endpoint such as `/embeddings`."""
+        return self.public.rstrip("/") + path + (f"?{self.query}" if self.query else "")
+
+    def openai_settings(self) -> dict:
+        """Arguments of OpenAI's own client."""
+        headers = {"Authorization": self.authorization} if self.user else {}
+        return {"base_url": self.public, "default_query": dict(parse_qsl(self.query)), "default_headers": headers}
+
+    def proxy(self) -> str | None:
+        """Proxy for this address, from the environment as urllib reads it."""
+        parts = urlsplit(self.public)
+        return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
+
+    def redact(self, text: str) -> str:
+        secrets = [self.user, self.query, self.user.partition(":")[2], *self.query.split("&")]
+        for secret in sorted(filter(None, secrets), key=len, reverse=True):
+            text = text.replace(secret, "***")
+        return text
 
 
 def redact(key: str, text: str) -> str:

@@ -4,21 +4,26 @@ Knows strings and their sources, nothing of questions.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from inference.client import Client, for_each
 from inference.completions import CallFailed, parse_indexed
 from inference.embeddings import Embedder, embed
+from inference.served_model import FIXED_TEXT, ServedModel, agree, identify, journal_of, own_records, server_record
 from utils import paths
 from utils.errors import UserError
-from utils.io import Journal, json_digest
+from utils.io import Journal, json_digest, read_journal
 
 RANK_CONSTANT = 60  # of reciprocal rank fusion; Cormack, Clarke and Büttcher, SIGIR 2009
 RECALL_CUTOFFS = (1, 2, 4, 8, 16, 128)
 RETRIEVERS = ("fusion", "dense", "bm25")
+FIXED_DOCUMENTS = ["A ledger of the harbour names every boat of that night.", "Bread was dear in the spring."]
+Pair = tuple[str, list[str]]  # a query and its documents
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,14 @@ def dense(chunks: list[Chunk], queries: list[str], embedder: Embedder, limit: in
 
     parts = [split(c.text, embedder.max_chars) if embedder.max_chars else [c.text] for c in chunks]
     owners = np.repeat(np.arange(len(chunks)), [len(row) for row in parts])
-    vectors = embed([part for row in parts for part in row], embedder)
+    with contextlib.closing(embedder):
+        vectors = embed([part for row in parts for part in row], embedder)
+        query_vectors = embed(queries, embedder, "query")
     index = faiss.IndexFlatIP(vectors.shape[1])
     index.add(vectors)
     # This many parts belong to at least `limit` chunks.
     part_limit = min(len(owners), limit * max(map(len, parts)))
-    _, nearest = index.search(embed(queries, embedder), part_limit)
+    _, nearest = index.search(query_vectors, part_limit)
     return [list(dict.fromkeys(owners[row].tolist()))[:limit] for row in nearest]
 
 
@@ -96,15 +103,7 @@ class Reranker:
     def rank(self, chunks: list[Chunk], queries: list[str], candidates: list[list[int]]) -> list[list[int]]:
         """Candidates of each query, best first. Scores are cached by content, so that a query is paid for once."""
         pairs = [(query, [chunks[n].named_text for n in row]) for query, row in zip(queries, candidates, strict=True)]
-        with Journal(paths.reranker_scores_file(self.model)) as journal:
-            scores = {record["key"]: record["scores"] for record in journal.records}
-
-            def save(key: str, values: list[float]) -> None:
-                scores[key] = values
-                journal.append({"key": key, "scores": values})
-
-            by_key = {self._key(*pair): pair for pair in pairs}
-            asyncio.run(self._score({key: pair for key, pair in by_key.items() if key not in scores}, save))
+        scores = asyncio.run(self._all_scores({self._key(*pair): pair for pair in pairs}))
         rankings = []
         for pair, row in zip(pairs, candidates, strict=True):
             score_of = dict(zip(row, scores[self._key(*pair)], strict=True))
@@ -114,22 +113,48 @@ class Reranker:
     def _key(self, query: str, documents: list[str]) -> str:
         return json_digest([self.model, query, documents], 32)
 
-    async def _score(self, pairs: dict[str, tuple[str, list[str]]], save: Callable) -> None:
-        """Request the scores of (query, documents) pairs and save each by its key."""
-        client, failures = Client(self.model, self.base_url, key_variable="RERANK_API_KEY"), []
+    async def _all_scores(self, pairs: dict[str, Pair]) -> dict[str, list[float]]:
+        """Scores of (query, documents) pairs by key, from the cache or the server."""
+        client = Client(self.model, self.base_url, key_variable="RERANK_API_KEY")
+        try:
+            path, served = await self._cache(client, pairs)
+            with Journal(path) as journal:
+                scores = {record["key"]: record["scores"] for record in own_records(journal, served)}
 
-        async def score(item: tuple[str, tuple[str, list[str]]]) -> None:
-            key, (query, documents) = item
-            body = {"model": self.model, "query": query, "documents": documents}
+                def save(key: str, values: list[float]) -> None:
+                    scores[key] = values
+                    journal.append({"key": key, "scores": values})
+
+                await self._score(client, {key: pair for key, pair in pairs.items() if key not in scores}, save)
+        finally:
+            await client.close()
+        return scores
+
+    async def _cache(self, client: Client, pairs: dict[str, Pair]) -> tuple[Path, ServedModel]:
+        """The journal of this model's scores, and its identity. Scores by an earlier version are checked by one."""
+        served = await identify(client, lambda: self._request(client, FIXED_TEXT, FIXED_DOCUMENTS), "--reranker")
+        path, said = paths.reranker_scores_file(self.model), {}
+        if path.exists() and not server_record(path):
+            scores = {record["key"]: record["scores"] for record in read_journal(path)}
+            key = next((key for key in pairs if key in scores), None)
+            said[path] = key is not None and agree(scores[key], await self._request(client, *pairs[key]))
+        return journal_of(path, served, client.say, said.get), served
+
+    async def _request(self, client: Client, query: str, documents: list[str]) -> list[float]:
+        body = {"model": self.model, "query": query, "documents": documents}
+        return await client.post("/rerank", body, lambda reply: parse_scores(reply, len(documents)))
+
+    async def _score(self, client: Client, pairs: dict[str, Pair], save: Callable) -> None:
+        """Request the scores of (query, documents) pairs and save each by its key."""
+        failures = []
+
+        async def score(item: tuple[str, Pair]) -> None:
             try:
-                save(key, await client.post("/rerank", body, lambda reply: parse_scores(reply, len(documents))))
+                save(item[0], await self._request(client, *item[1]))
             except CallFailed as error:
                 failures.append(str(error))
 
-        try:
-            await for_each(pairs.items(), score, self.concurrency)
-        finally:
-            await client.close()
+        await for_each(pairs.items(), score, self.concurrency)
         if failures:
             raise UserError(
                 f"--reranker {self.model}: {len(failures)} of {len(pairs)} queries failed (the last: {failures[-1]}); "

@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from data.generation.passages import FINISHED
+from data.generation.passages import FINISHED, finish_reason
 from reports.figures import draw_accuracies
 from reports.tables import format_accuracy, print_table
 from utils import paths
@@ -58,7 +58,7 @@ def count_passages(folder: Path) -> dict[str, int]:
     records = [record for path in sorted(folder.glob("*.jsonl")) for record in read_jsonl(path, MADE_BY)]
     return {
         "calls": sum(record["finish_reason"] != "error" for record in records),
-        "passages": sum(record["finish_reason"] == FINISHED for record in records),
+        "passages": sum(finish_reason(record) == FINISHED for record in records),
     }
 
 

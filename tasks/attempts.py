@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from inference.client import Client, for_each
 from inference.completions import CallFailed
+from inference.served_model import ServedModel, identify_by_completion, own_records
 from tasks import scoring
 from tasks.documents import Item
 from tasks.multiple_choice import PromptedQuestion, build_prompt
@@ -69,14 +70,30 @@ def prompt_questions(items: list[Item], settings: AttemptSettings, retrieved: Re
     return prompted
 
 
-def collect_attempts(questions: Questions, partial: Path, settings: AttemptSettings) -> dict[str, list[dict]]:
+def identify_server(settings: AttemptSettings) -> ServedModel:
+    """Identity of the served model, before its first question."""
+
+    async def ask() -> ServedModel:
+        client = Client(settings.model, settings.base_url, timeout_s=settings.timeout_s)
+        try:
+            return await identify_by_completion(client, "--base_url")
+        finally:
+            await client.close()
+
+    return asyncio.run(ask())
+
+
+def collect_attempts(
+    questions: Questions, partial: Path, settings: AttemptSettings, served: ServedModel | None
+) -> dict[str, list[dict]]:
     """Attempts by question id. Every batch is in the journal `partial` as soon as it is answered."""
 
     def keep(record: dict) -> bool:
-        return settings.give_up or not any("error" in attempt for attempt in record["attempts"])
+        return settings.give_up or not any("error" in attempt for attempt in record.get("attempts", ()))
 
     with Journal(partial, keep) as journal:
-        attempts = {record["id"]: record["attempts"] for record in journal.records}
+        records = own_records(journal, served) if served else journal.records
+        attempts = {record["id"]: record["attempts"] for record in records}
         total, done = len(questions), len(attempts)
         with progress_bar(total=total, initial=done, desc=settings.protocol, unit="question") as bar:
 
@@ -138,6 +155,7 @@ async def _ask_server(questions: Questions, done: dict, settings: AttemptSetting
             failures.append(f"{question.id}: {error}")
             if settings.give_up:
                 save(question, [scoring.make_attempt(question, "", None) | {"error": str(error)}])
+            client.check_context()
 
     try:
         await for_each([q for q in questions if q.id not in done], ask, settings.concurrency)

@@ -6,12 +6,13 @@ import re
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from inference.client import Client, for_each
-from inference.completions import CallFailed, json_object_in
+from inference.completions import CallFailed, json_object_in, text_of
+from inference.served_model import OTHER_MODEL, identify_by_chat, identify_by_completion
 from tasks.documents import OPTIONS, Document, article_text
 from tasks.prompts import fill, task_prompt
 from tasks.scoring import parse_answer
@@ -84,15 +85,16 @@ def option_orders(draft: DraftQuestion, number: int, seed: int) -> list[np.ndarr
 def parse(reply: str, document: Document) -> list[DraftQuestion]:
     """The questions of a reply, without those that do not have one correct and three wrong options. Raises ValueError
     unless the reply is a JSON object with a list of questions."""
-    value = json_object_in(reply)
+    value = json_object_in(reply, "questions")
     if not isinstance(value.get("questions"), list):
         raise ValueError("the reply is not a JSON object with a list of questions")
     drafts = []
     for number, item in enumerate(value["questions"]):
         wrong = item.get("wrong") if isinstance(item, dict) else None
         texts = [item.get("question"), item.get("right"), *wrong] if isinstance(wrong, list) else []
-        if len(texts) == 1 + OPTIONS and all(isinstance(text, str) and text.strip() for text in texts):
-            text, *options = (" ".join(text.split()) for text in texts)
+        texts = [text_of(text) for text in texts]
+        if len(texts) == 1 + OPTIONS and all(texts):
+            text, *options = texts
             drafts.append(DraftQuestion(f"{document.uid}-{number}", text, tuple(options)))
     return drafts
 
@@ -145,7 +147,9 @@ class QuizMaker:
 
     def __init__(self, settings: QuizSettings, journal: Journal):
         self.settings, self._journal = settings, journal
-        self._replies = {record["key"]: record["text"] for record in journal.records}
+        self._replies = {record["key"]: record["text"] for record in journal.records if "key" in record}
+        self._servers = [record["server"] for record in journal.records if "server" in record]
+        self._server_of: dict[Client, dict] = {}
         self.counts: Counter[str] = Counter({"written": 0})
         self.failures: list[str] = []
 
@@ -163,13 +167,31 @@ class QuizMaker:
                     kept[document.uid] = await self._questions(document)
                 except CallFailed as error:
                     self.failures.append(f"{document.title}: {error}")
+                    self._writer.check_context()
                 bar.update()
 
             try:
+                await self._identify()
                 await for_each(documents, work, settings.concurrency)
             finally:
                 await asyncio.gather(self._writer.close(), self._base.close())
         return [(document, draft) for document in documents for draft in kept.get(document.uid, [])]
+
+    async def _identify(self) -> None:
+        """Identify the served models, whose replies must not be mixed with those of others of the same name."""
+        writer = await identify_by_chat(self._writer, "--model")
+        base = await identify_by_completion(self._base, "--base_model") if self.settings.base_model else writer
+        for client, served in ((self._writer, writer), (self._base, base)):
+            known = [record for record in self._servers if served.is_same(record) is not False]
+            if not known:
+                if any(
+                    (record["address"], record["model"]) == (served.address, served.model) for record in self._servers
+                ):
+                    client.say([f"{served.model}: {OTHER_MODEL}"])
+                known = [asdict(served)]
+                self._servers += known
+                self._journal.append({"server": known[0]})
+            self._server_of[client] = known[0]
 
     async def _questions(self, document: Document) -> list[DraftQuestion]:
         """The questions about a document that pass all checks."""
@@ -216,7 +238,7 @@ class QuizMaker:
         async def ask() -> str:
             return "Answer:" + (await self._base.complete(prompt, 1, **sampling))[0]
 
-        return await self._once([self._base.model, "continues", prompt, self.settings.seed], ask)
+        return await self._once(self._base, [self._base.model, "continues", prompt, self.settings.seed], ask)
 
     async def _chat(self, client: Client, prompt: str, max_tokens: int, attempt: int = 0) -> str:
         seed = self.settings.seed + 1_000_003 * attempt
@@ -225,11 +247,14 @@ class QuizMaker:
         async def ask() -> str:
             return (await client.chat(prompt, max_tokens=max_tokens, **sampling)).text
 
-        return await self._once([client.model, prompt, max_tokens, seed], ask)
+        return await self._once(client, [client.model, prompt, max_tokens, seed], ask)
 
-    async def _once(self, request: list, ask: Callable[[], Awaitable[str]]) -> str:
-        """The journaled reply to a request, asked for if there is none."""
-        key = json_digest(request, 32)
+    async def _once(self, client: Client, request: list, ask: Callable[[], Awaitable[str]]) -> str:
+        """The journaled reply of a served model to a request, asked for if there is none."""
+        earlier, key = json_digest(request, 32), json_digest([self._server_of[client], request], 32)
+        if key not in self._replies and earlier in self._replies:
+            client.say([f"{self._journal.path}: by an earlier version, perhaps of another model of this name; used"])
+            return self._replies[earlier]
         if key not in self._replies:
             self._replies[key] = await ask()
             self._journal.append({"key": key, "text": self._replies[key]})

@@ -1,5 +1,6 @@
 """Output files of evaluation.py: protocol, reuse of earlier answers, content, paired comparison."""
 
+import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from inference.keys import Address
+from inference.served_model import OTHER_MODEL, ServedModel, journal_of
 from tasks import scoring
 from tasks.attempts import AttemptSettings
 from tasks.contamination import measure_contamination
@@ -19,8 +22,9 @@ from utils.cli import print_result
 from utils.errors import UserError
 from utils.io import json_digest, read_json
 
+UNKNOWN_MODEL = "the earlier answers may be of another model of this name; they are used"
 # Entries of the protocol that two compared evaluations may differ in.
-MAY_DIFFER = {"weights", "base_url", "batch_size", "seed"}
+MAY_DIFFER = {"weights", "base_url", "server", "batch_size", "seed"}
 
 
 def output_file(settings: AttemptSettings, search: SearchSettings | None) -> Path:
@@ -33,7 +37,8 @@ def output_file(settings: AttemptSettings, search: SearchSettings | None) -> Pat
 def describe_protocol(
     settings: AttemptSettings, search: SearchSettings | None, items: list[Item], prompted: list[PromptedQuestion]
 ) -> dict:
-    """Everything that the answers depend on; answers of another protocol are not reused."""
+    """Everything that the answers depend on, except for the served model, which is added as `server`; answers of
+    another protocol are not reused."""
     asked = [(one.prompt, question.options, question.gold) for (_, question), one in zip(items, prompted, strict=True)]
     protocol = {
         "name": settings.protocol,
@@ -44,38 +49,74 @@ def describe_protocol(
     if settings.protocol == "cot":
         names = ("n_samples", "temperature", "max_tokens", "seed", "base_url", "select", "few_shot")
         protocol |= {name: getattr(settings, name) for name in names}
+    if settings.base_url:
+        protocol["base_url"] = Address.parse(settings.base_url).public
     if not settings.base_url:
         protocol["batch_size"] = settings.batch_size  # it changes the last bits of sums
     if search:
         protocol["search"] = asdict(search)
+        for name in ("embedding_url", "rerank_url"):
+            url = protocol["search"][name]
+            protocol["search"][name] = url and Address.parse(url).public
     return protocol
 
 
-def reselect_attempts(target: Path, protocol: dict) -> dict[str, list[dict]] | None:
+def partial_file(target: Path, protocol: dict, served: ServedModel | None) -> Path:
+    """The journal of an unfinished evaluation."""
+    path = target.with_suffix(f".{json_digest(protocol)}.partial.jsonl")
+    return journal_of(path, served, print_notes, lambda _: None) if served else path
+
+
+def is_same(earlier: dict, protocol: dict, served: ServedModel | None) -> bool:
+    """True if two protocols are the same and the same model answered, as far as that is known."""
+    if without_server(earlier) != without_server(protocol):
+        return False
+    same = served.is_same(earlier.get("server")) if served else True
+    if same is None and served.fixed is not None:
+        print_notes([f"{served.model}: {UNKNOWN_MODEL}"])
+    if same is False:
+        print_notes([f"{served.model}: {OTHER_MODEL}"])
+    return same is not False
+
+
+def without_server(protocol: dict) -> dict:
+    return {name: value for name, value in protocol.items() if name != "server"}
+
+
+def print_notes(notes: list[str]) -> None:
+    print("\n".join(notes), file=sys.stderr)
+
+
+def reselect_attempts(target: Path, protocol: dict, served: ServedModel | None) -> dict[str, list[dict]] | None:
     """The attempts in the output file by question id, if its protocol differs in `select` only."""
     if not target.is_file():
         return None
     earlier = read_json(target, "delete it")
-    if earlier["protocol"] == protocol or earlier["protocol"] | {"select": None} != protocol | {"select": None}:
+    if earlier["protocol"].get("select") == protocol.get("select"):
+        return None
+    if not is_same(earlier["protocol"] | {"select": None}, protocol | {"select": None}, served):
         return None
     questions = (q for document in earlier["documents"] for q in document["questions"])
     return {question["id"]: question["attempts"] for question in questions}
 
 
-def is_finished(target: Path, protocol: dict) -> bool:
-    """True if the output file holds this evaluation. The output of another protocol is moved to earlier/, and moved
-    back when that protocol is used again."""
+def is_finished(target: Path, protocol: dict, served: ServedModel | None) -> bool:
+    """True if the output file holds this evaluation. The output of another protocol, or of another model behind the
+    same name, is moved to earlier/, and moved back when that one is evaluated again."""
     earlier = read_json(target, "delete it").get("protocol") if target.is_file() else None
-    if earlier == protocol:
+    if earlier and is_same(earlier, protocol, served):
         return True
     if earlier:
         archive = archived_file(target, earlier)
         archive.parent.mkdir(exist_ok=True)
         target.rename(archive)
         print(f"{target} has another protocol; moved to {archive}")
-    if archived_file(target, protocol).is_file():
-        archived_file(target, protocol).rename(target)
-        return True
+    for archive in (archived_file(target, protocol), archived_file(target, without_server(protocol))):
+        if archive.is_file():
+            archive.rename(target)
+            if archive != archived_file(target, protocol):
+                print_notes([f"{archive}: {UNKNOWN_MODEL}"])
+            return True
     return False
 
 

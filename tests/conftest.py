@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from inference.client import print_once
 from tests import forked_script
 from tests.fake_openai import FakeOpenAI
 
@@ -33,6 +34,7 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def server():
+    print_once.cache_clear()
     with FakeOpenAI() as running:
         yield running
 

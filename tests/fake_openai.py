@@ -14,11 +14,16 @@ import hashlib
 import json
 import random
 import re
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+from tests.fake_habits import Habits, uploaded  # noqa: E402
 
 ENTITIES = ["Ada", "Bell", "Clock", "Door", "Egg", "Fog"]
 # Each was seen from a real server or a proxy before it. All but the HTTP errors are billed.
@@ -36,7 +41,7 @@ MALFORMED = {
 }
 UNUSABLE = ("hang", "torn", "bad_json", "no_entities", "no_choices")
 BURST_S = 0.05  # duration of a "burst", which refuses every call
-CHARS_PER_TOKEN = 4
+CHARS_PER_TOKEN = 4  # of cached prefixes
 MIN_CACHED_TOKENS, CACHE_STEP_TOKENS = 1024, 128
 
 
@@ -68,6 +73,7 @@ class FakeOpenAI:
     pieces: list[str] | None = None  # of every stream, instead of the default
     broken: bool = False  # every stream is a 500
     faults: list = field(default_factory=list)
+    habits: Habits = field(default_factory=Habits)
     requests: int = 0
     refused: int = 0
     spoiled: int = 0  # replies that were billed and unusable
@@ -151,6 +157,8 @@ class FakeOpenAI:
             return _send(writer, 200, self.count())
         if path == "/models":
             return _send(writer, 200, self._list_models())
+        if path.endswith(("completions", "embeddings", "rerank")) and self.habits.is_fixed(json.loads(content)):
+            return self._identify(writer, json.loads(content))
         self.paths.append(path)
         if not path.endswith(("completions", "embeddings", "rerank")):
             return _send(writer, 200, self._files_and_batches(method, path, headers, content))
@@ -163,6 +171,18 @@ class FakeOpenAI:
         finally:
             self.in_flight -= 1
             self.last_at = time.monotonic()
+
+    def _identify(self, writer: asyncio.StreamWriter, body: dict) -> bool:
+        """Answer the fixed request, outside of faults and counts."""
+        if error := self.habits.refusal(body):
+            return _send(writer, 400, {"error": error})
+        before = [counter.copy() for counter in (self.billed, self.tokens)]
+        answer, replies = self.habits.fixed_text(), self.replies
+        self.replies, kept = (lambda _: answer), self.answer
+        self.answer = answer
+        reply = self._reply(body, None)
+        self.answer, self.replies, self.billed, self.tokens = kept, replies, *before
+        return _send(writer, 200, reply)
 
     async def _call(self, writer: asyncio.StreamWriter, body: dict, headers: dict) -> bool:
         key = headers.get("authorization", "").removeprefix("Bearer ")
@@ -182,6 +202,8 @@ class FakeOpenAI:
             return self._refuse(writer, fault, f"fault {fault}, your key {key} was seen", 0.05)
         if wait := self._over_limit():
             return self._refuse(writer, 429, "Rate limit reached for requests", wait)
+        if error := self.habits.refusal(body):
+            return _send(writer, 400, {"error": error})
         if body.get("stream"):
             return await self._stream(writer, body, key)
         reply = self._reply(body, fault)
@@ -222,6 +244,8 @@ class FakeOpenAI:
             return _send(writer, 500, {"error": {"message": message}})
         turn = sum(message["role"] == "user" for message in messages)
         words = [f"turn {turn}:", *text[:60].split()] if self.pieces is None else self.pieces
+        if self.habits.reasoning:
+            words = re.findall(r".{1,5}", self.habits.written(" ".join(words), body), re.S)
         if "slow" in text:
             words = [f"word{number}" for number in range(400)]
         writer.write(b"HTTP/1.1 200 X\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
@@ -229,11 +253,12 @@ class FakeOpenAI:
             if "die" in text and number == 2:
                 writer.transport.abort()
                 return False
-            _send_event(writer, _stream_chunk(body, f"{word} ", None))
+            piece = word if self.habits.reasoning else f"{word} "
+            _send_event(writer, _stream_chunk(body, self.habits.content(piece) if "messages" in body else piece, None))
             await writer.drain()
             await asyncio.sleep(0.05 if "slow" in text else 0.001)
         if "unended" not in text:
-            _send_event(writer, _stream_chunk(body, "", "stop"))
+            _send_event(writer, _stream_chunk(body, "", self.habits.finish_reason()))
         _send_event(writer, "[DONE]")
         writer.write(b"0\r\n\r\n")
         return True
@@ -284,11 +309,12 @@ class FakeOpenAI:
     def _reply(self, body: dict, fault: object, batch: bool = False) -> dict:
         """Generate a reply and bill it."""
         prompt = _prompt(body)
+        read, cached = self.habits.read(prompt), self._cached(prompt)
         usage = {
-            "prompt_tokens": len(prompt) // CHARS_PER_TOKEN,
-            "prompt_tokens_details": {"cached_tokens": self._cached(prompt)},
+            "prompt_tokens": read - cached if self.habits.hides_cache else read,
+            "prompt_tokens_details": {"cached_tokens": 0 if self.habits.hides_cache else cached},
             "completion_tokens": self.completion_tokens,
-            "total_tokens": len(prompt) // CHARS_PER_TOKEN + self.completion_tokens,
+            "total_tokens": read + self.completion_tokens,
         }
         self.billed[prompt] += 1
         self.spoiled += fault in UNUSABLE
@@ -298,15 +324,17 @@ class FakeOpenAI:
         count["completion"] += usage["completion_tokens"]
         reply = {"id": "x", "created": 0, "model": body["model"], "usage": usage}
         if "input" in body:
-            return reply | {"data": _vectors(body["input"])[fault == "fewer" :]}
+            return reply | {"data": self.habits.vectors(body["input"])[fault == "fewer" :]}
         if "documents" in body:
-            return reply | {"results": _relevance(body)[fault == "fewer" :]}
-        choice = {"index": 0, "finish_reason": "stop", "logprobs": None}
+            return reply | {"results": self.habits.relevance(body)[fault == "fewer" :]}
+        choice = {"index": 0, "finish_reason": self.habits.finish_reason(), "logprobs": None}
         if "prompt" in body:  # /v1/completions; like some real servers it ignores `n`
-            return reply | {"object": "text_completion", "choices": [choice | {"text": self.answer}]}
+            text = self.habits.written(self.answer, body)
+            return reply | {"object": "text_completion", "choices": [choice | {"text": text}]}
         if fault in ("length", "content_filter"):
             choice["finish_reason"] = fault
-        choice["message"] = {"role": "assistant", "content": self._text(prompt, fault)}
+        text = self.habits.written(self._text(prompt, fault), body)
+        choice["message"] = {"role": "assistant", "content": self.habits.content(text)}
         choices = [] if fault == "no_choices" else [choice]
         return reply | {"object": "chat.completion", "choices": choices}
 
@@ -337,7 +365,7 @@ class FakeOpenAI:
     def _files_and_batches(self, method: str, path: str, headers: dict, content: bytes) -> dict:
         parts = path.strip("/").split("/")
         if parts[0] == "files" and method == "POST":
-            return self._store(_uploaded(headers, content))
+            return self._store(uploaded(headers, content))
         if parts[0] == "files":
             return self._files[parts[1]]
         if method == "POST":
@@ -370,7 +398,9 @@ class FakeOpenAI:
                     error = {"error": {"message": f"fault {fault}", "code": "server_error"}}
                     bad.append(_batch_line(request, 500, error))
                 else:
-                    good.append(_batch_line(request, 200, self._reply(request["body"], fault, True)))
+                    error = self.habits.refusal(request["body"])
+                    reply = {"error": error} if error else self._reply(request["body"], fault, True)
+                    (bad if error else good).append(_batch_line(request, 400 if error else 200, reply))
             total = {"total": len(good) + len(bad), "completed": len(good), "failed": len(bad)}
             batch |= {"status": "completed", "request_counts": total}
             for name, lines in (("output_file_id", good), ("error_file_id", bad)):
@@ -381,34 +411,6 @@ class FakeOpenAI:
 def _batch_line(request: dict, status: int, body: dict) -> str:
     response = {"status_code": status, "request_id": "r", "body": body}
     return json.dumps({"id": "b", "custom_id": request["custom_id"], "response": response, "error": None})
-
-
-def _uploaded(headers: dict, content: bytes) -> bytes:
-    """File in a multipart form."""
-    boundary = b"--" + re.search(r'boundary="?([^";]+)', headers["content-type"])[1].encode()
-    parts = [part.partition(b"\r\n\r\n") for part in content.split(boundary)]
-    return next(body[:-2] for head, _, body in parts if b"filename=" in head)
-
-
-def _vectors(texts: list[str]) -> list[dict]:
-    """Bags of words hashed into 64 dimensions, so that texts with common words are near; in reverse order."""
-    data = []
-    for index, text in enumerate(texts):
-        vector = [0.0] * 64
-        for word in re.findall(r"\w+", text.lower()):
-            vector[hashlib.blake2b(word.encode()).digest()[0] % 64] += 1
-        data.append({"index": index, "embedding": vector})
-    return data[::-1]
-
-
-def _relevance(body: dict) -> list[dict]:
-    """Share of each document's words that are in the query, best first."""
-    query = set(re.findall(r"\w+", body["query"].lower()))
-    results = []
-    for index, document in enumerate(body["documents"]):
-        words = set(re.findall(r"\w+", document.lower()))
-        results.append({"index": index, "relevance_score": len(words & query) / max(1, len(words))})
-    return sorted(results, key=lambda result: -result["relevance_score"])
 
 
 def _prompt(body: dict) -> str:
@@ -436,7 +438,7 @@ def _send(writer: asyncio.StreamWriter, status: int, value: object, data: bytes 
     return True
 
 
-def _stream_chunk(body: dict, piece: str, finish_reason: str | None) -> dict:
+def _stream_chunk(body: dict, piece: object, finish_reason: str | None) -> dict:
     is_chat = "messages" in body
     choice = {"delta": {"content": piece}} if is_chat else {"text": piece}
     choice |= {"index": 0, "finish_reason": finish_reason}

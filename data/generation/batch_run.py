@@ -1,7 +1,9 @@
 """Batch runs: submit missing requests to the Batch API, show their status, collect their replies."""
 
+import json
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from itertools import chain, islice
 
 from data.generation.call_queue import ROUND
@@ -11,8 +13,9 @@ from data.generation.passages import FILTERED
 from inference.batch_api import Batch, Batches
 from inference.client import Client
 from inference.completions import FILTERED as FILTER_CODES
-from inference.completions import Reply, parse_chat_reply, parse_usage
+from inference.completions import PROMPT_CUT, FieldRefused, Reply, parse_chat_reply, parse_usage
 from inference.prices import Usage
+from inference.server_habits import refused_field, surely_cut
 from utils.errors import UserError
 
 
@@ -32,14 +35,16 @@ class BatchRun(GenerationRun):
     async def _submit(self) -> None:
         submitted = self.batches.requests_under_way()
         new = (request for request in self._all_missing_requests() if request.id not in submitted)
-        client, max_tokens = self.client, self.call_settings.max_tokens
-        sent = await self.batches.submit(
-            (request.id, client.request(request.prompt(), max_tokens, "", self.request_fields(request)))
-            for request in new
-        )
+        sent = await self.batches.submit((request.id, self.sent_body(request)) for request in new)
         print(f"{sent:,} calls submitted in batches, {len(submitted):,} were under way before")
         if not sent and not submitted:
             print("No request is missing, or the budget has no room for one.")
+
+    def sent_body(self, request: PassageRequest) -> dict:
+        fields = self.request_fields(request)
+        return self.client.fields.adapt(
+            self.client.request(request.prompt(), self.call_settings.max_tokens, "", fields)
+        )
 
     async def _status(self) -> None:
         rows = await self.batches.status()
@@ -79,14 +84,25 @@ class BatchRun(GenerationRun):
         error = body.get("error") or {}
         if code == 200:
             try:
-                reply = parse_chat_reply(body)
+                reply = parse_chat_reply(body, request.prompt())
             except ValueError:
                 return
-            if not self.record_reply(request, reply):
+            self.client.say(reply.notes)
+            if surely_cut(request.prompt(), reply.tokens_read):
+                error = f"the server cut the prompt: it read {reply.tokens_read:,} tokens, which is its context"
+                self.client.say([error])
+                self.record_failure(request, error, replace(reply, finish_reason=PROMPT_CUT))
+            elif not self.record_reply(request, reply):
                 self.record_failure(request, self.last_error, reply)
+        elif refused := self._refused_field(request, code, body):
+            self.batches.record_refused_field(refused)  # the request stays missing
         elif code and 400 <= code < 500 and code != 429:
             filtered = Reply("", FILTERED, {}) if error.get("code") in FILTER_CODES else None
             self.record_failure(request, f"{code}: {error.get('message')}", filtered)
+
+    def _refused_field(self, request: PassageRequest, code: int | None, body: dict) -> FieldRefused | None:
+        refused = refused_field(code or 0, json.dumps(body).encode(), self.sent_body(request))
+        return None if refused and refused.field in self.client.fields.changes.values() else refused
 
     def _all_missing_requests(self) -> Iterator[PassageRequest]:
         """Missing requests of all documents, in the rounds of CallQueue."""

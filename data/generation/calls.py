@@ -8,7 +8,7 @@ from data.generation import methods
 from data.generation.methods import GenerationSettings, PassageRequest
 from data.generation.passages import FAILED, FILTERED, FINISHED, PassageStore
 from inference.budget import Ledger
-from inference.completions import Reply
+from inference.completions import PROMPT_CUT, Reply
 from tasks.documents import Document
 from utils.cli import settings_from_args
 from utils.io import write_json
@@ -91,14 +91,15 @@ class GenerationRun:
         return True
 
     def record_failure(self, request: PassageRequest, error: str, reply: Reply | None = None) -> None:
-        """Record a call without a usable reply. The next run repeats it; a filtered one only with --retry_failed."""
+        """Record a call without a usable reply. The next run repeats it; only with --retry_failed where the content
+        filter blocked it, or the server cut its prompt and was paid."""
         self.failed += 1
         self.last_error = error
         content = {"finish_reason": FAILED, "error": error}
         if reply:
             content |= {"reply": reply.text, "usage": reply.usage}
-            if reply.finish_reason == FILTERED:
-                content["finish_reason"] = FILTERED
+            if reply.finish_reason in (FILTERED, PROMPT_CUT):
+                content["finish_reason"] = reply.finish_reason
         self._append(request, content)
 
     def _append(self, request: PassageRequest, content: dict) -> None:

@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from data.generation import filters
-from data.generation.passages import FAILED, FILTERED, FINISHED, training_text
+from data.generation.passages import FAILED, FILTERED, FINISHED, finish_reason, training_text
 from tasks.documents import Document
 from utils.io import read_journal
 
@@ -26,10 +26,11 @@ class CorpusStats:
         source = set(filters.ngrams(filters.words_of(document.text), filters.COPIED_N))
         entities, pairs = [], []
         for record in read_journal(file):
-            self.finish_reasons[record.get("finish_reason", "")] += 1
+            reason = finish_reason(record)
+            self.finish_reasons[reason] += 1
             if record.get("kind") == "entities":
                 entities = record.get("entities", [])
-            elif record.get("kind") == "pair" and record.get("finish_reason") == FINISHED:
+            elif record.get("kind") == "pair" and reason == FINISHED:
                 pairs.append(record["entities"])
             if text := training_text(record):
                 self._add_passage(f"{document.uid}/{record['id']}", record["kind"], text, source)

@@ -12,7 +12,7 @@ from data.generation.methods import PassageRequest
 from data.generation.passages import FILTERED
 from inference.budget import BudgetExhausted
 from inference.client import Client, for_each
-from inference.completions import CallFailed, CallStopped
+from inference.completions import PROMPT_CUT, CallFailed, CallStopped, PromptCut
 from inference.rate_limiter import RateLimiter
 from utils.cli import progress_bar
 from utils.errors import UserError
@@ -74,7 +74,8 @@ class LiveRun(GenerationRun):
                     **self.request_fields(request, attempt),
                 )
             except CallFailed as error:
-                self.record_failure(request, str(error))
+                self.record_failure(request, str(error), error.reply if isinstance(error, PromptCut) else None)
+                self.client.check_context()
                 return False
             if self.record_reply(request, reply):
                 return True
@@ -118,6 +119,8 @@ class LiveRun(GenerationRun):
     def _report(self) -> None:
         if self.incomplete:
             print(f"{self.incomplete} replies of this run are incomplete (truncated or filtered); step 2 omits them")
+        if cut := self.store.finish_reasons[PROMPT_CUT]:
+            print(f"{cut} prompts were cut by the server; their replies are kept out; --retry_failed asks again")
         if self.refusal:
             raise self.refusal
         if self.interrupted:
@@ -127,7 +130,7 @@ class LiveRun(GenerationRun):
         if self.failed:
             raise UserError(
                 f"{self.failed} calls failed (the last: {self.last_error}); all other replies are saved; "
-                "the same command retries the failed calls"
+                "the same command retries the failed calls, and --retry_failed those that were paid for"
             )
 
 

@@ -10,7 +10,7 @@ from math import comb
 
 import numpy as np
 
-from inference.completions import json_object_in
+from inference.completions import json_object_in, text_of
 from tasks.documents import Document, article_text
 from tasks.prompts import fill, task_prompt
 from utils import paths
@@ -169,14 +169,18 @@ def list_schema(kind: str, max_items: int | None) -> dict:
 
 
 def parse_list(reply: str, kind: str = "entities") -> tuple[str, list[str]]:
-    """Summary and listed items in the reply to a list request.
+    """Summary and listed items in the reply to a list request. Items are strings, objects with a name, or lists of
+    them by category.
 
     Raises ValueError for a reply without a JSON object or with fewer than MIN_LISTED_ITEMS items.
     """
-    value = json_object_in(reply)
-    if not isinstance(value.get(kind), list):
+    value = json_object_in(reply, kind)
+    listed = value[kind]
+    if isinstance(listed, dict) and all(isinstance(group, list) for group in listed.values()):
+        listed = list(itertools.chain.from_iterable(listed.values()))
+    if not isinstance(listed, list):
         raise ValueError(f"the reply is not a JSON object with a list of {kind}")
-    names = [" ".join(name.split()) for name in value[kind] if isinstance(name, str)]
+    names = [text_of(item) for item in listed]
     if kind == "entities":
         names = [name for name in names if len(name.split()) <= MAX_NAME_WORDS]
     items = distinct_names(names)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data.generation import methods
+from inference.completions import PROMPT_CUT, common_reason, strip_reasoning
 from tasks.documents import Document
 from utils.errors import UserError
 from utils.io import Journal, append_record, iterate_jsonl, read_journal
@@ -16,14 +17,16 @@ from utils.io import Journal, append_record, iterate_jsonl, read_journal
 FINISHED = "stop"  # finish_reason of a reply that the model ended by itself
 FILTERED = "content_filter"  # finish_reason of a reply blocked by the server's content filter
 FAILED = "error"  # finish_reason of a record without a usable reply
+MAY_MENTION = "</think>"  # the prompt of a record is not at hand: only whole leading blocks are reasoning
 
 
 class PassageStore:
     """The journals of one folder: record ids, listed items and token counts in memory, texts on disk.
 
     Only one process may write to a folder; the lock on its ledger enforces that. With `read_only` no file
-    is changed, not even a torn last line. With `retry_failed` truncated and filtered replies, which were
-    paid for, are dropped on opening and requested again; failed calls always are.
+    is changed, not even a torn last line. With `retry_failed` truncated and filtered replies and those
+    to prompts that the server cut, which were paid for, are dropped on opening and requested again; failed calls
+    always are.
     """
 
     def __init__(self, folder: Path, retry_failed: bool = False, read_only: bool = False):
@@ -74,16 +77,18 @@ class PassageStore:
         return self.folder / f"{uid}.jsonl"
 
     def _is_kept(self, record: dict) -> bool:
-        reason = record.get("finish_reason")
-        kept = reason == FINISHED or not self.retry_failed or bool(record.get("summary"))
+        reason = finish_reason(record)
+        # A list is kept: with other entities, the passages about the present ones would be paid for in vain.
+        kept = reason == FINISHED or not self.retry_failed or "summary" in record
         return reason != FAILED and kept
 
     def _count(self, uid: str, record: dict, list_id: str | None) -> None:
-        self.finish_reasons[record.get("finish_reason", "")] += 1
-        if record.get("finish_reason") == FAILED:
+        reason = finish_reason(record)
+        self.finish_reasons[reason] += 1
+        if reason == FAILED:
             return
         self.done[uid].add(record.get("id", ""))
-        if record.get("usage"):
+        if record.get("usage") and reason != PROMPT_CUT:
             self.usage[record.get("kind", "")].update(record["usage"], records=1)
         if record.get("id") == list_id and record.get("entities"):
             self.listed_items[uid] = record["entities"]
@@ -124,9 +129,15 @@ def read_passages(files: list[Path], locations: np.ndarray) -> Iterator[str]:
 
 def training_text(record: dict) -> str:
     """The text of a record in the training corpus, empty for a record that is not in it."""
-    if record.get("finish_reason") != FINISHED:
+    if finish_reason(record) != FINISHED:
         return ""
-    return record.get("summary") or record.get("text") or ""
+    # Earlier versions kept the reasoning of a reply, and the server's own words for its end.
+    return record.get("summary") or strip_reasoning(record.get("text") or "", prompt=MAY_MENTION)
+
+
+def finish_reason(record: dict) -> str:
+    """The finish_reason of a record in OpenAI's words, also of those written by earlier versions."""
+    return common_reason(record.get("finish_reason"))
 
 
 def _passage_offsets(path: Path) -> list[int]:

@@ -200,10 +200,10 @@ class QuizMaker:
         """The reason to drop a question, None to keep it."""
         orders = option_orders(draft, CHECKED_ORDERS, self.settings.seed)
         reply = await self._chat(self._writer, open_prompt(document, draft, orders[0]), 200)
-        if not is_correct(reply, orders[0]):
+        if not is_correct(reply, draft, orders[0]):
             return "not answered with the document"
         replies = [await self._answer_without_document(draft, order) for order in orders]
-        if all(is_correct(reply, order) for reply, order in zip(replies, orders, strict=True)):
+        if all(is_correct(reply, draft, order) for reply, order in zip(replies, orders, strict=True)):
             return "answered without the document"
         return None
 
@@ -236,8 +236,8 @@ class QuizMaker:
         return self._replies[key]
 
 
-def is_correct(reply: str, order: np.ndarray) -> bool:
-    answer = parse_answer(reply)
+def is_correct(reply: str, draft: DraftQuestion, order: np.ndarray) -> bool:
+    answer = parse_answer(reply, [draft.options[index] for index in order])
     return answer is not None and order[answer] == 0
 
 

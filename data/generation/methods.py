@@ -92,7 +92,8 @@ class PassageRequest:
     def id(self) -> str:
         """The record id: a digest of document, entities, prompt template, model, method and sample."""
         document = self.document
-        key = [document.uid, sha256_text(document.text), self.entities, self._template(), self.model, self.method]
+        text = document.article_sha256 or sha256_text(document.text)
+        key = [document.uid, text, self.entities, self._template(), self.model, self.method]
         key += [self.sample] if self.sample else []
         return json_digest(key, 24)
 
@@ -110,7 +111,6 @@ class PassageRequest:
         return task_prompt("document") + _read_prompt(self.prompt_file)
 
 
-@functools.lru_cache(maxsize=4096)
 @functools.cache
 def _read_prompt(name: str) -> str:
     return read_text(paths.generation_prompts_dir() / name, "it ships with the repository")

@@ -7,29 +7,29 @@
         --tokenizer ckpts/SmolLM2-135M-Instruct --block_size 512
 
 Writes data/dataset/bins/ultrachat_{train,test}.bin (or <name>_…) with .idx, .json and .mask, one byte per token: 1
-for the assistant's tokens and the token that ends a reply, or with --train_on_all for every token. Conversations
-longer than a block are split between a reply and the next question.
+for the assistant's tokens and the token that ends a reply, or with --train_on_all for every token; 0 for a reply with
+`"weight": 0`. Conversations longer than a block are split between a reply and the next question. Conversations with
+tool calls or images are left out and counted.
 """
 
 import argparse
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from data.conversations import from_files, from_hub, print_left_out, select_conversations
 from utils import chat_template, paths
-from utils.chat_template import conversation_error
+from utils.chat_template import encode_with_mask
 from utils.cli import add_seed_flag, add_tokenizer_flag, make_parser, open_fraction, positive_int, print_result
-from utils.errors import UserError, first_line, run
-from utils.io import iterate_jsonl, sha256_text
+from utils.errors import UserError, run
+from utils.io import sha256_text
 from utils.token_file import write_tokens
 from utils.tokenizer import load_tokenizer, vocabulary_sha256
 
 ULTRACHAT = "HuggingFaceH4/ultrachat_200k"
 BATCH = 512  # conversations in memory at a time: for UltraChat half a million tokens
-Conversation = list[dict]  # messages
-Build = Callable[[str], Iterable[Conversation]]  # split -> conversations
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -73,11 +73,7 @@ def main() -> None:
             f"{meta['conversations']:,} conversations in {meta['documents']:,} pieces"
         )
         result[split] = {"file": str(path)} | {key: meta[key] for key in ("tokens", "documents", "learnt_tokens")}
-        if meta["left_out"] or meta["refused"]:
-            print(
-                f"left out: {meta['left_out']:,} exchanges longer than --block_size {args.block_size}, "
-                f"{meta['refused']:,} records that are not conversations"
-            )
+        print_left_out(meta, args.block_size)
     flags = f"--task_name instruct --conversations {args.name}"
     print_result(result["train"] | {"test": result["test"]}, f"train with: {flags}")
 
@@ -85,6 +81,7 @@ def main() -> None:
 def describe(tokenizer, args: argparse.Namespace, sources: list[str]) -> dict:
     """The sidecar of a token file, with counts at 0."""
     counts = dict.fromkeys(("conversations", "refused", "cut", "left_out", "learnt_tokens"), 0)
+    counts |= {"skipped": {}, "dropped": {}}
     return {
         "tokenizer": tokenizer.name_or_path,
         "tokenizer_sha256": vocabulary_sha256(tokenizer),
@@ -99,84 +96,32 @@ def describe(tokenizer, args: argparse.Namespace, sources: list[str]) -> dict:
     } | counts
 
 
-def from_files(args: argparse.Namespace) -> tuple[Build, list[str]]:
-    """Conversations from the user's files, and the files' names."""
-    files = [*args.jsonl, *(args.test_jsonl or [])]
-    for file in files:
-        if not file.is_file():
-            raise UserError(f"{file}: no such file; give JSONL files with `messages` in every line")
-
-    def build(split: str) -> Iterator[Conversation]:
-        if args.test_jsonl:
-            yield from read_conversations(args.test_jsonl if split == "test" else args.jsonl)
-        else:
-            yield from hold_out(read_conversations(args.jsonl), split, args)
-
-    return build, [str(file) for file in files]
-
-
-def read_conversations(files: list[Path]) -> Iterator[Conversation]:
-    for file in files:
-        for number, (_, record) in enumerate(iterate_jsonl(file), 1):
-            messages = record.get("messages")
-            if error := conversation_error(messages):
-                raise UserError(f"{file}, conversation {number}: {error}")
-            yield messages
-
-
-def from_hub(args: argparse.Namespace) -> tuple[Build, list[str]]:
-    """Conversations streamed from a dataset of the Hub, and its splits."""
-    import datasets
-
-    def build(split: str) -> Iterator[Conversation]:
-        single = len(args.splits) == 1
-        name = args.splits[0 if single or split == "train" else 1]
-        try:
-            rows = datasets.load_dataset(args.dataset, split=name, streaming=True)
-            conversations = (row.get("messages") for row in rows)
-            yield from hold_out(conversations, split, args) if single else conversations
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"--dataset {args.dataset}, split {name}: could not be loaded from the Hub ({first_line(error)}); "
-                "give your own conversations with --jsonl FILE"
-            ) from error
-
-    return build, [f"{args.dataset}:{name}" for name in args.splits]
-
-
-def hold_out(conversations: Iterable[Conversation], split: str, args: argparse.Namespace) -> Iterator[Conversation]:
-    """The conversations of a split; each is held out with probability --test_share."""
-    rng = np.random.default_rng(args.seed)
-    for messages in conversations:
-        if (rng.random() < args.test_share) == (split == "test"):
-            yield messages
-
-
-def pieces(
-    conversations: Iterable[Conversation], tokenizer, args: argparse.Namespace, counts: dict
-) -> Iterator[list[np.ndarray]]:
+def pieces(records: Iterable[dict], tokenizer, args: argparse.Namespace, counts: dict) -> Iterator[list[np.ndarray]]:
     """Batches of conversations, or pieces of long ones, as (2, tokens) ids and mask; updates `counts`."""
-    conversations = iter(conversations)
-    while batch := list(itertools.islice(conversations, BATCH)):
-        valid = [messages for messages in batch if not conversation_error(messages)]
-        counts["conversations"] += len(valid)
-        counts["refused"] += len(batch) - len(valid)
+    records = iter(records)
+    while batch := list(itertools.islice(records, BATCH)):
+        selected = select_conversations(batch, tokenizer, counts)
         encoded = []
-        for messages, rows in zip(valid, chat_template.encode_with_mask(tokenizer, valid), strict=True):
+        for messages, rows in zip(selected, encode_with_mask(tokenizer, selected, args.train_on_all), strict=True):
             fits = rows.shape[1] <= args.block_size
-            encoded += [rows] if fits else split_conversation(tokenizer, messages, args.block_size, counts)
-        if args.train_on_all:
-            for rows in encoded:
-                rows[1] = 1
-        counts["learnt_tokens"] += sum(int(rows[1].sum()) for rows in encoded)
-        yield encoded
+            encoded += [rows] if fits else split_conversation(tokenizer, messages, args, counts)
+        learnt = [rows for rows in encoded if rows[1].any()]
+        if len(learnt) < len(encoded):
+            reason = "in which every reply has the weight 0"
+            counts["skipped"][reason] = counts["skipped"].get(reason, 0) + len(encoded) - len(learnt)
+        counts["learnt_tokens"] += sum(int(rows[1].sum()) for rows in learnt)
+        yield learnt
     if not counts["learnt_tokens"]:
-        raise UserError("no conversation is left to write; give more, or a larger --block_size or --test_share")
+        reasons = "".join(f"; {count} {reason}" for reason, count in counts["skipped"].items())
+        raise UserError(
+            f"no conversation is left to write{reasons}; give more, or a larger --block_size or --test_share"
+        )
 
 
-def split_conversation(tokenizer, messages: list[dict], limit: int, counts: dict) -> list[np.ndarray]:
-    """Split a conversation into pieces of whole exchanges, as many as fit `limit` tokens, each with the system message.
-    An exchange that alone exceeds the limit is left out."""
+def split_conversation(tokenizer, messages: list[dict], args: argparse.Namespace, counts: dict) -> list[np.ndarray]:
+    """Split a conversation into pieces of whole exchanges, as many as fit a block, each with the system message. An
+    exchange that alone is longer than a block is left out."""
+    limit = args.block_size
     counts["cut"] += 1
     start = messages[0]["role"] == "system"
     system, turns = messages[:start], messages[start:]
@@ -187,7 +132,7 @@ def split_conversation(tokenizer, messages: list[dict], limit: int, counts: dict
             parts[-1] += exchange
         else:
             parts.append(system + exchange)
-    rows = chat_template.encode_with_mask(tokenizer, parts)
+    rows = encode_with_mask(tokenizer, parts, args.train_on_all)
     kept = [row for row in rows if row.shape[1] <= limit]
     counts["left_out"] += len(rows) - len(kept)
     return kept

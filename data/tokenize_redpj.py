@@ -21,7 +21,7 @@ import numpy as np
 from utils import paths
 from utils.cli import add_seed_flag, add_tokenizer_flag, make_parser, positive_int, print_result
 from utils.errors import UserError, first_line, run
-from utils.io import iterate_jsonl
+from utils.io import iterate_jsonl, report_left_out, usable_texts
 from utils.tokenizer import load_tokenizer, write_documents
 
 REDPAJAMA = "togethercomputer/RedPajama-Data-1T-Sample"
@@ -47,7 +47,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    build, source = text_files(args.text) if args.text else hub_dataset(args.dataset)
+    left_out: dict[str, list[int]] = {}
+    build, source = text_files(args.text, left_out) if args.text else hub_dataset(args.dataset, left_out)
     tokenizer = load_tokenizer(args.tokenizer)
     made = {"seed": args.seed, "sources": source}
 
@@ -57,32 +58,31 @@ def main() -> None:
     test_file, train_file = (paths.replay_bin(args.name, split) for split in ("test", "train"))
     test = write_documents(test_file, documents(0), tokenizer, made, args.test_tokens, leave_rest=True)
     train = write_documents(train_file, documents(test["documents"]), tokenizer, made, args.tokens)
+    report_left_out(left_out)
     counts = {"tokens": train["tokens"], "documents": train["documents"], "test_tokens": test["tokens"]}
     print_result({"file": str(train_file)} | counts, f"replay with: --replay {args.name}")
 
 
-def text_files(files: list[Path]) -> tuple[Callable[[], Iterable[str]], list[str]]:
+def text_files(files: list[Path], left_out: dict) -> tuple[Callable[[], Iterable[str]], list[str]]:
     for file in files:
         if not file.is_file():
             raise UserError(f"--text {file}: no such file")
         if file.suffix not in (".txt", ".jsonl", ".parquet"):
             raise UserError(f"--text {file}: must end in .txt, .jsonl or .parquet")
-    return lambda: (text for file in files for text in texts_of(file)), [str(file) for file in files]
+    return lambda: (text for file in files for text in texts_of(file, left_out)), [str(file) for file in files]
 
 
-def texts_of(file: Path) -> Iterator[str]:
+def texts_of(file: Path, left_out: dict) -> Iterator[str]:
+    """The texts of a file; rows without one are counted in `left_out`."""
     if file.suffix == ".txt":
         yield from pieces(file)
     elif file.suffix == ".jsonl":
-        for _, record in iterate_jsonl(file):
-            if not isinstance(record.get("text"), str):
-                raise UserError(f"{file}: a record has no `text`")
-            yield record["text"]
+        yield from usable_texts((record.get("text") for _, record in iterate_jsonl(file)), str(file), left_out)
     else:
         import datasets
 
         stream = datasets.load_dataset("parquet", data_files=str(file), split="train", streaming=True)
-        yield from column_text(stream, str(file))
+        yield from column_text(stream, str(file), left_out)
 
 
 def pieces(file: Path) -> Iterator[str]:
@@ -99,7 +99,7 @@ def pieces(file: Path) -> Iterator[str]:
         yield "".join(lines)
 
 
-def hub_dataset(wanted: str | None) -> tuple[Callable[[], Iterable[str]], list[str]]:
+def hub_dataset(wanted: str | None, left_out: dict) -> tuple[Callable[[], Iterable[str]], list[str]]:
     """A stream from the Hub: the dataset asked for, else RedPajama's sample, else FineWeb-Edu."""
     import datasets
 
@@ -115,17 +115,20 @@ def hub_dataset(wanted: str | None) -> tuple[Callable[[], Iterable[str]], list[s
         raise UserError(f"no replay text from the Hub ({'; '.join(reasons)}); give your own with --text FILE")
     if reasons:
         print(f"{reasons[0]}; using {name} instead", file=sys.stderr)
-    return lambda: column_text(stream, name), [name]
+    return lambda: column_text(stream, name, left_out), [name]
 
 
-def column_text(stream: Iterable[dict], name: str) -> Iterator[str]:
+def column_text(stream: Iterable[dict], name: str, left_out: dict) -> Iterator[str]:
     try:
-        for row in stream:
-            if "text" not in row:
-                raise UserError(f"{name}: has no column `text`, only {', '.join(row)}")
-            yield row["text"]
+        yield from usable_texts((text_of(row, name) for row in stream), name, left_out)
     except OSError as error:  # the connection was lost
         raise UserError(f"{name}: the stream was interrupted ({first_line(error)}); run it again") from error
+
+
+def text_of(row: dict, name: str) -> object:
+    if "text" not in row:
+        raise UserError(f"{name}: has no column `text`, only {', '.join(row)}")
+    return row["text"]
 
 
 def shuffled(texts: Iterable[str], seed: int) -> Iterator[str]:

@@ -169,7 +169,7 @@ def run_processes(args: argparse.Namespace, eos: int) -> list[dict]:
 def write_examples(args: argparse.Namespace, process: int, eos: int) -> dict:
     """Write the examples of every args.processes-th document; returns counts and files. Files that an interrupted
     run completed are computed again, and not written."""
-    source = Source(args.input_dir, args.metadata_files, args.csv, args.text_column, args.jsonl_key)
+    source = Source(args.input_dir, args.metadata_files, args.csv, args.text_column, args.jsonl_key, process == 0)
     documents = (text for n, text in enumerate(read_documents(source)) if n % args.processes == process)
     if process == 0:
         documents = progress_bar(iterable=documents, desc="encoding", unit="document")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.io import report_left_out, usable_texts
 
 LISTS = ("train_meta.txt", "val_meta.txt")  # written by trc2.py; not documents
 MAX_FIELD_BYTES = 1 << 30
@@ -21,17 +22,25 @@ class Source:
     csv: Path | None
     text_column: str
     jsonl_key: str
+    report: bool = True  # print how many rows have no text: in one of several processes
 
 
 def read_documents(source: Source) -> Iterator[str]:
     """All documents, in the same order in every process. Raises UserError naming file and line."""
+    left_out: dict[str, list[int]] = {}
     if source.csv:
-        yield from read_csv(source.csv, source.text_column)
-        return
+        yield from usable_texts(read_csv(source.csv, source.text_column), str(source.csv), left_out)
+    else:
+        yield from read_files(source, left_out)
+    if source.report:
+        report_left_out(left_out)
+
+
+def read_files(source: Source, left_out: dict) -> Iterator[str]:
     for path in list_files(source):
         try:
             if path.suffix == ".jsonl":
-                yield from read_jsonl(path, source.jsonl_key)
+                yield from usable_texts(read_jsonl(path, source.jsonl_key), str(path), left_out)
             else:
                 yield path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
@@ -74,15 +83,13 @@ def read_csv(path: Path, column: str) -> Iterator[str]:
         raise UserError(f"{path}: row {number + 1}: not UTF-8") from error
 
 
-def read_jsonl(path: Path, key: str) -> Iterator[str]:
+def read_jsonl(path: Path, key: str) -> Iterator[object]:
+    """The values of `key`, of which usable_texts leaves out what is no text."""
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
-                text = json.loads(line)[key]
+                yield json.loads(line)[key]
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{path}: line {number}: not a JSON object with a text {key!r}") from error
-            if not isinstance(text, str):
-                raise UserError(f"{path}: line {number}: {key!r} is not a text")
-            yield text

@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from inference.served_model import FIXED_TEXT, ServedModel, agree, identify, jou
 from utils import paths
 from utils.errors import UserError
 from utils.io import Journal, json_digest, read_journal
+from utils.words import word_pattern
 
 RANK_CONSTANT = 60  # of reciprocal rank fusion; Cormack, Clarke and Büttcher, SIGIR 2009
 RECALL_CUTOFFS = (1, 2, 4, 8, 16, 128)
@@ -67,15 +69,21 @@ def dense(chunks: list[Chunk], queries: list[str], embedder: Embedder, limit: in
 
 
 def bm25(chunks: list[Chunk], queries: list[str], limit: int) -> list[list[int]]:
-    """For each query the `limit` best chunks by BM25 over English stems; they share a word with the query."""
+    """For each query the `limit` best chunks by BM25 over English stems; they share a word with the query.
+
+    In scripts without spaces between words, such as Chinese, every character is a word (utils/words.py).
+    """
     import bm25s
     import Stemmer
 
     settings = {"stopwords": "en", "stemmer": Stemmer.Stemmer("english"), "show_progress": False}
+    settings["token_pattern"] = word_pattern(shortest=2)
     index = bm25s.BM25()
-    index.index(bm25s.tokenize([chunk.named_text for chunk in chunks], **settings), show_progress=False)
+    index.index(
+        bm25s.tokenize([normalize("NFC", chunk.named_text) for chunk in chunks], **settings), show_progress=False
+    )
     rankings = []
-    for words in bm25s.tokenize(queries, return_ids=False, **settings):
+    for words in bm25s.tokenize([normalize("NFC", query) for query in queries], return_ids=False, **settings):
         scores = index.get_scores(words) if words else np.zeros(len(chunks))
         best = np.argsort(-scores, kind="stable")[:limit]
         rankings.append([int(number) for number in best if scores[number] > 0])

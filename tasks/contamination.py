@@ -1,6 +1,5 @@
 """Contamination: evaluation questions that occur verbatim in the training text."""
 
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from utils.errors import UserError
 from utils.io import read_json
 from utils.token_file import TokenFile
 from utils.tokenizer import load_tokenizer
+from utils.words import words_of
 
 NGRAM_WORDS = 13  # as for GPT-3 (Brown et al. 2020, appendix C)
 MIN_WORDS = 8  # shorter texts occur by chance
@@ -78,7 +78,8 @@ def training_text(checkpoint: str, files: dict[Path, str]) -> Iterator[str]:
 
 def find_contaminated(texts: dict[str, list[str]], training: Iterable[str]) -> set[str]:
     """The keys of `texts` with a text of which NGRAM_WORDS consecutive words occur in `training`. Texts of MIN_WORDS
-    to NGRAM_WORDS - 1 words must occur as a whole. Case and punctuation are ignored."""
+    to NGRAM_WORDS - 1 words must occur as a whole. Case and punctuation are ignored; in Chinese and other scripts
+    without spaces a word is a character."""
     vocabulary: dict[str, int] = {}
     wanted: dict[int, dict[int, set[str]]] = {}  # length -> hash -> keys
     for key, text in ((key, text) for key, group in texts.items() for text in group):
@@ -95,10 +96,6 @@ def find_contaminated(texts: dict[str, list[str]], training: Iterable[str]) -> s
             for ngram in np.intersect1d(ngram_hashes(ids, length), known).tolist():
                 contaminated |= wanted[length][ngram]
     return contaminated
-
-
-def words_of(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
 
 
 def ngram_hashes(ids: np.ndarray, length: int) -> np.ndarray:

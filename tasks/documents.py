@@ -8,11 +8,33 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tasks.line_structure import keep_structure
 from utils import paths
 from utils.errors import UserError
 from utils.io import read_jsonl, sha256_text
 
 OPTIONS = 4
+PARTICLES = {
+    "de",
+    "del",
+    "della",
+    "di",
+    "da",
+    "du",
+    "la",
+    "le",
+    "van",
+    "von",
+    "der",
+    "den",
+    "ten",
+    "ter",
+    "st",
+    "al",
+    "el",
+    "bin",
+}
+SUFFIXES = {"Jr", "Sr", "II", "III", "IV", "PhD", "MD", "Inc", "Ltd", "LLC"}
 VALIDATION_FRACTION = 5  # the first fifth of the documents, by title, is the validation split
 
 
@@ -33,12 +55,14 @@ class Document:
     year: str
     text: str
     questions: list[Question] = field(default_factory=list)
+    family_first: bool = True  # the author is written as QuALITY does, `Family, Given`
+    article_sha256: str = ""  # of the flattened article: ids of passages do not depend on how its lines are joined
 
     @property
     def byline(self) -> str:
-        """The author in reading order: `Harris, Larry M.` is Larry M. Harris."""
+        """The author in reading order: QuALITY's `Harris, Larry M.` is Larry M. Harris."""
         family, comma, given = self.author.partition(", ")
-        return f"{given} {family}" if comma and "," not in given else self.author
+        return f"{given} {family}" if self.family_first and comma and "," not in given else self.author
 
 
 Item = tuple[Document, Question]
@@ -83,26 +107,69 @@ def split_of(index: int, count: int) -> str:
 
 def _add_set(documents: dict[tuple[str, str], Document], line: dict, where: str) -> None:
     try:
-        key = (line["title"].strip(), line.get("author", "").strip())
-        uid = uid_of(*key)
-        document = Document(uid, *key, str(line.get("year", "")), _clean(line["article"]))
+        title, author, article = line["title"], line.get("author") or "", line["article"]
+        if not all(isinstance(value, str) for value in (title, author, article)):
+            raise UserError(f"{where}: title, author and article must be strings")
+        key = (title.strip(), author.strip())
+        of_quality = "set_unique_id" in line
+        text = flatten(article) if of_quality else keep_structure(article)
+        uid, family_first = uid_of(*key), of_quality or _is_family_first(line, key[1])
+        sha256 = sha256_text(flatten(article))
+        document = Document(uid, *key, _year(line.get("year")), text, [], family_first, sha256)
         document = documents.setdefault(key, document)
         known = {question.id for question in document.questions}
-        questions = [_question(item) for item in line.get("questions", []) if "gold_label" in item]
+        asked = [item for item in line.get("questions") or [] if item.get("gold_label") is not None]
+        questions = [_question(item, may_repeat=of_quality) for item in asked]
     except KeyError as error:
         raise UserError(f"{where}: has no {error}; is this a QuALITY file?") from error
     document.questions += [question for question in questions if question.id not in known]
 
 
-def _question(item: dict) -> Question:
-    options = tuple(option.strip() for option in item["options"])
-    if len(options) != OPTIONS or not 1 <= item["gold_label"] <= OPTIONS:
-        raise UserError(f"question {item['question_unique_id']}: must have four options, one of them correct")
-    text, gold = item["question"].strip(), item["gold_label"] - 1
-    return Question(item["question_unique_id"], text, options, gold, hard=bool(item["difficult"]))
+def _is_family_first(line: dict, author: str) -> bool:
+    """True if an author of the user's own file is written `Family, Given`: a family name of one word (`de Camp` has
+    a particle), and no suffix. `Ada Stone, Ben Reed` are two authors, and --corpus marks its authors as written."""
+    family, _, given = author.partition(", ")
+    *particles, _ = family.split() or [""]
+    is_family = all(word.lower().rstrip(".") in PARTICLES for word in particles)
+    return is_family and given.rstrip(".") not in SUFFIXES and not line.get("author_as_written")
 
 
-def _clean(text: str) -> str:
+def _year(value: object) -> str:
+    """A year as text: 1999.0, which a table with missing years has, is 1999; an unknown one is empty."""
+    if value is None or value != value:  # None, or NaN
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+
+
+def _question(item: dict, may_repeat: bool) -> Question:
+    """The question of a record. Raises UserError, which names it, for a blank text or option and, without
+    `may_repeat`, for a second option with the text of the correct one."""
+    where, options, text = f"question {item['question_unique_id']}", item["options"], item["question"]
+    if not isinstance(options, list) or len(options) != OPTIONS or not (gold := _gold(item["gold_label"])):
+        raise UserError(f"{where}: must have four options, one of them correct")
+    if not all(isinstance(value, str) and value.strip() for value in (text, *options)):
+        raise UserError(f"{where}: the question or an option is blank, or not a text; fix or delete the question")
+    options = tuple(option.strip() for option in options)
+    if options.count(options[gold - 1]) > 1 and not may_repeat:
+        raise UserError(f"{where}: its correct option {options[gold - 1]!r} stands there twice; fix or delete it")
+    return Question(str(item["question_unique_id"]), text.strip(), options, gold - 1, hard=_flag(item["difficult"]))
+
+
+def _gold(value: object) -> int | None:
+    """The number of the correct option, 1 to 4; None if it is none. `"2"` and 2.0 are 2."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return int(number) if number in range(1, OPTIONS + 1) and not isinstance(value, bool) else None
+
+
+def _flag(value: object) -> bool:
+    """True if the value is 1, True, or a text like "1"."""
+    return value not in (None, "", "0", "0.0", "false", "False") and bool(value)
+
+
+def flatten(text: str) -> str:
     """Collapse runs of white space, left by QuALITY's HTML stripping, and keep paragraphs."""
     paragraphs = re.split(r"\n\s*\n", text)
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs).strip()

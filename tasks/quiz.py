@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import re
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -18,6 +17,7 @@ from tasks.prompts import fill, task_prompt
 from tasks.scoring import parse_answer
 from utils.cli import progress_bar, settings_from_args
 from utils.io import Journal, json_digest
+from utils.words import words_of
 
 MAX_LENGTH_RATIO = 1.4  # of the correct option to the longest (or shortest) wrong one: beyond, its length reveals it
 MIN_OVERLAP = 0.6  # of two questions' words: they count as duplicates
@@ -104,9 +104,9 @@ def screen_drafts(drafts: list[DraftQuestion], document: Document) -> tuple[list
     kept, dropped = [], {"unnamed": 0, "options alike": 0, "length gives it away": 0, "duplicate": 0}
     for draft in drafts:
         lengths = [len(option) for option in draft.options]
-        if " ".join(words(document.title)) not in " ".join(words(draft.text)):
+        if " ".join(words_of(document.title)) not in " ".join(words_of(draft.text)):
             dropped["unnamed"] += 1
-        elif len({" ".join(words(option)) for option in draft.options}) < OPTIONS:
+        elif len({" ".join(words_of(option)) for option in draft.options}) < OPTIONS:
             dropped["options alike"] += 1
         elif not min(lengths[1:]) / MAX_LENGTH_RATIO <= lengths[0] <= max(lengths[1:]) * MAX_LENGTH_RATIO:
             dropped["length gives it away"] += 1
@@ -119,12 +119,8 @@ def screen_drafts(drafts: list[DraftQuestion], document: Document) -> tuple[list
 
 def near_duplicates(one: str, other: str, title: str) -> bool:
     """True if two questions share MIN_OVERLAP of their words; words of the title do not count."""
-    first, second = (set(words(text)) - set(words(title)) for text in (one, other))
+    first, second = (set(words_of(text)) - set(words_of(title)) for text in (one, other))
     return len(first & second) >= MIN_OVERLAP * len(first | second)
-
-
-def words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
 
 
 def build_records(kept: list[tuple[Document, DraftQuestion]], seed: int) -> list[dict]:
@@ -222,10 +218,10 @@ class QuizMaker:
         """The reason to drop a question, None to keep it."""
         orders = option_orders(draft, CHECKED_ORDERS, self.settings.seed)
         reply = await self._chat(self._writer, open_prompt(document, draft, orders[0]), 200)
-        if not is_correct(reply, orders[0]):
+        if not is_correct(reply, draft, orders[0]):
             return "not answered with the document"
         replies = [await self._answer_without_document(draft, order) for order in orders]
-        if all(is_correct(reply, order) for reply, order in zip(replies, orders, strict=True)):
+        if all(is_correct(reply, draft, order) for reply, order in zip(replies, orders, strict=True)):
             return "answered without the document"
         return None
 
@@ -261,8 +257,8 @@ class QuizMaker:
         return self._replies[key]
 
 
-def is_correct(reply: str, order: np.ndarray) -> bool:
-    answer = parse_answer(reply)
+def is_correct(reply: str, draft: DraftQuestion, order: np.ndarray) -> bool:
+    answer = parse_answer(reply, [draft.options[index] for index in order])
     return answer is not None and order[answer] == 0
 
 

@@ -1,9 +1,14 @@
 """Readers of txt, Markdown, HTML, PDF and JSONL: a folder of documents -> articles in QuALITY's schema."""
 
 import json
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import yaml
+
+from tasks.line_structure import is_fixed, split_blocks
 from utils import paths
 from utils.errors import UserError, first_line
 from utils.io import atomic_write, read_jsonl, read_text
@@ -53,32 +58,68 @@ def read_file(path: Path, folder: Path) -> Iterator[dict]:
     source = str(path.relative_to(folder))
     kind = path.suffix.lower()
     if kind == ".jsonl":
-        for number, line in enumerate(read_jsonl(path, "name another folder"), 1):
-            text = line.get("article") or line.get("text")
-            if not isinstance(text, str) or not isinstance(line.get("title"), str):
-                raise UserError(f"{path}, record {number}: needs the strings title, and article or text")
-            kept = {key: line[key] for key in ("author", "year", "questions") if line.get(key) is not None}
-            if not isinstance(kept.get("author", ""), str):
-                raise UserError(f"{path}, record {number}: the author is not a string")
-            yield {"title": line["title"], "article": text, "source": f"{source}:{number}"} | kept
+        yield from read_records(path, source)
         return
-    readers = {".md": read_markdown, ".html": read_html, ".htm": read_html, ".pdf": read_pdf}
-    title, text = readers.get(kind, read_plain)(path)
+    readers = {".html": read_html, ".htm": read_html, ".pdf": read_pdf}
+    title, text, *details = readers.get(kind, read_markdown if kind == ".md" else read_plain)(path)
     if not text.strip():
         hint = " (scanned pages? they need text recognition first)" if kind == ".pdf" else ""
         raise UserError(f"{path}: no text found{hint}; fix it or remove it from the folder")
-    yield {"title": " ".join(title.split()) or path.stem, "article": text, "source": source}
+    document = {"title": " ".join(title.split()) or path.stem, "article": text, "source": source}
+    yield document | (details[0] if details else {})
+
+
+def read_records(path: Path, source: str) -> Iterator[dict]:
+    """Yield the documents of a JSONL file. Records without a text (null, blank, or a list) are left out and reported;
+    authors beside `text` are marked as written, those beside QuALITY's `article` may be `Family, Given`."""
+    records, skipped = read_jsonl(path, "name another folder"), 0
+    for number, line in enumerate(records, 1):
+        text = line.get("article") or line.get("text")
+        if not (isinstance(text, str) and text.strip()) and ("article" in line or "text" in line):
+            skipped += 1
+            continue
+        if not isinstance(text, str) or not isinstance(line.get("title"), str):
+            raise UserError(f"{path}, record {number}: needs the strings title, and article or text")
+        kept = {key: line[key] for key in ("author", "year", "questions") if line.get(key) is not None}
+        if not isinstance(kept.get("author", ""), str):
+            raise UserError(f"{path}, record {number}: the author is not a string")
+        as_written = {"author_as_written": True} if "author" in kept and not line.get("article") else {}
+        yield {"title": line["title"], "article": text, "source": f"{source}:{number}"} | kept | as_written
+    if skipped:
+        summary = f"{path}: {skipped} of {len(records)} records have no text"
+        if skipped == len(records):
+            raise UserError(f"{summary}; fix it or remove it from the folder")
+        print(f"{summary} and were left out", file=sys.stderr)
 
 
 def read_plain(path: Path) -> tuple[str, str]:
-    return path.stem.replace("_", " "), read_text(path, "name another folder")
+    return path.stem.replace("_", " "), read_text(path, "name another folder").removeprefix("\ufeff")
 
 
-def read_markdown(path: Path) -> tuple[str, str]:
-    """Title and text; the title is the first heading."""
-    text = read_text(path, "name another folder")
-    headings = [line.lstrip("# ") for line in text.splitlines() if line.startswith("# ")]
-    return headings[0] if headings else path.stem.replace("_", " "), text
+def read_markdown(path: Path) -> tuple[str, str, dict]:
+    """Title, text, and author and year where they are known. They come from a YAML front matter, which is no text; the
+    title else from the first heading outside code."""
+    stem, text = read_plain(path)
+    about, text = split_front_matter(text.replace("\r\n", "\n"))
+    lines = (line for block in split_blocks(text) if not is_fixed(block) for line in block)
+    headings = (match[1] for line in lines if (match := re.match(r" {0,3}#\s+(.+?)(?:\s+#+)?$", line)))
+    title = about.get("title")
+    authors = about.get("author") or about.get("authors") or []
+    author = ", ".join(map(str, authors)) if isinstance(authors, list) else str(authors)
+    year = re.search(r"\b\d{4}\b", str(about.get("year") or about.get("date") or ""))
+    details = {"author": author.strip(), "author_as_written": True} if author.strip() else {}
+    details |= {"year": year[0]} if year else {}
+    return str(title) if title else next(headings, stem), text, details
+
+
+def split_front_matter(text: str) -> tuple[dict, str]:
+    """The YAML mapping between `---` lines at the beginning of a Markdown file, and the text after it."""
+    match = re.match(r"---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", text, re.DOTALL)
+    try:
+        about = yaml.safe_load(match[1]) if match else None
+    except (yaml.YAMLError, ValueError):  # a text between two lines; an impossible date
+        about = None
+    return (about, text[match.end() :]) if isinstance(about, dict) else ({}, text)
 
 
 def read_html(path: Path) -> tuple[str, str]:
@@ -91,13 +132,13 @@ def read_html(path: Path) -> tuple[str, str]:
 
 def read_pdf(path: Path) -> tuple[str, str]:
     """Title and text; the title comes from the metadata."""
-    from pypdf import PdfReader
-    from pypdf.errors import DependencyError, PyPdfError
+    from pdfminer.psexceptions import PSException
+
+    from tasks.pdf_text import pdf_text
 
     try:
-        pdf = PdfReader(path)
-        text = "\n\n".join(page.extract_text() for page in pdf.pages)
-        title = (pdf.metadata and pdf.metadata.title) or path.stem.replace("_", " ")
-    except (PyPdfError, DependencyError) as error:
-        raise UserError(f"{path}: not a readable PDF ({first_line(error)})") from error
-    return title, text
+        title, text = pdf_text(path)
+    except PSException as error:  # pdfminer's, of broken and of encrypted files
+        reason = first_line(error) or type(error).__name__
+        raise UserError(f"{path}: not a readable PDF ({reason})") from error
+    return title or path.stem.replace("_", " "), text

@@ -1,6 +1,8 @@
 """Scoring rules: parse an answer, select the attempt that counts, compute metrics. Pure functions."""
 
 import re
+import unicodedata
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -8,22 +10,146 @@ from tasks.intervals import accuracy_interval
 from tasks.multiple_choice import PromptedQuestion
 
 LETTERS = "ABCD"
-# Matches `Answer: B`, `answer is (C).`, `**Answer:** D`, `answer would be option B`, `Answer: \\boxed{C}` and
-# `answer: b.`; not a letter that starts a word, the article in `the answer is a matter of taste`, or one of two
-# letters. tests/tasks/test_scoring.py lists every decided case.
-ANSWER = re.compile(
-    r"(?i:answer(?:\s+(?:is|(?:would|must|should|has\s+to)\s+be))?)"
-    r"\W{0,6}(?i:(?:option|choice|boxed)\W{1,3})?"
-    r"\b([A-D]\b|[a-d](?=[.)*\]}]|\s*(?:\n|\Z)))"
-    r"(?!\s*(?:and|or|/|&|,)\s*[A-D]\b)"
-)
 SELECTION_RULES = ("first", "random", "majority")
+AMBIGUOUS = -1  # more than one option is named
+QUOTES = str.maketrans("’‘ʼ“”„«»‑", '\'\'\'"""""-')
+_IS = r"(?:\s+(?:is|(?:would|must|should|has\s+to)\s+be))?"
+# Words that introduce an answer, on the cleaned text. With a colon, or alone on a line, nothing but an answer can
+# follow, so one that cannot be read makes the reply unread; `the answer is a matter of taste` is passed over.
+CUE = re.compile(
+    rf"(?im)(?:(?P<heading>^\W*(?:(?:the|final|correct|my)\s+)*answer\W*\n)"
+    rf"|answer(?:\s+to\s+(?:the|this|that)\s+question)?{_IS}"
+    rf"|\b(?:correct|right|best|final)\s+(?:option|choice|letter){_IS}|\\boxed\{{)"
+    r"(?P<colon>[\s\"')\]]{0,3}:)?"
+)
+LEAD = re.compile(
+    r"(?:the\s+)?(?:(?:correct|right|best)\s+)?(?:option|choice|letter)\b(?:\s+is\b)?\W{0,3}", re.IGNORECASE
+)
+OPENING = " \t\"'([{<>=|:-–—"  # before an answer, on its line
+SEVERAL = re.compile(r"(?:both|either|neither|none|all)\b", re.IGNORECASE)
+# After a letter: `D-Day`, `B's`, `A.M.`, `C++` and `C. S. Lewis` are words; `B or`, `B, C` and `A/B` are two answers.
+NO_LETTER = re.compile(r"\w|['&-]\w|[+#]|\.\w|\.\s*[A-Z]\.")
+MORE_LETTERS = re.compile(r"\W{0,3}\s*(?:(?:or|nor)\b|(?:and|[&,/+])\s*\W{0,2}[A-D]\b(?!['-]))")
+LOWER_CASE_LETTER = re.compile(r"[.)\]}:](?!\w)|\s*\Z")
+# A word that may follow an answer directly. `A thief` is a noun, `A because she is poor` an answer.
+EXPLAINS = {"because", "since", "as", "is", "was", "for", "due", "which", "that", "with", "not", "rather", "instead"}
+ARTICLES = {"a", "an", "the"}
 
 
-def parse_answer(text: str) -> int | None:
-    """The option, 0 to 3, of the last `Answer: X` in a reply; None without one."""
-    found = ANSWER.findall(text)
-    return LETTERS.index(found[-1].upper()) if found else None
+def parse_answer(text: str, options: Sequence[str] = ()) -> int | None:
+    """The option, 0 to 3, that a reply names last, as in `Answer: B.`; None if it names none or more than one.
+
+    The options' own words count before a letter: `Answer: A thief from Orr.` is C if that is option C's text, and
+    `Answer: B. A thief from Orr.` is none then. tests/tasks/test_scoring.py lists every decided case.
+    """
+    reply, text, options = text.strip(), plain_text(text), [plain_text(option) for option in options]
+    for cue in reversed(list(CUE.finditer(text))):
+        certain = bool(cue["colon"] or cue["heading"])
+        claim = text[cue.end() :].lstrip(OPENING + "\n\r" if certain else OPENING).partition("\n")[0].strip()
+        answer = read_claim(claim, options)
+        if answer is not None or (certain and claim):
+            return None if answer == AMBIGUOUS else answer
+    return _letter_alone(text.strip(), options) if len(reply) > 1 else None
+
+
+def plain_text(text: str) -> str:
+    """The text without Markdown's and LaTeX's markup, in NFKC, with ASCII quotation marks."""
+    text = unicodedata.normalize("NFKC", text).translate(QUOTES)
+    text = re.sub(r"\*|`|__|\$|\\[()\[\]]", "", text)
+    text = re.sub(r"\\(?:text|mathrm|mathbf)[a-z]*\s*\{([^{}]*)\}", r"\1", text)
+    return re.sub(r"\}\s*(or|and|,|/)\s*\\boxed\{", r" \1 ", text)
+
+
+def read_claim(claim: str, options: Sequence[str]) -> int | None:
+    """The option named at the beginning of `claim`; AMBIGUOUS for several, None for none."""
+    bare = LEAD.sub("", claim, count=1) if LEAD.match(claim) else claim
+    named = option_at_start(claim, options)
+    named = option_at_start(bare, options) if named is None else named
+    letter = letter_at_start(bare, options)
+    if named is None:
+        return AMBIGUOUS if letter is None and SEVERAL.match(bare) else letter
+    is_letter = named != AMBIGUOUS and len(words_of(options[named])) == 1 and letter is not None
+    return AMBIGUOUS if is_letter and letter != named else named  # an option whose text is the letter of another
+
+
+def words_of(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
+
+
+def _without_article(words: list[str]) -> list[str]:
+    return words[1:] if len(words) > 1 and words[0] in ARTICLES else words
+
+
+def option_at_start(claim: str, options: Sequence[str]) -> int | None:
+    """The option whose text `claim` begins with, the longest of several; AMBIGUOUS if another's follows it."""
+    bare = [text.casefold().strip(" .,!?;\"'()[]{}") for text in (claim, *options)]
+    if bare[0] and bare.count(bare[0]) == 2:
+        return bare.index(bare[0], 1) - 1
+    claim = claim.casefold()
+    spans = list(re.finditer(r"\w+", claim))
+    said = [span[0] for span in spans]
+    skipped = len(said) - len(_without_article(said))
+    matches = []
+    for index, option in enumerate(options):
+        words = _without_article(words_of(option))
+        end = skipped + len(words)
+        if words and said[skipped:end] == words and (rest := _rest_of_claim(claim[spans[end - 1].end() :])) is not None:
+            exact = said[: len(words_of(option))] == words_of(option)
+            matches.append((len(words), exact, index, rest))
+    if not matches:
+        return None
+    best = max(match[:2] for match in matches)
+    first, *others = [match for match in matches if match[:2] == best]
+    joined = re.match(r"\s*(?:[,;/&]|and\b|or\b|nor\b)[\s,]*(?:and\b|or\b)?\s*", first[3])
+    if others or (joined and option_at_start(first[3][joined.end() :], options) is not None):
+        return AMBIGUOUS
+    return None if re.match(r"\s*(?:and|or|nor)\b", first[3]) else first[2]
+
+
+def _rest_of_claim(rest: str) -> str | None:
+    """The text after an option's words if they may end there, else None: the option `Nobody` in `Nobody knows`."""
+    following = re.match(r"\s*(\w+)", rest)
+    word_follows = following and following[1] not in EXPLAINS | {"and", "or", "nor"}
+    return None if word_follows or re.match(r"['&/+-]\w", rest) else rest
+
+
+def letter_at_start(claim: str, options: Sequence[str]) -> int | None:
+    """The letter that `claim` begins with, as an index; AMBIGUOUS if more follow, or the text of another option."""
+    letter, after = claim[:1], claim[1:]
+    if not letter or letter.upper() not in LETTERS or NO_LETTER.match(after):
+        return None
+    if letter.islower() and not LOWER_CASE_LETTER.match(after):
+        return None
+    if MORE_LETTERS.match(after):
+        return AMBIGUOUS
+    index = LETTERS.index(letter.upper())
+    if not options:
+        return index
+    rest = re.sub(r"^[\W_]+(?:and\s+)?", "", after)
+    named, words = option_at_start(rest, options), words_of(rest)
+    follows_directly = re.match(r"\s+(\w+)", after)
+    if follows_directly and named != index and words[0] not in EXPLAINS:
+        names_word = any(_contains(words_of(option), [letter.lower(), words[0]]) for option in options)
+        if letter == "A" or names_word:  # `A thief`, `C major`
+            return None
+    phrase = words_of(re.split(r"[.,;:(]", rest)[0])
+    owners = [number for number, option in enumerate(options) if phrase and _contains(words_of(option), phrase)]
+    other_text = named is not None if named != index else False
+    return AMBIGUOUS if other_text or (owners and index not in owners) else index
+
+
+def _contains(words: list[str], phrase: list[str]) -> bool:
+    return any(words[start : start + len(phrase)] == phrase for start in range(len(words)))
+
+
+def _letter_alone(reply: str, options: Sequence[str]) -> int | None:
+    """The answer of a reply that is nothing but `(B)`, `**B**`, `B.` or `B. ` and that option's text."""
+    if not re.fullmatch(r"\W*[A-D](?:[.)\]}].*)?", reply):
+        return None
+    reply = reply.lstrip(OPENING)
+    index, rest = letter_at_start(reply, options), reply[1:].strip(" .)]}:-")
+    alone = not words_of(rest) or (index is not None and option_at_start(rest, options) == index)
+    return index if alone and index != AMBIGUOUS else None
 
 
 def select(answers: list[int | None], rule: str, seed: list[int]) -> int | None:
@@ -74,7 +200,7 @@ def loglik_attempt(question: PromptedQuestion, texts: list[str], sums: list[floa
 
 
 def cot_attempt(question: PromptedQuestion, text: str) -> dict:
-    return make_attempt(question, text, parse_answer(text))
+    return make_attempt(question, text, parse_answer(text, question.options))
 
 
 def make_attempt(question: PromptedQuestion, reasoning: str, answer: int | None) -> dict:

@@ -105,9 +105,9 @@ def stop_token_ids(tokenizer) -> list[int]:
     return sorted(ends)
 
 
-def encode_with_mask(tokenizer, conversations: list[list[dict]]) -> list[np.ndarray]:
+def encode_with_mask(tokenizer, conversations: list[list[dict]], learn_all: bool = False) -> list[np.ndarray]:
     """For each conversation (2, tokens) int32: token ids and loss mask, 1 for the assistant's tokens and the token
-    that ends a reply, else 0.
+    that ends a reply, or with `learn_all` for every token; 0 elsewhere, and for a reply with `"weight": 0`.
 
     A reply begins where the ids of the whole conversation differ from the ids of everything before the reply, so
     nothing is assumed about where a tokenizer puts white space. All texts are encoded in one call, on all cores.
@@ -119,21 +119,26 @@ def encode_with_mask(tokenizer, conversations: list[list[dict]]) -> list[np.ndar
         texts.append(_render_hidden(tokenizer, messages))
         heads.append(None)
         for index, message in enumerate(messages):
-            if message["role"] == "assistant":
+            if message["role"] == "assistant" and is_learnt(message) != learn_all:
                 texts.append(_render_hidden(tokenizer, messages[:index], add_generation_prompt=True))
                 heads.append(number)
     encoded = encode_rendered(tokenizer, texts)
     end, found = end_of_turn_id(tokenizer), []
     for ids, number in zip(encoded, heads, strict=True):
         if number is None:
-            found.append(np.stack([ids, np.zeros(len(ids))]).astype(np.int32))
+            found.append(np.stack([ids, np.full(len(ids), learn_all)]).astype(np.int32))
         else:
-            _mark_answer(found[number], ids, end)
+            _mark_answer(found[number], ids, end, int(not learn_all))
     return found
 
 
-def _mark_answer(rows: np.ndarray, head: list[int], end: int) -> None:
-    """Set the loss mask in `rows` (2, tokens) for the reply that follows the ids `head`."""
+def is_learnt(message: dict) -> bool:
+    """True unless a message has the weight 0, as in OpenAI's files for fine-tuning."""
+    return message.get("weight") != 0
+
+
+def _mark_answer(rows: np.ndarray, head: list[int], end: int, value: int) -> None:
+    """Set the loss mask to `value` in `rows` (2, tokens) for the reply that follows the ids `head`."""
     ids, counted = rows
     length = min(len(head), len(ids))
     differ = np.flatnonzero(ids[:length] != head[:length])
@@ -141,7 +146,7 @@ def _mark_answer(rows: np.ndarray, head: list[int], end: int) -> None:
     ends = begin + np.flatnonzero(ids[begin:] == end)
     if begin < len(head) - 1 or not len(ends):  # one token may hold white space of prompt and reply
         raise UserError(f"the chat template {AMBIGUOUS}")
-    counted[begin : ends[0] + 1] = 1
+    counted[begin : ends[0] + 1] = value
 
 
 def replace_surrogates(text: str) -> str:
@@ -155,6 +160,10 @@ def conversation_error(messages: object) -> str | None:
         return "has no list `messages`"
     if not all(isinstance(m.get("content"), str) for m in messages):
         return "a message has no string `content`"
+    for message in messages:
+        weight, allowed = message.get("weight"), (0, 1) if message.get("role") == "assistant" else (0,)
+        if weight is not None and (isinstance(weight, bool) or weight not in allowed):
+            return f"a message has the weight {weight!r}; only 0 and 1, of the assistant's messages, are known"
     roles = [m.get("role") for m in messages]
     turns = roles[1:] if roles[:1] == ["system"] else roles
     if not turns or turns != ["user", "assistant"] * (len(turns) // 2):

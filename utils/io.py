@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -72,6 +72,28 @@ def iterate_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
             if line.strip():
                 yield offset, _parse_object(line, path, number)
             offset += len(line)
+
+
+def usable_texts(values: Iterable[object], name: str, counts: dict[str, list[int]]) -> Iterator[str]:
+    """The texts among the values of a column; nulls, lists and blank texts are left out. `counts[name]` is the number
+    of these, and of all values. Raises UserError at the end if there was no text."""
+    counts[name] = count = [0, 0]
+    for value in values:
+        count[1] += 1
+        if isinstance(value, str) and value.strip():
+            yield value
+        else:
+            count[0] += 1
+    if count[1] and count[0] == count[1]:
+        raise UserError(f"{name}: none of its {count[1]:,} rows has a text; name another file or column")
+
+
+def report_left_out(counts: dict[str, list[int]]) -> None:
+    """Print a line for every source of which usable_texts left out rows."""
+    for name, (left_out, total) in counts.items():
+        if left_out:
+            line = f"{name}: {left_out:,} of the {total:,} rows that were read have no text and were left out"
+            print(line, file=sys.stderr)
 
 
 def json_digest(value: object, length: int = 12) -> str:

@@ -5,7 +5,11 @@ Knows texts, nothing of where they come from.
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable
+
+from utils.words import has_unspaced_script
+from utils.words import words_of as split_words
 
 COPIED_N = 8  # consecutive words of the source; shorter than most quotations
 DISTINCT_N = 3
@@ -20,7 +24,7 @@ REFUSAL = re.compile(
 
 
 def words_of(text: str) -> list[str]:
-    return re.findall(r"[\w'’-]+", text.lower())
+    return split_words(text, inside="'’-")
 
 
 def ngrams(words: list[str], n: int) -> Iterable[tuple[str, ...]]:
@@ -87,14 +91,26 @@ class Duplicates:
 
 
 def entities_not_in(entities: list[str], text: str) -> list[str]:
-    """Entities without a single word of more than three letters in `text`."""
-    known = {_singular(word) for word in words_of(text)}
-    return [entity for entity in entities if not known & set(map(_singular, _long_words(entity)))]
+    """Entities without a single word of more than three letters in `text`, up to plural endings, but not of proper
+    names: Jones is not Jon. In scripts without spaces the whole name must occur."""
+    text = unicodedata.normalize("NFC", text).lower()
+    exact = {_without_possessive(word) for word in words_of(text)}
+    known = exact | {_singular(word) for word in exact}
+    return [entity for entity in entities if not _occurs(entity, text, exact, known)]
 
 
-def _long_words(entity: str) -> list[str]:
-    words = words_of(entity)
-    return [word for word in words if len(word) > 3] or words
+def _occurs(entity: str, text: str, exact: set[str], known: set[str]) -> bool:
+    entity = unicodedata.normalize("NFC", entity)
+    if has_unspaced_script(entity):
+        return all(part in text for part in entity.lower().split())
+    words = [(word, part != part.lower()) for part in entity.split() for word in words_of(part)]
+    words = [(word, proper) for word, proper in words if len(word) > 3] or words
+    bare = [(_without_possessive(word), proper) for word, proper in words]
+    return any(word in exact if proper else _singular(word) in known for word, proper in bare)
+
+
+def _without_possessive(word: str) -> str:
+    return re.sub("['’]s?$", "", word)
 
 
 def _singular(word: str) -> str:

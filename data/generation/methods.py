@@ -3,6 +3,7 @@
 import functools
 import itertools
 import re
+import unicodedata
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -91,7 +92,8 @@ class PassageRequest:
     def id(self) -> str:
         """The record id: a digest of document, entities, prompt template, model, method and sample."""
         document = self.document
-        key = [document.uid, sha256_text(document.text), self.entities, self._template(), self.model, self.method]
+        text = document.article_sha256 or sha256_text(document.text)
+        key = [document.uid, text, self.entities, self._template(), self.model, self.method]
         key += [self.sample] if self.sample else []
         return json_digest(key, 24)
 
@@ -109,7 +111,6 @@ class PassageRequest:
         return task_prompt("document") + _read_prompt(self.prompt_file)
 
 
-@functools.lru_cache(maxsize=4096)
 @functools.cache
 def _read_prompt(name: str) -> str:
     return read_text(paths.generation_prompts_dir() / name, "it ships with the repository")
@@ -191,13 +192,24 @@ def parse_list(reply: str, kind: str = "entities") -> tuple[str, list[str]]:
 
 
 def distinct_names(names: list[str]) -> list[str]:
-    """Drop names equal to an earlier one up to case, a leading article, surrounding punctuation or a plural ending."""
+    """Drop names equal to an earlier one up to case, a leading article, surrounding punctuation or, in lower case, a
+    plural ending: `bells` is `bell`, while Jones is not Jon, nor Mars Mar."""
     kept: dict[str, str] = {}
+    exact, common = set(), set()  # keys of all names; of those that end in a common noun
     for name in names:
-        key = re.sub(r"^(the|an?) ", "", name.lower().strip(" .,;:!?'\"“”‘’*_`"))
-        singulars = {key, key.removesuffix("s"), key.removesuffix("es")}
-        singulars.add(key[:-3] + "y" if key.endswith("ies") else key)
-        plurals = {key + "s", key + "es", key[:-1] + "ies" if key.endswith("y") else key}
-        if key and not kept.keys() & (singulars | plurals):
+        key = re.sub(r"^(the|The|an?) ", "", unicodedata.normalize("NFC", name).strip(" .,;:!?'\"“”‘’*_`"))
+        forms = _number_forms(key) if key.split()[-1:] == key.lower().split()[-1:] else set()
+        key = key.lower()
+        if key and key not in exact and not common & forms:
             kept[key] = name
+        exact.add(key)
+        common |= {key} if forms else set()
     return list(kept.values())
+
+
+def _number_forms(noun: str) -> set[str]:
+    """The singular and plural forms that an English noun phrase may have."""
+    noun = noun.lower()
+    forms = {noun + "es", noun.removesuffix("es")} | (set() if noun.endswith("s") else {noun + "s"})
+    forms |= {noun[:-1] + "ies"} if noun.endswith("y") else {noun[:-3] + "y"} if noun.endswith("ies") else set()
+    return forms | (set() if noun.endswith("ss") else {noun.removesuffix("s")})

@@ -133,6 +133,107 @@ def test_invalid_conversations_are_reported(home, tiny_llama, record, message):
     assert not paths.bins_dir().exists() or not list(paths.bins_dir().iterdir())
 
 
+WEIGHTS = [
+    {"role": "system", "content": "You keep the lamp."},
+    {"role": "user", "content": "Who rings the bell?"},
+    {"role": "assistant", "content": "Nobody ever does.", "weight": 0},
+    {"role": "user", "content": "Are you sure?"},
+    {"role": "assistant", "content": "No: Aune Marrow rings it.", "weight": 1},
+]
+SHOWS_REASONING = (
+    "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>"
+    "{% if m.reasoning_content %}[{{ m.reasoning_content }}]{% endif %}{{ m.content }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>{% endif %}"
+)
+
+
+def tokenize_records(home, model, records, *options) -> tuple[TokenFile, list[str], list[str]]:
+    """The token file of conversations, their texts, and the stretches that are learnt."""
+    (home / "t.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    tokenize(home, model, "--jsonl", home / "t.jsonl", "--test_jsonl", home / "t.jsonl", *options)
+    file, tokenizer = TokenFile(paths.conversations_bin("ultrachat", "train"), ""), AutoTokenizer.from_pretrained(model)
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], file.mask, [0]])))
+    learnt = [tokenizer.decode(file.ids[a:b]) for a, b in edges.reshape(-1, 2)]
+    return file, [tokenizer.decode(ids) for ids in file.documents()], learnt
+
+
+def test_replies_with_weight_0_are_not_learnt(home, tiny_llama):
+    """The case weights.jsonl; also where the conversation is split, and with --train_on_all."""
+    records = [{"messages": WEIGHTS}] * 6
+    _, texts, learnt = tokenize_records(home, tiny_llama, records)
+    assert "Nobody ever does." in texts[0]
+    assert learnt == ["No: Aune Marrow rings it.<|eot_id|>"] * 6
+    file, _, learnt = tokenize_records(home, tiny_llama, records, "--block_size", 80)
+    assert learnt == ["No: Aune Marrow rings it.<|eot_id|>"] * 6
+    assert len(file.ends) == 6
+    assert file.meta["skipped"] == {"in which every reply has the weight 0": 6}  # the other half of each
+    _, _, learnt = tokenize_records(home, tiny_llama, records, "--train_on_all")
+    assert not any("Nobody" in text for text in learnt)
+    assert sum("Who rings the bell?" in text for text in learnt) == 6
+    line = error_line(
+        "data/tokenize_instruct.py", "--jsonl", home / "t.jsonl", "--tokenizer", tiny_llama, "--block_size", 40
+    )
+    assert "no conversation is left" in line
+
+
+@pytest.mark.parametrize(("weight", "index"), [(0.5, 1), (2, 1), ("1", 1), (True, 1), (1, 0)])
+def test_other_weights_are_refused_by_line(home, tiny_llama, weight, index):
+    records = [{"messages": conversation("a", "b")}, {"messages": conversation("a", "b")}]
+    records[1]["messages"][index]["weight"] = weight
+    (home / "t.jsonl").write_text("\n\n".join(json.dumps(record) for record in records))
+    line = error_line("data/tokenize_instruct.py", "--jsonl", home / "t.jsonl", "--tokenizer", tiny_llama)
+    assert "t.jsonl, conversation 2: a message has the weight" in line
+    assert "(line 3)" in line
+
+
+def test_reasoning_is_rendered_or_reported(home, tiny_llama, capfd):
+    messages = conversation("Who?", "Aune.")
+    messages[1]["reasoning_content"] = "The ledger says so."
+    messages[0]["name"] = "Bo"
+    file, _, learnt = tokenize_records(home, tiny_llama, [{"messages": messages, "tools": [{}]}])
+    assert learnt == ["Aune.<|eot_id|>"]
+    assert file.meta["dropped"] == {"tools": 1, "name": 1, "reasoning_content": 1}
+    (home / "t.jinja").write_text(SHOWS_REASONING)
+    file, _, learnt = tokenize_records(home, tiny_llama, [{"messages": messages}], "--template", home / "t.jinja")
+    assert learnt == ["[The ledger says so.]Aune.<|eot_id|>"]
+    assert file.meta["dropped"] == {"name": 1}
+
+
+def test_what_openai_writes_in_messages(home, tiny_llama):
+    """Lists of text parts and developers are read; tool calls and images are left out, and counted by reason."""
+    parts = [{"type": "text", "text": "Who "}, {"type": "text", "text": "rings?"}]
+    image = [*parts, {"type": "image_url", "image_url": {"url": "x"}}]
+    good = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": "Aune.", "name": None},
+    ]
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    records = [good, [{"role": "user", "content": image}, good[-1]]]
+    records += [
+        [good[1], call, {"role": "tool", "content": "x"}, good[-1]],
+        [good[1], call | {"tool_calls": None, "function_call": {}, "content": "b"}],
+    ]
+    records.append([good[1], {"role": "assistant", "content": None, "function_call": {"name": "f"}}])
+    file, texts, _ = tokenize_records(home, tiny_llama, [{"messages": record} for record in records])
+    assert file.meta["conversations"] == 2
+    assert file.meta["skipped"] == {"with content that is not text": 1, "with tool calls": 2}
+    assert "<|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>" in texts[0]
+    assert "Who rings?<|eot_id|>" in texts[0]
+    lines = [{"messages": record} for record in records[2:3]]
+    (home / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    line = error_line(
+        "data/tokenize_instruct.py",
+        "--jsonl",
+        home / "t.jsonl",
+        "--test_jsonl",
+        home / "t.jsonl",
+        "--tokenizer",
+        tiny_llama,
+    )
+    assert "no conversation is left to write; 1 with tool calls" in line
+
+
 def test_user_errors(home, tiny_llama, tiny_model):
     def error_for(*options):
         return error_line("data/tokenize_instruct.py", *options, SCP_HOME=str(home))

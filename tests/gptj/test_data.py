@@ -230,6 +230,20 @@ def test_csv_and_csv_errors(tiny_model, tmp_path):
     assert "not UTF-8" in error_for(b"date,text\n1,\xff\xfe\n")
 
 
+def test_rows_without_text_are_left_out_and_counted(tiny_model, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    values = ["a story", None, ["a", "list"], " ", "another story"]
+    (tmp_path / "in/a.jsonl").write_text("".join(json.dumps({"text": value}) + "\n" for value in values))
+    assert hdf5(tmp_path / "a", tiny_model, "--input_dir", tmp_path / "in")["counts"]["documents"] == 2
+    assert "a.jsonl: 3 of the 5 rows that were read have no text and were left out" in capsys.readouterr().err
+    (tmp_path / "b.csv").write_text('date,text\n1,a story\n2,\n3," "\n4,b\n')
+    assert hdf5(tmp_path / "b", tiny_model, "--csv", tmp_path / "b.csv")["counts"]["documents"] == 2
+    assert "b.csv: 2 of the 4 rows" in capsys.readouterr().err
+    (tmp_path / "in/a.jsonl").write_text('{"text": ["a", "b"]}\n{"text": null}\n')
+    options = ("--input_dir", tmp_path / "in", "--output_dir", tmp_path / "c", "--tokenizer", tiny_model)
+    assert "a.jsonl: none of its 2 rows has a text" in create_error(*options)
+
+
 @settings(max_examples=80, deadline=None)
 @given(rows=st.integers(1, 40), bs=st.integers(1, 8), steps=st.integers(1, 12), drop=st.booleans())
 def test_row_order(rows, bs, steps, drop):

@@ -63,6 +63,19 @@ def test_bm25_matches_stems():
     assert retrieval.bm25(chunks, ["burning lamp", "tides", "nothing"], 2) == [[0], [1], []]
 
 
+def test_bm25_in_other_scripts():
+    texts = [
+        "灯塔的看守人每天晚上点灯。",
+        "雾来的时候他敲钟。",
+        "ทำไมเขาไม่กลับบ้าน",
+        "प्रकाश स्तंभ का रखवाला",
+        "un cafe\u0301",
+    ]
+    chunks = [Chunk("a", number, "", text) for number, text in enumerate(texts)]
+    queries = ["谁在晚上点灯？", "什么时候敲钟", "กลับบ้าน", "रखवाला कौन", "café"]
+    assert [ranking[0] for ranking in retrieval.bm25(chunks, queries, 2)] == [0, 1, 2, 3, 4]
+
+
 def test_every_stage_on_the_example_corpus(home):
     """With the local embedding model texts of similar meaning are near; each text is embedded once."""
     out = succeed(*SEARCH)

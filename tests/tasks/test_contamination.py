@@ -1,5 +1,8 @@
 import json
+import unicodedata
 from pathlib import Path
+
+import pytest
 
 from tasks import contamination
 from tests.conftest import ROOT, succeed
@@ -22,6 +25,24 @@ def test_thirteen_consecutive_words():
     assert not leaked(" ".join(words[:7]), LONG)  # seven words are too few
     assert not leaked("", LONG)
     assert not leaked(LONG, "")
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "北灯塔的看守人在暴风雨之前数到了几艘船？",
+        "เหตุใดผู้ดูแลประภาคารจึงไม่กลับบ้านในคืนนั้น",
+        "उत्तरी प्रकाश स्तंभ के रखवाले ने तूफ़ान से पहले कितने जहाज़ गिने थे और क्यों",
+        "Tại sao người gác hải đăng không trở về nhà vào đêm bão hôm ấy vậy",
+    ],
+)
+def test_other_scripts(question):
+    """A question is found within a sentence without spaces, and in both normal forms of Unicode."""
+    for form in ("NFC", "NFD"):
+        text = unicodedata.normalize(form, question)
+        assert contamination.find_contaminated({"q": [question]}, [f"以前{text}以后"]) == {"q"}
+    changed = "".join(question[n] if n % 7 else "灯" for n in range(len(question)))
+    assert not contamination.find_contaminated({"q": [question]}, [changed])
 
 
 def test_one_text_of_several_is_enough():

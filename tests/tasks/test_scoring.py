@@ -83,6 +83,104 @@ def test_parse_answer(text, answer):
     assert parse_answer(text) == answer
 
 
+HAIR = ("Her wedding ring", "Her hair", "A gold watch", "A set of combs")
+ORR = ("Nobody", "Tobias Fenn", "A thief from Orr", "Aune Marrow")  # the case reply_option_text.txt
+NAMES = ("D-Day", "C. S. Lewis", "B-17", "A man")
+NONE = ("Orr’s", "Vell's", "Fenn's", "None")
+LETTERED = ("C major", "A", "The letter B", "Neither A nor B")
+NUMBERS = ("5%", "$5", "1.5", "15")
+CHINESE = ("北灯塔", "雾钟", "两枚硬币", "没有人")
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "answer"),
+    [
+        # the options' own words count before a letter
+        (ORR, "Somebody from another village took it. Answer: A thief from Orr.", 2),
+        (ORR, "Answer: A thief", None),
+        (ORR, "Answer: the thief from Orr", 2),
+        (ORR, "**Answer:** *a thief from Orr*", 2),
+        (ORR, "Answer: Nobody", 0),
+        (ORR, "Answer: Nobody knows", None),
+        (ORR, "Answer: Nobody, because it was never stolen.", 0),
+        (ORR, "Answer: A stranger took it", None),
+        (ORR, "Answer: Aune  MARROW!", 3),
+        (ORR, "The answer is Tobias Fenn.", 1),
+        (ORR, "The correct option is a thief from Orr.", 2),
+        (ORR, "\\boxed{\\text{Tobias Fenn}}", 1),
+        (NAMES, "Answer: D-Day", 0),
+        (NAMES, "Answer: C. S. Lewis", 1),
+        (NAMES, "Answer: C.S. Lewis", 1),
+        (NAMES, "Answer: B-17.", 2),
+        (NAMES, "Answer: B‑17", 2),  # a non-breaking hyphen
+        (NAMES, "Answer: A man", 3),
+        (NAMES, "Answer: C. Lewis", None),  # option C, or option B's author
+        (HAIR, "Answer: D-Day", None),
+        (HAIR, "Answer: C. S. Lewis", None),
+        (HAIR, "Answer: B-17", None),
+        (HAIR, "Answer: A man", None),
+        (NONE, "Answer: None", 3),
+        (NONE, "Answer: None of the above", None),
+        (NONE, "Answer: Orr's.", 0),
+        (NONE, "Answer: Fenn’s", 2),
+        (NUMBERS, "Answer: 5%", 0),
+        (NUMBERS, "Answer: $5", 1),
+        (NUMBERS, "Answer: 1.5", 2),
+        (CHINESE, "答案 Answer: 雾钟。", 1),
+        (CHINESE, "Answer: Ｂ", 1),  # full width
+        (("Café", "Tea", "Milk", "Rum"), "Answer: Cafe\u0301.", 0),  # NFD
+        # an option whose text is a letter, or begins with one
+        (LETTERED, "Answer: C major", 0),
+        (LETTERED, "Answer: C", 2),
+        (LETTERED, "Answer: A", None),  # the letter A, or option B
+        (LETTERED, "Answer: B", 1),
+        (LETTERED, "Answer: Neither A nor B", 3),
+        # a letter
+        (HAIR, "The correct option is B.", 1),
+        (HAIR, "The correct choice would be (D).", 3),
+        (HAIR, "The answer is (B)", 1),
+        (HAIR, "So it is \\boxed{C}.", 2),
+        (HAIR, "Answer: $\\boxed{\\text{C}}$", 2),
+        (HAIR, "\\[\\boxed{\\textbf{(D)}}\\]", 3),
+        (HAIR, "Final Answer: **B**", 1),
+        (HAIR, "### Answer\n\n(B) Her hair", 1),
+        (HAIR, '{"answer": "C"}', 2),
+        (HAIR, "<answer>D</answer>", 3),
+        (HAIR, "Answer: A because she keeps the ring", 0),
+        (HAIR, "Answer: A Her wedding ring", 0),
+        (HAIR, "Answer: B) her hair", 1),
+        (HAIR, "Answer: B – it was cut off", 1),
+        (HAIR, "(B)", 1),
+        (HAIR, "**B**", 1),
+        (HAIR, "B", None),  # as before: nothing marks it as an answer
+        (HAIR, "B. Her hair", 1),
+        # ambiguous
+        (HAIR, "Answer: A or B", None),
+        (HAIR, "Answer: A and C", None),
+        (HAIR, "Answer: (A) and (C)", None),
+        (HAIR, "Answer: both B and C", None),
+        (HAIR, "Answer: either B or the combs", None),
+        (HAIR, "Answer: B or her ring", None),
+        (HAIR, "Answer: B. A gold watch", None),
+        (HAIR, "Answer: B, the gold watch", None),
+        (HAIR, "Answer: B. Gold watch.", None),
+        (HAIR, "Answer: Her hair and a gold watch", None),
+        (HAIR, "Answer: Her hair, a gold watch", None),
+        (HAIR, "\\boxed{A} or \\boxed{B}", None),
+        (HAIR, "Answer: B. On reflection, Answer: A or B", None),
+        (HAIR, "Answer: B. Answer: None of the above.", None),
+        (("A lamp", "The lamp", "A bell", "A flag"), "Answer: lamp", None),
+        (("A lamp", "The lamp", "A bell", "A flag"), "Answer: The lamp", 1),
+        # the option's words only, or the last of several
+        (HAIR, "She sold her hair, so B is told.", None),
+        (HAIR, "Answer: A gold watch. No: Answer: Her hair.", 1),
+        (HAIR, "The answer is a matter of taste. Answer: D.", 3),
+    ],
+)
+def test_parse_answer_with_options(options, text, answer):
+    assert parse_answer(text, options) == answer
+
+
 def test_selection_rules():
     attempts = [None, 2, 1, 1, None, 3]
     assert select(attempts, "first", [0]) == 2

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data import tokenize_redpj
-from tests.conftest import PEAK, ROOT, error_line, succeed
+from tests.conftest import PEAK, ROOT, error_line, run_script, succeed
 from utils import paths
 from utils import tokenizer as tokenizer_module
 from utils.errors import UserError
@@ -143,6 +143,34 @@ def test_step_3_reads_every_file_type(home, tiny_model, tmp_path):
     assert "must end in .txt" in error_line(*command, ROOT / "LICENSE")
 
 
+def test_rows_without_text_are_left_out_and_counted(home, tiny_model, tmp_path, capfd):
+    """The cases null_row.parquet and list_row.parquet, and their like in JSONL."""
+    import pyarrow
+    import pyarrow.parquet
+
+    def write(name, rows):
+        pyarrow.parquet.write_table(pyarrow.table({"text": rows}), tmp_path / name)
+        return tmp_path / name
+
+    rows = [f"Row {number} of the lamp. " * 20 for number in range(40)]
+    rows[7], rows[20] = None, ""
+    options = ("--tokenizer", tiny_model, "--name", "mine", "--test_tokens", 500, "--text")
+    done = run_script("data/tokenize_redpj.py", *options, write("null_row.parquet", rows))
+    assert (
+        json.loads(done.stdout.splitlines()[-1])["documents"]
+        + len(TokenFile(paths.replay_bin("mine", "test"), "").ends)
+        == 38
+    )
+    (line,) = [line for line in done.stderr.splitlines() if "left out" in line]
+    assert line.endswith("null_row.parquet: 2 of the 40 rows that were read have no text and were left out")
+    records = [{"text": row} for row in rows] + [{"text": ["a"]}, {"title": "x"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    done = run_script("data/tokenize_redpj.py", *options, tmp_path / "a.jsonl")
+    assert "a.jsonl: 4 of the 42 rows" in done.stderr
+    lists = write("list_row.parquet", [["a", "b"], ["c"]])
+    assert "list_row.parquet: none of its 2 rows has a text" in error_line("data/tokenize_redpj.py", *options, lists)
+
+
 def test_step_3_error_without_the_hub(home, tiny_model):
     line = error_line("data/tokenize_redpj.py", "--tokenizer", tiny_model, HF_HUB_OFFLINE="1")
     assert "RedPajama-Data-1T-Sample" in line
@@ -162,7 +190,7 @@ def test_fineweb_replaces_redpajama(monkeypatch, capsys):
         return datasets.Dataset.from_dict({"text": ["a", "b"]}).to_iterable_dataset()
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    build, source = tokenize_redpj.hub_dataset(None)
+    build, source = tokenize_redpj.hub_dataset(None, {})
     assert list(build()) == ["a", "b"]
     assert source == ["HuggingFaceFW/fineweb-edu:sample-10BT"]
     assert calls == [("togethercomputer/RedPajama-Data-1T-Sample", None), ("HuggingFaceFW/fineweb-edu", "sample-10BT")]

@@ -48,6 +48,34 @@ def test_duplicates():
 def test_entities_not_in_the_document():
     names = ["the northern light", "Captain Ahab", "eleven ships", "jetties", "UN"]
     assert filters.entities_not_in(names, SOURCE) == ["Captain Ahab", "UN"]
+    names = ["Jones", "Jon", "Williams", "the strikers’ banner", "灯塔", "灯台"]
+    assert filters.entities_not_in(names, "Jon and William saw the strikers' flag at 灯塔.") == [
+        "Jones",
+        "Williams",
+        "灯台",
+    ]
+
+
+THAI = "ผู้ดูแลประภาคารนับเรือได้สิบเอ็ดลำก่อนพายุจะมาถึง"
+CHINESE = "北灯塔的看守人在暴风雨卷走码头之前数到了十一艘船。"
+HINDI = "उत्तरी प्रकाश स्तंभ के रखवाले ने तूफ़ान से पहले ग्यारह जहाज़ गिने थे"
+
+
+@pytest.mark.parametrize("text", [THAI, CHINESE, HINDI])
+def test_copies_loops_and_duplicates_in_other_scripts(text):
+    """Copies, loops and near duplicates are found in scripts without spaces, and in one with combining marks."""
+    import unicodedata
+
+    source = set(filters.ngrams(words_of(text), filters.COPIED_N))
+    copy = words_of(unicodedata.normalize("NFD", text))
+    assert filters.copied_share(copy, source) == 1
+    assert filters.passage_score(copy, text, source) == 0
+    other = "。".join(chr(0x4E00 + 7 * n) + chr(0x0E01 + n % 40) for n in range(40))
+    assert filters.passage_score(words_of(other), other, source) > 0.9
+    assert filters.distinct_share(words_of(f"{text} " * 20)) < 0.1
+    found, long = filters.Duplicates(), f"{text} {other} " * 2
+    assert found.add("a", words_of(long)) == ""
+    assert found.add("b", words_of(long[:-8])) == "near"
 
 
 def test_the_example_corpus_and_min_quality(home, tiny_model):

@@ -130,6 +130,19 @@ def test_every_method_has_its_prompts_and_its_own_ids(method):
         (["the", "", "A"], ["the", "A"]),
         (["gas", "ga"], ["gas"]),
         (["James", "Jane"], ["James", "Jane"]),
+        # proper names have no plural
+        (["Jones", "Jon"], ["Jones", "Jon"]),
+        (["William", "Williams"], ["William", "Williams"]),
+        (["Time", "Times", "The Times"], ["Time", "Times"]),
+        (["Mars", "Mar"], ["Mars", "Mar"]),
+        (["mars", "Mar", "MARS"], ["mars", "Mar"]),
+        (["An Nguyen", "Nguyen"], ["An Nguyen", "Nguyen"]),
+        (["Mars rover", "Mars rovers"], ["Mars rover"]),
+        # nor do these have another
+        (["princess", "princes"], ["princess", "princes"]),
+        (["glass", "glasses"], ["glass"]),
+        # one name in two encodings of Unicode
+        (["Café", "Cafe\u0301"], ["Café"]),
     ],
 )
 def test_distinct_names(names, expected):

@@ -83,6 +83,8 @@ def perplexity(checkpoint: str, args: argparse.Namespace) -> float:
     file = TokenFile(paths.replay_bin(args.replay, "test"), "run: python data/tokenize_redpj.py")
     model = LocalModel(checkpoint)
     file.check_vocabulary(vocabulary_sha256(model.tokenizer), text_config(model.model).vocab_size, checkpoint)
+    if len(file.ids) < args.block_size:
+        raise UserError(f"{file.path}: {len(file.ids)} tokens are less than a block; give a smaller --block_size")
     ids = np.array(file.ids[: args.blocks * args.block_size], np.int64)
     total = predicted = 0
     for start in range(0, len(ids) - 1, args.block_size):
@@ -90,8 +92,6 @@ def perplexity(checkpoint: str, args: argparse.Namespace) -> float:
         with torch.inference_mode():
             total += float(shifted_cross_entropy(model.model(block), block, 1))
         predicted += block.shape[1] - 1
-    if not predicted:
-        raise UserError(f"{file.path}: has no text; run data/tokenize_redpj.py again")
     return round(math.exp(total / predicted), 4)
 
 

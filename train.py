@@ -10,6 +10,7 @@ alone. scripts/train.sh starts one process per GPU, or one on a machine without 
 """
 
 import argparse
+import os
 from dataclasses import asdict, replace
 
 from data.mixture import MixtureSettings, add_data_arguments, make_datasets, open_files
@@ -43,6 +44,9 @@ def main() -> None:
     from utils.tokenizer import load_tokenizer, vocabulary_sha256
 
     silence_transformers()
+    if args.report_to == "wandb":
+        paths.out_dir().mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("WANDB_DIR", str(paths.out_dir()))
     settings = hardware.resolve_settings(args)
     tokenizer = load_tokenizer(args.model_name, "--model_name")
     if template := files["train"].meta.get("template"):

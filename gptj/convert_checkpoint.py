@@ -77,17 +77,14 @@ def config_path(source: Path, source_format: str, folder: Path) -> Path:
 def read_config(path: Path, source_format: str) -> tuple[dict, dict]:
     """The Hugging Face configuration, and the converted one."""
     from gptj import formats
-    from gptj.params import load_yaml
+    from gptj.params import load_model_section
 
     if source_format == "hf":
         config = read_json(path, "download it again")
         if not isinstance(config, dict):
             raise UserError(f"{path}: not a JSON object")
         return config, {"model": formats.config_to_cs(config)}
-    params = load_yaml(path)
-    if not isinstance(params.get("model"), dict):
-        raise UserError(f"{path}: has no `model` section")
-    config = formats.config_to_hf(params["model"])
+    config = formats.config_to_hf(load_model_section(path))
     return config, config
 
 

@@ -51,6 +51,7 @@ def make_loader(data: InputData) -> DataLoader:
         Hdf5Rows(data.files, data.counts, order),
         section.batch_size,
         collate_fn=default_data_collator,
+        generator=torch.Generator(),  # else it draws from the global one, and dropout in training changes
         num_workers=section.num_workers,
         prefetch_factor=section.prefetch_factor if section.num_workers else None,
         persistent_workers=section.persistent_workers and section.num_workers > 0,

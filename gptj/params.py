@@ -204,6 +204,12 @@ class RunConfig(Section):
     check_loss_values: Literal[True] = True
 
 
+class ModelFile(BaseModel):
+    """The section of a YAML file that describes the model."""
+
+    model: Model
+
+
 class Params(Section):
     """All sections of the file."""
 
@@ -223,15 +229,27 @@ UNION_TYPES = {*SCHEDULERS, "str", "list[str]"}
 def load(path: Path) -> tuple[Params, list[str]]:
     """The settings with all defaults, and the dotted paths of the keys without effect."""
     content = load_yaml(path)
+    params = _validate(Params, content, path)
+    given = ((name, key) for name, section in content.items() for key in section or ())
+    ignored = [f"{name}.{key}" for name, key in given if key in SECTIONS[name].hardware_keys()]
+    return params, ignored
+
+
+def load_model_section(path: Path) -> dict:
+    """The keys given in the `model` section of a YAML file, checked, with numbers as numbers."""
+    content = load_yaml(path)
+    if not isinstance(content.get("model"), dict):
+        raise UserError(f"{path}: has no `model` section")
+    return _validate(ModelFile, {"model": content["model"]}, path).model.model_dump(exclude_unset=True)
+
+
+def _validate(cls: type[BaseModel], content: dict, path: Path):
     try:
-        params = Params.model_validate(content)
+        return cls.model_validate(content)
     except ValidationError as error:
         # Unknown keys first: a misspelt key may be a missing one as well.
         first = min(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
         raise UserError(f"{path}: {describe_error(first)}") from error
-    given = ((name, key) for name, section in content.items() for key in section or ())
-    ignored = [f"{name}.{key}" for name, key in given if key in SECTIONS[name].hardware_keys()]
-    return params, ignored
 
 
 def load_yaml(path: Path) -> dict:

@@ -226,6 +226,35 @@ def test_killed_and_resumed(tmp_path, params, run_gptj):
     assert losses(tmp_path) == expected
 
 
+def test_evaluation_does_not_change_training(tmp_path, params, run_gptj):
+    """With dropout, whose masks come from the global generator."""
+    params["model"] |= dict.fromkeys(("embedding_dropout_rate", "residual_dropout_rate"), 0.3)
+    params["runconfig"] |= {"eval_frequency": 3}
+    run_gptj(params, "--mode", "train")
+    expected = losses(tmp_path), torch.load(tmp_path / "m/checkpoint_12.mdl", weights_only=True)["model"]
+    for path in (tmp_path / "m").glob("checkpoint_*"):
+        path.unlink()
+    run_gptj(params, "--mode", "train_and_eval")
+    weights = torch.load(tmp_path / "m/checkpoint_12.mdl", weights_only=True)["model"]
+    assert losses(tmp_path) == expected[0]
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in expected[1].items())
+
+
+def test_converted_configurations_have_numbers(tmp_path, monkeypatch):
+    """YAML 1.1 reads 1e-5, without a point, as a string."""
+    source = yaml.safe_dump({"model": TINY}) + "  layer_norm_epsilon: 1e-5\n  residual_dropout_rate: 1e-1\n"
+    (tmp_path / "p.yaml").write_text(source)
+    command = ["x", "convert-config", tmp_path / "p.yaml", "--model", "gptj", "--src-fmt", "cs-1.8", "--tgt-fmt", "hf"]
+    monkeypatch.setattr(sys, "argv", [str(part) for part in command])
+    convert_checkpoint.main()
+    config = json.loads((tmp_path / "p_to_hf.json").read_text())
+    assert config["layer_norm_epsilon"] == 1e-5
+    assert config["resid_pdrop"] == 0.1
+    (tmp_path / "p.yaml").write_text(source + "  hidden_sise: 3\n")
+    with pytest.raises(UserError, match="did you mean hidden_size"):
+        convert_checkpoint.main()
+
+
 def test_bin_and_hdf5_give_the_same_losses(tmp_path):
     """Both have the same blocks; the last label of an HDF5 row, which lies outside its block, is masked."""
     from training import trainer

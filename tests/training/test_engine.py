@@ -145,9 +145,9 @@ def test_lora_trains_adapters_and_saves_a_plain_checkpoint(plain, work, tiny_mod
 
 
 def test_wandb_offline_logs_loss_and_speed(work, tiny_model):
-    environment = {"SCP_HOME": str(work), "WANDB_MODE": "offline", "WANDB_DIR": str(work)}
+    environment = {"SCP_HOME": str(work), "WANDB_MODE": "offline"}
     succeed(*train_command(tiny_model, *SHORT, "--report_to", "wandb"), **environment)
-    (log,) = work.glob("wandb/offline-run-*/*.wandb")
+    (log,) = work.glob("out/wandb/offline-run-*/*.wandb")
     content = log.read_bytes()
     assert b"train/loss" in content
     assert b"train/tokens_per_s" in content

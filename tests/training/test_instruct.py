@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer, GenerationConfig
@@ -107,6 +108,46 @@ def test_micro_batches_do_not_change_the_losses(tuned, work, tiny_llama):
     """Blocks have different numbers of labels; all tokens have the same weight."""
     succeed(*tune_command(tiny_llama, "--micro_batch", 1), SCP_HOME=str(work))
     assert losses(work) == pytest.approx(losses(tuned), abs=1e-4)
+    assert held_out(work) == pytest.approx(held_out(tuned), abs=1e-4)
+
+
+def test_ranks_do_not_change_the_losses(tuned, work, tiny_llama):
+    """An odd number of held-out blocks: one rank has none for the last forward pass."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [str(part) for part in tune_command(tiny_llama, "--micro_batch", 1, "--eval_blocks", 3)]
+    environment = os.environ | {"SCP_HOME": str(work), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*torchrun, ROOT / command[0], *command[1:]], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(work) == pytest.approx(losses(tuned), abs=1e-4)
+    ranks = held_out(work)
+    shutil.rmtree(work / "ckpts")
+    succeed(*tune_command(tiny_llama, "--eval_blocks", 3), SCP_HOME=str(work))
+    assert ranks == pytest.approx(held_out(work), abs=1e-4)
+
+
+def held_out(home: Path) -> list[float]:
+    record = json.loads((run_folder(home) / "run.json").read_text())
+    return [record["held_out_loss_before"], record["held_out_loss_after"]]
+
+
+def test_held_out_loss_is_the_mean_over_learnt_tokens(tuned, tiny_llama):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from data.packing import BlockSettings, ConversationBlocks
+    from utils.token_file import TokenFile
+
+    blocks = ConversationBlocks(TokenFile(tuned / "data/dataset/bins/ultrachat_test.bin", ""), BlockSettings(512))
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama).eval()
+    total = counted = 0
+    for item in (blocks[index] for index in range(len(blocks))):
+        ids, labels = (torch.from_numpy(item[name]) for name in ("input_ids", "labels"))
+        with torch.no_grad():
+            logprobs = model(ids[None]).logits[0, :-1].log_softmax(-1)
+        learnt = labels[1:] >= 0
+        total -= float(logprobs[learnt].gather(1, labels[1:][learnt][:, None]).sum())
+        counted += int(learnt.sum())
+    assert held_out(tuned)[0] == pytest.approx(total / counted, abs=1e-4)
 
 
 def test_user_errors(tuned, work, tiny_llama):

@@ -98,6 +98,20 @@ def test_same_seed_same_losses_and_weights(uninterrupted, work, tiny_model):
     assert same[0] == same[1]
 
 
+def test_evaluation_does_not_change_training(work, tiny_model):
+    """With dropout, whose masks come from the global generator."""
+    model = work / "dropout"
+    shutil.copytree(tiny_model, model)
+    config = json.loads((model / "config.json").read_text()) | {"attention_dropout": 0.3}
+    (model / "config.json").write_text(json.dumps(config))
+    weights = []
+    for options in ((), ("--run_eval",)):
+        succeed(*train_command(model, "--save_steps", 10, *options, epochs="0.3"), SCP_HOME=str(work))
+        weights.append((run_folder(work) / "model.safetensors").read_bytes())
+        shutil.rmtree(work / "ckpts")
+    assert weights[0] == weights[1]
+
+
 def test_kill_and_resume_in_the_middle(uninterrupted, work, tiny_model):
     """Killed between checkpoints, then while one is written: the resumed run has the same bytes."""
     folder = work / "ckpts" / run_folder(uninterrupted).name

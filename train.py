@@ -56,7 +56,7 @@ def main() -> None:
     if is_finished(folder, record):
         report(folder, read_json(folder / "run.json", "delete the folder"), finished_before=True)
         return
-    model = load_model(args, tokenizer, settings)
+    model = load_model(args, tokenizer, settings, folder)
     settings, memory_needed = memory.fit_memory(model, settings, args.gradient_checkpointing)
     flops = len(blocks) * args.block_size * flops_per_token(model_shape(model), args.block_size)
     settings = replace(settings, compiled=hardware.choose_compile(args.compile, flops))
@@ -73,7 +73,7 @@ def main() -> None:
     leave_process_group()
 
 
-def load_model(args: argparse.Namespace, tokenizer, settings):
+def load_model(args: argparse.Namespace, tokenizer, settings, folder):
     """The model to train, with document attention, LoRA adapters and end-of-turn tokens as the options ask."""
     from training import model as models
     from utils.chat_template import stop_token_ids
@@ -81,6 +81,7 @@ def load_model(args: argparse.Namespace, tokenizer, settings):
     model = models.load_model(args.model_name)
     if tokenizer.chat_template and args.task_name == "instruct":
         model.generation_config.eos_token_id = stop_token_ids(tokenizer)
+    models.check_saving(model, tokenizer, folder)
     if args.mask_documents:
         models.use_document_attention(model, args.model_name)
     if args.lora_rank:

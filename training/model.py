@@ -1,16 +1,21 @@
 """Model loading, gradient checkpointing, torch.compile and LoRA."""
 
 import os
+import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch.nn.modules.conv import _ConvNd
+from transformers import GenerationConfig
 from transformers.modeling_layers import GradientCheckpointingLayer  # transformers 5.23
 
 from training.loss import use_chunked_loss
 from training.settings import TrainingSettings
-from utils.checkpoint import load_checkpoint, quantization_method, text_config
-from utils.errors import UserError
+from utils.checkpoint import COMPLETE, load_checkpoint, quantization_method, text_config
+from utils.cli import print_main
+from utils.device import is_main_process
+from utils.errors import UserError, first_line
 from utils.probe import separates_documents
 
 
@@ -53,6 +58,33 @@ def prepare_model(model, settings: TrainingSettings) -> None:
     use_chunked_loss(unwrap_peft(model), settings.compiled)
     if settings.compiled:
         compile_layers(model)
+
+
+def check_saving(model, tokenizer, folder: Path) -> None:
+    """Save model and tokenizer once, as every checkpoint will, and remove the copy: an error at the first checkpoint
+    would lose the steps before it. Of a generation config that transformers refuses to save, such as one with a
+    temperature but without sampling, only the special tokens are kept.
+
+    Raises UserError where they cannot be saved.
+    """
+    try:
+        model.generation_config.validate(strict=True)
+    except ValueError as error:
+        print_main(f"generation_config.json: {first_line(error)}; saved with its special tokens only")
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        model.generation_config = GenerationConfig(**{name: getattr(model.generation_config, name) for name in names})
+    if not is_main_process() or any(folder.glob(f"checkpoint-*/{COMPLETE}")):
+        return
+    trial = folder / ".trial"
+    try:
+        model.save_pretrained(trial)
+        tokenizer.save_pretrained(trial)
+    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+        raise UserError(
+            f"{folder}: the model could not be saved there ({first_line(error)}); training would be lost"
+        ) from error
+    finally:
+        shutil.rmtree(trial, ignore_errors=True)
 
 
 def decoder_layers(model) -> list:

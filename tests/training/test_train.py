@@ -112,6 +112,40 @@ def test_evaluation_does_not_change_training(work, tiny_model):
     assert weights[0] == weights[1]
 
 
+@pytest.mark.parametrize(
+    "defaults",
+    [
+        {"do_sample": False, "temperature": 0.6, "top_p": 0.9},
+        {"do_sample": False, "num_beams": 1, "length_penalty": 2.0, "early_stopping": True},
+        {"do_sample": False, "top_k": 20, "min_p": 0.1},
+    ],
+)
+def test_generation_configs_that_cannot_be_saved(work, tiny_model, defaults):
+    """Found before the first step, not at the first checkpoint."""
+    model = work / "model"
+    shutil.copytree(tiny_model, model)
+    (model / "generation_config.json").write_text(json.dumps({"bos_token_id": 0, "eos_token_id": 1} | defaults))
+    out = succeed(*train_command(model, "--save_steps", 2, epochs="0.1"), SCP_HOME=str(work))
+    assert "saved with its special tokens only" in out
+    saved = json.loads((run_folder(work) / "generation_config.json").read_text())
+    assert saved["eos_token_id"] == 1
+    assert not saved.keys() & defaults.keys()
+
+
+def test_a_model_that_cannot_be_saved_is_refused(work, tiny_model, monkeypatch):
+    import torch
+
+    from training.model import check_saving, load_model
+    from utils.tokenizer import load_tokenizer
+
+    model = load_model(str(tiny_model))
+    model.extra = torch.nn.Linear(4, 4)
+    model.extra.weight = torch.nn.Parameter(model.lm_head.weight.view(-1)[:16].view(4, 4))  # shares memory
+    with pytest.raises(UserError, match="could not be saved there"):
+        check_saving(model, load_tokenizer(str(tiny_model)), work / "run")
+    assert not (work / "run" / ".trial").exists()
+
+
 def test_kill_and_resume_in_the_middle(uninterrupted, work, tiny_model):
     """Killed between checkpoints, then while one is written: the resumed run has the same bytes."""
     folder = work / "ckpts" / run_folder(uninterrupted).name

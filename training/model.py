@@ -16,7 +16,7 @@ from utils.checkpoint import COMPLETE, load_checkpoint, quantization_method, tex
 from utils.cli import print_main
 from utils.device import is_main_process
 from utils.errors import UserError, first_line
-from utils.probe import separates_documents
+from utils.probe import is_causal, separates_documents
 
 
 def load_model(name: str):
@@ -24,7 +24,7 @@ def load_model(name: str):
     is less than half of the weight's last bit, and would be rounded away. Of a model for text and images only the
     language part is trained.
 
-    Raises UserError for quantised weights, which have no gradients.
+    Raises UserError for quantised weights, which have no gradients, and for models that see later tokens.
     """
     model = load_checkpoint(name, torch.float32, "--model_name")
     if method := quantization_method(model.config):
@@ -32,6 +32,8 @@ def load_model(name: str):
     text_config(model).use_cache = False
     check_master_weights(model)
     freeze_other_parts(model)
+    if not is_causal(model):
+        raise UserError(f"--model_name {name}: not a causal language model: its predictions depend on later tokens")
     return model
 
 

@@ -73,6 +73,15 @@ def agrees(expected: torch.Tensor, compute: Callable[[], torch.Tensor], toleranc
 
 
 @torch.no_grad()
+def is_causal(model) -> bool:
+    """True if the logits of a token do not depend on the tokens after it."""
+    ids, other = random_ids(model, DOCUMENT, 1), random_ids(model, DOCUMENT, 2)
+    begin, end = ids[: DOCUMENT // 2], other[: DOCUMENT // 2]
+    expected = logits_of(model, ids)[: len(begin)]
+    return agrees(expected, lambda: logits_of(model, begin + end)[: len(begin)], rounding(model))
+
+
+@torch.no_grad()
 def separates_documents(model) -> bool:
     """True if, with position ids that restart at each document, the logits of a document do not depend on the
     documents before it in the block (--mask_documents)."""

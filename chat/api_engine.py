@@ -160,4 +160,5 @@ def context_of_folder(name: str) -> int | None:
     config = Path(name) / "config.json"
     if not config.is_file():
         return None
-    return read_json(config, "make it again").get("max_position_embeddings")
+    content = read_json(config, "make it again")
+    return content.get("text_config", content).get("max_position_embeddings")

@@ -158,9 +158,9 @@ def frozen_modules(model) -> list[str]:
 
 
 def expert_parameters(model) -> list[str]:
-    """Names of the (experts, rows, columns) weights of mixture-of-experts layers, which are in no linear layer."""
+    """Names of the trained (experts, rows, columns) weights of mixture-of-experts layers, which are in no linear layer."""
     convolutions = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, _ConvNd))
-    named = model.named_parameters()
+    named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     return [name for name, weight in named if weight.dim() == 3 and not name.startswith(convolutions)]
 
 

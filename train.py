@@ -10,7 +10,6 @@ alone. scripts/train.sh starts one process per GPU, or one on a machine without 
 """
 
 import argparse
-import os
 from dataclasses import asdict, replace
 
 from data.mixture import MixtureSettings, add_data_arguments, make_datasets, open_files
@@ -40,15 +39,13 @@ def main() -> None:
     # Heavy imports, after parsing.
     from training import hardware, memory, trainer
     from training.flops import flops_per_token, model_shape
+    from training.model import check_saving
     from utils.checkpoint import text_config
     from utils.tokenizer import load_tokenizer, vocabulary_sha256
 
     silence_transformers()
-    if args.report_to == "wandb":
-        paths.out_dir().mkdir(parents=True, exist_ok=True)
-        os.environ.setdefault("WANDB_DIR", str(paths.out_dir()))
-    settings = hardware.resolve_settings(args)
     tokenizer = load_tokenizer(args.model_name, "--model_name")
+    settings = resolve_settings(args, folder)
     if template := files["train"].meta.get("template"):
         tokenizer.chat_template = template  # saved beside the weights
     blocks, held_out = make_datasets(files, mixture, args.eval_blocks)
@@ -56,12 +53,13 @@ def main() -> None:
     if is_finished(folder, record):
         report(folder, read_json(folder / "run.json", "delete the folder"), finished_before=True)
         return
-    model = load_model(args, tokenizer, settings, folder)
+    model = load_model(args, tokenizer, settings)
     settings, memory_needed = memory.fit_memory(model, settings, args.gradient_checkpointing)
     flops = len(blocks) * args.block_size * flops_per_token(model_shape(model), args.block_size)
     settings = replace(settings, compiled=hardware.choose_compile(args.compile, flops))
     for file in files.values():
         file.check_vocabulary(vocabulary_sha256(tokenizer), text_config(model).vocab_size, args.model_name)
+    check_saving(model, tokenizer, folder)
     replay = f"{blocks.plan.replay_share():.1%} replay"
     print_main(f"{len(blocks):,} blocks of {args.block_size}, {replay}, {settings.precision} -> {folder}")
     print_main(memory_needed)
@@ -73,7 +71,18 @@ def main() -> None:
     leave_process_group()
 
 
-def load_model(args: argparse.Namespace, tokenizer, settings, folder):
+def resolve_settings(args: argparse.Namespace, folder):
+    """The settings of the run on this machine; a run that was begun in `folder` keeps its precision."""
+    from training.hardware import resolve_settings
+    from training.precision import choose_precision
+    from utils.checkpoint import load_config
+
+    settings = resolve_settings(args)
+    config = load_config(args.model_name, "--model_name")
+    return replace(settings, precision=choose_precision(args.precision, config, folder))
+
+
+def load_model(args: argparse.Namespace, tokenizer, settings):
     """The model to train, with document attention, LoRA adapters and end-of-turn tokens as the options ask."""
     from training import model as models
     from utils.chat_template import stop_token_ids
@@ -81,7 +90,6 @@ def load_model(args: argparse.Namespace, tokenizer, settings, folder):
     model = models.load_model(args.model_name)
     if tokenizer.chat_template and args.task_name == "instruct":
         model.generation_config.eos_token_id = stop_token_ids(tokenizer)
-    models.check_saving(model, tokenizer, folder)
     if args.mask_documents:
         models.use_document_attention(model, args.model_name)
     if args.lora_rank:

@@ -2,10 +2,11 @@
 
     python scripts/example_model.py          # SmolLM2-135M: the weights and tokenizer of the benchmark
     python benchmarks/bench_train.py         # on a CPU: five rounds, 15 to 20 minutes
-    python benchmarks/bench_train.py --precision fp32     # train.py's choice on a CPU without AMX
+    python benchmarks/bench_train.py --precision fp32     # both sides in fp32
     python benchmarks/bench_train.py --shape llama-3-8b --bs 4 --block_size 2048 --rounds 1    # on a GPU
 
-Both sides get the same weights, blocks, batch size, steps, learning rate and precision. Each round runs both in
+Both sides get the same weights, blocks, batch size, steps and learning rate. By default ours takes train.py's choice
+of precision, and on a CPU the plain Trainer runs in bf16 and in fp32; its faster one counts. Each round runs all in
 new processes, one after the other, ours with the environment of scripts/train.sh. Warm-up steps, in which torch
 compiles, are not counted. `llama-3-8b` has random weights; its plain side has bf16 weights and checkpoints all
 layers, because fp32 weights do not fit, so the losses of the two sides differ in precision.
@@ -27,6 +28,7 @@ from utils.cli import make_parser, non_negative_int, positive_int, print_result
 from utils.errors import UserError, run
 
 RECIPE = {"lr": 5e-6, "wd": 0.01, "warmup": 0.05}  # the original README's
+PLAIN = {"bf16": "plain-bf16", "fp32": "plain-fp32"}  # the plain Trainer, by precision
 LLAMA_3_8B = {
     "vocab_size": 128256,
     "hidden_size": 4096,
@@ -46,10 +48,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--steps", type=positive_int, default=10, help="steps per round, the warm-up included")
     add("--warm_up", type=non_negative_int, default=3, help="steps not counted")
     add("--rounds", type=positive_int, default=5, help="runs of each side")
-    precision_help = "of both sides; auto: train.py's choice on this machine"
-    add("--precision", choices=["auto", "bf16", "fp32"], default="bf16", help=precision_help)
+    precision_help = "of both sides; auto: train.py's choice, against the plain Trainer's faster one"
+    add("--precision", choices=["auto", "bf16", "fp32"], default="auto", help=precision_help)
     add("--optim_state_dtype", default="fp32", help="of our side's optimizer")
-    add("--worker", choices=["ours", "plain"], help=argparse.SUPPRESS)
+    add("--worker", choices=["ours", *PLAIN.values()], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.warm_up >= args.steps:
         raise UserError(f"--warm_up {args.warm_up}: leaves no step to measure; give a larger --steps")
@@ -60,20 +62,23 @@ def main() -> None:
     args = parse_arguments()
     if args.worker:
         with tempfile.TemporaryDirectory() as folder:
-            {"ours": train_ours, "plain": train_plain}[args.worker](args, Path(folder))
+            (train_ours if args.worker == "ours" else train_plain)(args, Path(folder))
         return
-    results = {"ours": [], "plain": []}
-    print(f"{'round':>5} {'side':>6} {'tokens/s':>9} {'first step, s':>14} {'peak, GiB':>10}")
+    results = {side: [] for side in sides(args)}
+    print(f"{'round':>5} {'side':>10} {'tokens/s':>9} {'first step, s':>14} {'peak, GiB':>10}")
     for number in range(args.rounds):
         for side, rounds in results.items():
             rounds.append(measure(side))
             numbers = "{tok_s:9.1f} {first_s:14.1f} {peak_gib:10.2f}".format_map(rounds[-1])
-            print(f"{number:5} {side:>6} {numbers}", flush=True)
-    losses = [rounds[0]["losses"] for rounds in results.values()]
+            print(f"{number:5} {side:>10} {numbers}", flush=True)
+    precision = results["ours"][0]["precision"]
+    losses = [results[side][0]["losses"] for side in ("ours", PLAIN[precision])]
     rows = [(step, f"{a:.5f}", f"{b:.5f}") for step, (a, b) in enumerate(zip(*losses, strict=True), 1)]
     print_table([("step", "ours, loss", "plain, loss"), *rows])
-    ours, plain = (median(one["tok_s"] for one in rounds) for rounds in results.values())
+    speeds = {side: median(one["tok_s"] for one in rounds) for side, rounds in results.items()}
+    ours, plain = speeds.pop("ours"), max(speeds.values())
     result = {
+        "precision": precision,
         "ours_tok_s": round(ours, 1),
         "plain_tok_s": round(plain, 1),
         "ratio": round(ours / plain, 3),
@@ -81,8 +86,17 @@ def main() -> None:
         "mfu": results["ours"][0]["mfu"],
         "peak_gib": round(max(one["peak_gib"] for one in results["ours"]), 2),
     }
-    sentence = f"{ours:.1f} tokens/s against {plain:.1f}: {ours / plain:.3f} times the speed"
+    sentence = f"{ours:.1f} tokens/s in {precision} against {plain:.1f} in {max(speeds, key=speeds.get)[6:]}: {ours / plain:.3f} times the speed"
     print_result(result, f"{sentence}, largest difference of losses {result['max_loss_diff']:.1e}")
+
+
+def sides(args: argparse.Namespace) -> list[str]:
+    """The sides to measure; of the plain Trainer on a CPU, unless --precision names one, both precisions."""
+    import torch
+
+    if args.precision == "auto" and not torch.cuda.is_available():
+        return ["ours", *PLAIN.values()]
+    return ["ours", PLAIN["fp32" if args.precision == "fp32" else "bf16"]]
 
 
 def measure(side: str) -> dict:
@@ -103,8 +117,8 @@ def train_ours(args: argparse.Namespace, folder: Path) -> None:
 
     from training import trainer
     from training.memory import fit_memory
+    from training.precision import choose_precision
     from training.settings import TrainingSettings
-    from utils.device import choose_precision
 
     model = load_model(args, torch.float32)
     model.config.use_cache = False
@@ -115,7 +129,7 @@ def train_ours(args: argparse.Namespace, folder: Path) -> None:
         block_size=args.block_size,
         save_steps=10**6,
         keep_checkpoints=1,
-        precision=choose_precision(args.precision),
+        precision=choose_precision(args.precision, model.config),
         optim_state_dtype=args.optim_state_dtype,
         compiled=True,
     )
@@ -124,7 +138,8 @@ def train_ours(args: argparse.Namespace, folder: Path) -> None:
     trainer.save = lambda *_: None  # 32 GB of random weights
     trainer.train(model, None, (ArticleBlocks(args), None), settings, folder)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    print_measurement(args, model, [line["loss"] for line in lines], [line["seconds"] for line in lines])
+    seconds = [line["seconds"] for line in lines]
+    print_measurement(args, model, [line["loss"] for line in lines], seconds, settings.precision)
 
 
 def train_plain(args: argparse.Namespace, folder: Path) -> None:
@@ -146,14 +161,13 @@ def train_plain(args: argparse.Namespace, folder: Path) -> None:
     start = time.perf_counter()
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    print_measurement(args, model, losses, [b - a for a, b in zip([start, *ends], ends, strict=False)])
+    seconds = [b - a for a, b in zip([start, *ends], ends, strict=False)]
+    print_measurement(args, model, losses, seconds, args.worker.removeprefix("plain-"))
 
 
 def plain_settings(args: argparse.Namespace, folder: Path):
     import torch
     from transformers import TrainingArguments
-
-    from utils.device import choose_precision
 
     large = args.shape == "llama-3-8b"
     return TrainingArguments(
@@ -167,7 +181,7 @@ def plain_settings(args: argparse.Namespace, folder: Path):
         lr_scheduler_type="cosine",
         train_sampling_strategy="sequential",
         max_steps=args.steps,
-        bf16=choose_precision(args.precision) == "bf16",
+        bf16=args.worker == PLAIN["bf16"],
         use_cpu=not torch.cuda.is_available(),
         logging_steps=1,
         save_strategy="no",
@@ -218,7 +232,7 @@ def load_model(args: argparse.Namespace, dtype):
     return model
 
 
-def print_measurement(args: argparse.Namespace, model, losses: list[float], seconds: list[float]) -> None:
+def print_measurement(args: argparse.Namespace, model, losses: list, seconds: list, precision: str) -> None:
     """Print losses, speed, MFU and peak memory (of the GPU, else of the process) as one JSON line."""
     import torch
 
@@ -229,7 +243,14 @@ def print_measurement(args: argparse.Namespace, model, losses: list[float], seco
     gpu = torch.cuda.is_available()
     peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     used = mfu(rate, flops, torch.cuda.get_device_name(0), 1) if gpu else None
-    result = {"losses": losses, "first_s": seconds[0], "tok_s": rate, "mfu": used, "peak_gib": peak / 2**30}
+    result = {
+        "precision": precision,
+        "losses": losses,
+        "first_s": seconds[0],
+        "tok_s": rate,
+        "mfu": used,
+        "peak_gib": peak / 2**30,
+    }
     print(json.dumps(result))
 
 

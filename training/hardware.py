@@ -1,4 +1,4 @@
-"""Choices that depend on the machine: precision, sharding, compilation, micro-batch size."""
+"""Choices that depend on the machine: sharding, compilation, micro-batch size."""
 
 import argparse
 import shutil
@@ -9,7 +9,7 @@ import torch
 
 from training.settings import TrainingSettings
 from utils.cli import settings_from_args
-from utils.device import choose_precision, device_type, local_world_size, world_size
+from utils.device import device_type, local_world_size, world_size
 from utils.errors import UserError
 
 MICRO_BATCH_TOKENS = 4096  # of one forward pass: about 22 GiB of activations for Llama 3 8B
@@ -19,10 +19,11 @@ MIN_FLOPS_TO_COMPILE = {"cpu": 2e14, "cuda": 2e17}
 
 
 def resolve_settings(args: argparse.Namespace) -> TrainingSettings:
-    """The settings of a run on this machine. Raises UserError where the batch does not divide by the ranks."""
+    """The settings of a run on this machine, except `precision`, which may still be auto. Raises UserError where the
+    batch does not divide by the ranks."""
     recipe = {name: float(getattr(args, name)) for name in ("lr", "wd", "warmup")} | {"bs": int(args.bs)}
-    precision, sharding = choose_precision(args.precision), choose_sharding(args.sharding, args.lora_rank)
-    settings = settings_from_args(TrainingSettings, args, **recipe, precision=precision, sharding=sharding)
+    sharding = choose_sharding(args.sharding, args.lora_rank)
+    settings = settings_from_args(TrainingSettings, args, **recipe, sharding=sharding)
     choose_micro_batch(settings)
     return settings
 

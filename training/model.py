@@ -69,12 +69,13 @@ def check_saving(model, tokenizer, folder: Path) -> None:
 
     Raises UserError where they cannot be saved.
     """
+    base = unwrap_peft(model)
     try:
-        model.generation_config.validate(strict=True)
+        base.generation_config.validate(strict=True)
     except ValueError as error:
         print_main(f"generation_config.json: {first_line(error)}; saved with its special tokens only")
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
-        model.generation_config = GenerationConfig(**{name: getattr(model.generation_config, name) for name in names})
+        base.generation_config = GenerationConfig(**{name: getattr(base.generation_config, name) for name in names})
     if not is_main_process() or any(folder.glob(f"checkpoint-*/{COMPLETE}")):
         return
     trial = folder / ".trial"

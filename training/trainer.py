@@ -23,6 +23,7 @@ from training.loss import has_linear_head, restore_head, shifted_cross_entropy
 from training.metrics import Metrics
 from training.model import prepare_model, unwrap_peft
 from training.settings import TrainingSettings
+from utils import paths
 from utils.checkpoint import COMPLETE, last_checkpoint
 from utils.cli import print_main
 from utils.device import is_main_process, world_size
@@ -125,6 +126,9 @@ def make_trainer(
 ) -> ResumableTrainer:
     blocks, held_out = datasets
     steps = len(blocks) // settings.bs
+    if settings.report_to == "wandb":
+        paths.out_dir().mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("WANDB_DIR", str(paths.out_dir()))
     metrics = Metrics(
         overrides.metrics_path or folder / "metrics.jsonl",
         settings.bs * settings.block_size,

@@ -6,7 +6,7 @@ from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from utils import paths
 from utils.device import is_main_process
@@ -21,13 +21,9 @@ def load_checkpoint(name: str, dtype: torch.dtype, flag: str):
     Raises UserError, which names the command-line `flag`, where no model is found, and where weights are damaged,
     have another shape than the config says, or are missing (transformers would initialise them at random).
     """
-    found = paths.resolve_checkpoint(name)
-    if Path(found).is_dir() and not (Path(found) / "config.json").is_file():
-        raise UserError(f"{flag} {found}: holds no model (config.json); resume the run with scripts/train.sh")
-    if not Path(found).is_dir() and not paths.looks_like_hub_name(name):
-        raise UserError(f"{flag} {name}: no such folder")
+    folder = find_checkpoint(name, flag)
     try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(found, dtype=dtype, output_loading_info=True)
+        model, loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     except ImportError as error:  # of a quantised checkpoint
         raise UserError(f"{flag} {name}: needs a package that is not installed: {first_line(error)}") from error
     except (OSError, ValueError) as error:
@@ -41,6 +37,26 @@ def load_checkpoint(name: str, dtype: torch.dtype, flag: str):
     if missing := loaded["missing_keys"]:
         raise UserError(f"{flag} {name}: lacks {len(missing)} weights, for example {min(missing)}; download it again")
     return model
+
+
+def find_checkpoint(name: str, flag: str) -> str:
+    """The folder of a checkpoint, or its Hub name. Raises UserError, which names the command-line `flag`, where there
+    is none."""
+    found = paths.resolve_checkpoint(name)
+    if Path(found).is_dir() and not (Path(found) / "config.json").is_file():
+        raise UserError(f"{flag} {found}: holds no model (config.json); resume the run with scripts/train.sh")
+    if not Path(found).is_dir() and not paths.looks_like_hub_name(name):
+        raise UserError(f"{flag} {name}: no such folder")
+    return found
+
+
+def load_config(name: str, flag: str):
+    """A checkpoint's configuration, from a folder or the hub."""
+    folder = find_checkpoint(name, flag)
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{flag} {name}: its configuration could not be loaded ({first_line(error)})") from error
 
 
 def text_config(model):

@@ -1,4 +1,4 @@
-"""Ranks of a distributed run, the device, and the precision of its arithmetic."""
+"""Ranks of a distributed run, and the device."""
 
 import os
 
@@ -30,17 +30,3 @@ def device_type() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def choose_precision(precision: str) -> str:
-    """Resolve `auto`: bf16 autocast on a GPU and on a CPU with AMX, fp32 elsewhere.
-
-    On a CPU without AMX bf16 can be slower than fp32: 140 against 210 tokens/s (SmolLM2-135M, 2 × 256 tokens,
-    Xeon with AVX512-BF16, two cores; LOG.md, 2026-11-22).
-    """
-    import torch
-
-    if precision != "auto":
-        return precision
-    fast_bf16 = torch.cuda.is_available() or torch.cpu.get_capabilities().get("amx_bf16", False)
-    return "bf16" if fast_bf16 else "fp32"

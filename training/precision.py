@@ -15,8 +15,10 @@ from utils.cli import print_main
 from utils.device import world_size
 from utils.io import read_json
 
-TOKENS = 256  # of a measured product
+SHORT = (16, 1024, 2048)  # tokens and widths of a first product, at most; emulated bf16 takes 0.1 s
+LONG = (256, 2048, 8192)
 ROUNDS = 5
+CLEAR = 3.0  # ratio of times that needs no longer products; emulated bf16 takes 8 to 50 times as long as fp32
 MIN_GAIN = 1.1  # bf16 is chosen if it is faster by this factor; below it, times of two runs differ as much
 
 
@@ -56,11 +58,20 @@ def faster_precision(config) -> str:
 def time_products(hidden: int, intermediate: int) -> dict[str, float]:
     """Median seconds of a forward and backward pass through two linear layers with fp32 weights, hidden to
     intermediate and back, with and without bf16 autocast; the two alternate."""
+    for (tokens, *widths), rounds in ((SHORT, 1), (LONG, ROUNDS)):
+        times = _time_rounds((tokens, min(hidden, widths[0]), min(intermediate, widths[1])), rounds)
+        if max(times.values()) > CLEAR * min(times.values()):
+            break
+    return times
+
+
+def _time_rounds(shape: tuple[int, int, int], rounds: int) -> dict[str, float]:
+    tokens, hidden, intermediate = shape
     generator = torch.Generator().manual_seed(0)
-    shapes = [(TOKENS, hidden), (intermediate, hidden), (hidden, intermediate)]
+    shapes = [(tokens, hidden), (intermediate, hidden), (hidden, intermediate)]
     x, up, down = (torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes)
     seconds: dict[str, list[float]] = {"fp32": [], "bf16": []}
-    for _ in range(ROUNDS + 1):
+    for _ in range(rounds + 1):  # the first is the warm-up
         for precision, measured in seconds.items():
             start = time.perf_counter()
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):

@@ -1,7 +1,7 @@
 """Precision of the arithmetic: bf16 on a GPU; on a CPU the faster one, measured on products of the model's own shapes.
 
-No flag of a CPU tells which is faster. With AVX512-BF16, an AMD EPYC trains SmolLM2-135M faster in bf16 and an Intel
-Xeon faster in fp32 (LOG.md, 2026-11-22 and 2026-11-25).
+No flag of a CPU tells which is faster: with AVX512-BF16, an Intel Xeon trains SmolLM2-135M faster in fp32 (LOG.md,
+2026-11-22), and an AMD EPYC is reported to train it faster in bf16.
 """
 
 import time

@@ -93,7 +93,8 @@ def collect_attempts(
 
     with Journal(partial, keep) as journal:
         records = own_records(journal, served) if served else journal.records
-        attempts = {record["id"]: record["attempts"] for record in records}
+        asked = {question.id: question for question in questions}
+        attempts = {r["id"]: [scoring.reparse_attempt(asked[r["id"]], one) for one in r["attempts"]] for r in records}
         total, done = len(questions), len(attempts)
         with progress_bar(total=total, initial=done, desc=settings.protocol, unit="question") as bar:
 

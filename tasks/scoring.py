@@ -203,6 +203,13 @@ def cot_attempt(question: PromptedQuestion, text: str) -> dict:
     return make_attempt(question, text, parse_answer(text, question.options))
 
 
+def reparse_attempt(question: PromptedQuestion, attempt: dict) -> dict:
+    """A journaled attempt, with its answer as the parser now reads it: an earlier version may have written it."""
+    if "scores" in attempt or "error" in attempt:
+        return attempt
+    return attempt | cot_attempt(question, attempt["reasoning"])
+
+
 def make_attempt(question: PromptedQuestion, reasoning: str, answer: int | None) -> dict:
     content = None if answer is None else question.options[answer]
     return {"reasoning": reasoning, "answer_index": answer, "answer_content": content}

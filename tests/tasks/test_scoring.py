@@ -3,7 +3,9 @@ import time
 import numpy as np
 import pytest
 
+from tasks import scoring
 from tasks.intervals import accuracy_interval, paired_difference
+from tasks.multiple_choice import PromptedQuestion
 from tasks.scoring import SELECTION_RULES, metrics, parse_answer, select
 
 QUOTING = """A. Her wedding ring
@@ -275,3 +277,11 @@ def test_interval_resamples_articles():
     assert clustered == accuracy_interval(right, [number // 10 for number in range(100)])
     assert clustered[1] - clustered[0] > 2.5 * (alone[1] - alone[0])
     assert clustered[0] <= 0.5 <= clustered[1]
+
+
+def test_journaled_attempts_are_read_by_this_parser():
+    question = PromptedQuestion("q", "", ("A lamp", "The keeper", "A thief from Orr", "Nobody"))
+    earlier = scoring.make_attempt(question, "Somebody took it. Answer: A thief from Orr.", 0)
+    assert scoring.reparse_attempt(question, earlier)["answer_content"] == "A thief from Orr"
+    scored = scoring.loglik_attempt(question, ["a", "b", "c", "d"], [-1.0, -2.0, -3.0, -4.0])
+    assert scoring.reparse_attempt(question, scored) == scored

@@ -28,6 +28,7 @@ from utils.cli import make_parser, non_negative_int, positive_int, print_result
 from utils.errors import UserError, run
 
 RECIPE = {"lr": 5e-6, "wd": 0.01, "warmup": 0.05}  # the original README's
+SMOLLM2_WIDTHS = (576, 1536)  # hidden and intermediate
 PLAIN = {"bf16": "plain-bf16", "fp32": "plain-fp32"}  # the plain Trainer, by precision
 LLAMA_3_8B = {
     "vocab_size": 128256,
@@ -91,12 +92,19 @@ def main() -> None:
 
 
 def sides(args: argparse.Namespace) -> list[str]:
-    """The sides to measure; of the plain Trainer on a CPU, unless --precision names one, both precisions."""
+    """The sides to measure. With `auto` on a CPU the plain Trainer runs in both precisions, unless products of the
+    model's shapes take several times as long in one of them."""
     import torch
 
-    if args.precision == "auto" and not torch.cuda.is_available():
-        return ["ours", *PLAIN.values()]
-    return ["ours", PLAIN["fp32" if args.precision == "fp32" else "bf16"]]
+    from training import precision
+
+    if args.precision != "auto" or torch.cuda.is_available():
+        return ["ours", PLAIN["fp32" if args.precision == "fp32" else "bf16"]]
+    times = precision.time_products(*SMOLLM2_WIDTHS)
+    return [
+        "ours",
+        *(PLAIN[name] for name, seconds in times.items() if seconds < precision.CLEAR * min(times.values())),
+    ]
 
 
 def measure(side: str) -> dict:

@@ -49,7 +49,7 @@ def main() -> None:
     if template := files["train"].meta.get("template"):
         tokenizer.chat_template = template  # saved beside the weights
     blocks, held_out = make_datasets(files, mixture, args.eval_blocks)
-    record = make_record(args, settings, files)
+    record = make_record(args, settings, files, len(blocks))
     if is_finished(folder, record):
         report(folder, read_json(folder / "run.json", "delete the folder"), finished_before=True)
         return

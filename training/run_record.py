@@ -17,14 +17,15 @@ NOT_IDENTIFYING = """
     gradient_checkpointing compile sharding"""
 
 
-def make_record(args: argparse.Namespace, settings: TrainingSettings, files: dict) -> dict:
-    """The content of run.json before the first step. `files` are the token files by role."""
+def make_record(args: argparse.Namespace, settings: TrainingSettings, files: dict, blocks: int) -> dict:
+    """The content of run.json before the first step. `files` are the token files by role, `blocks` the number of
+    blocks of the run."""
     data = {
         name: {"file": str(file.path)} | {key: file.meta[key] for key in ("sha256", "mask_sha256") if key in file.meta}
         for name, file in files.items()
     }
     origin = {"data": data, "base": paths.weights_state(args.model_name), "code": code_revision()}
-    return {"arguments": vars(args), "settings": asdict(settings)} | origin | {"finished": False}
+    return {"arguments": vars(args), "settings": asdict(settings), "blocks": blocks} | origin | {"finished": False}
 
 
 def write_record(folder: Path, record: dict) -> None:
@@ -53,6 +54,8 @@ def is_finished(folder: Path, record: dict) -> bool:
         return False
     earlier = read_json(folder / "run.json", "delete the folder")
     recorded, wanted = identity(earlier), identity(record)
+    if earlier["finished"] and recorded["blocks"] is None:  # by an earlier version, without the last partial block
+        wanted.pop("blocks")
     for name, value in wanted.items():
         if recorded.get(name) != value:
             change = f"{recorded.get(name)}, not {value}"
@@ -65,4 +68,5 @@ def identity(record: dict) -> dict:
     ignored = NOT_IDENTIFYING.split()
     arguments = {name: value for name, value in record["arguments"].items() if name not in ignored}
     data = {name: [file["sha256"], file.get("mask_sha256")] for name, file in record["data"].items()}
-    return arguments | data | {"precision": record["settings"]["precision"], "base": record["base"]}
+    others = {"precision": record["settings"]["precision"], "base": record["base"], "blocks": record.get("blocks")}
+    return arguments | data | others

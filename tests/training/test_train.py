@@ -91,6 +91,22 @@ def test_finished_run_folder(uninterrupted, tiny_model):
     assert not list(folder.glob("checkpoint-*"))
 
 
+def test_runs_of_earlier_versions(uninterrupted, tmp_path):
+    """Their plan lacks the last partial block: a finished run is left alone, an interrupted one not resumed."""
+    from training.run_record import is_finished
+
+    record = json.loads((run_folder(uninterrupted) / "run.json").read_text())
+    (tmp_path / "model.safetensors").touch()
+    for finished in (True, False):
+        earlier = {key: value for key, value in record.items() if key != "blocks"} | {"finished": finished}
+        (tmp_path / "run.json").write_text(json.dumps(earlier))
+        if finished:
+            assert is_finished(tmp_path, record)
+            continue
+        with pytest.raises(UserError, match="other blocks"):
+            is_finished(tmp_path, record)
+
+
 def test_same_seed_same_losses_and_weights(uninterrupted, work, tiny_model):
     succeed(*train_command(tiny_model), SCP_HOME=str(work))
     assert losses(work) == losses(uninterrupted)

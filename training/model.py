@@ -18,6 +18,8 @@ from utils.device import is_main_process
 from utils.errors import UserError, first_line
 from utils.probe import is_causal, separates_documents
 
+MAX_TRIAL_BYTES = 64 << 30  # two minutes at 500 MB/s
+
 
 def load_model(name: str):
     """A causal language model with fp32 weights: at a learning rate of 5e-6 an update of a bf16 weight near 0.02
@@ -65,7 +67,8 @@ def prepare_model(model, settings: TrainingSettings) -> None:
 def check_saving(model, tokenizer, folder: Path) -> None:
     """Save model and tokenizer once, as every checkpoint will, and remove the copy: an error at the first checkpoint
     would lose the steps before it. Of a generation config that transformers refuses to save, such as one with a
-    temperature but without sampling, only the special tokens are kept.
+    temperature but without sampling, only the special tokens are kept. Of models above MAX_TRIAL_BYTES everything but
+    the weights is saved: other ranks wait for rank 0, and give up after ten minutes.
 
     Raises UserError where they cannot be saved.
     """
@@ -80,7 +83,10 @@ def check_saving(model, tokenizer, folder: Path) -> None:
         return
     trial = folder / ".trial"
     try:
-        model.save_pretrained(trial)
+        if sum(p.numel() * p.element_size() for p in model.parameters()) <= MAX_TRIAL_BYTES:
+            model.save_pretrained(trial)
+        base.config.save_pretrained(trial)
+        base.generation_config.save_pretrained(trial)
         tokenizer.save_pretrained(trial)
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         raise UserError(

@@ -6,7 +6,6 @@ No flag of a CPU tells which is faster: with AVX512-BF16, an Intel Xeon trains S
 
 import time
 from pathlib import Path
-from statistics import median
 
 import torch
 from torch.nn.functional import linear
@@ -15,11 +14,13 @@ from utils.cli import print_main
 from utils.device import world_size
 from utils.io import read_json
 
-SHORT = (16, 1024, 2048)  # tokens and widths of a first product, at most; emulated bf16 takes 0.1 s
+SHORT = (16, 1024, 2048)  # tokens and widths of a first product, at most; shows emulated bf16 in 0.1 s
 LONG = (256, 2048, 8192)
-ROUNDS = 5
-CLEAR = 3.0  # ratio of times that needs no longer products; emulated bf16 takes 8 to 50 times as long as fp32
-MIN_GAIN = 1.1  # bf16 is chosen if it is faster by this factor; below it, times of two runs differ as much
+EMULATED = 3.0  # bf16 that takes this many times as long as fp32 is emulated (8 to 50 times were seen): no LONG product
+ROUNDS = 3  # at least; more until SECONDS have passed
+SECONDS = 0.5
+MIN_GAIN = 1.25  # bf16 is chosen if it is faster by this factor; below it, times of two runs may differ as much
+MIN_HIDDEN = 512  # narrower models always use fp32: their products are too short to be timed reliably
 
 
 def choose_precision(requested: str, config, folder: Path | None = None) -> str:
@@ -43,6 +44,8 @@ def recorded_precision(folder: Path) -> str | None:
 def faster_precision(config) -> str:
     """bf16 or fp32, whichever multiplies faster on this CPU; all ranks use the choice of rank 0."""
     config = config.get_text_config(decoder=True)
+    if config.hidden_size < MIN_HIDDEN:
+        return "fp32"
     width = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     times = time_products(config.hidden_size, max(width) if isinstance(width, list) else width)
     choice = "bf16" if times["fp32"] >= MIN_GAIN * times["bf16"] else "fp32"
@@ -56,25 +59,24 @@ def faster_precision(config) -> str:
 
 
 def time_products(hidden: int, intermediate: int) -> dict[str, float]:
-    """Median seconds of a forward and backward pass through two linear layers with fp32 weights, hidden to
+    """Shortest seconds of a forward and backward pass through two linear layers with fp32 weights, hidden to
     intermediate and back, with and without bf16 autocast; the two alternate."""
-    for (tokens, *widths), rounds in ((SHORT, 1), (LONG, ROUNDS)):
-        times = _time_rounds((tokens, min(hidden, widths[0]), min(intermediate, widths[1])), rounds)
-        if max(times.values()) > CLEAR * min(times.values()):
-            break
-    return times
+    times = _time_rounds((SHORT[0], min(hidden, SHORT[1]), min(intermediate, SHORT[2])))
+    if times["bf16"] > EMULATED * times["fp32"]:
+        return times
+    return _time_rounds((LONG[0], min(hidden, LONG[1]), min(intermediate, LONG[2])))
 
 
-def _time_rounds(shape: tuple[int, int, int], rounds: int) -> dict[str, float]:
+def _time_rounds(shape: tuple[int, int, int]) -> dict[str, float]:
     tokens, hidden, intermediate = shape
     generator = torch.Generator().manual_seed(0)
     shapes = [(tokens, hidden), (intermediate, hidden), (hidden, intermediate)]
     x, up, down = (torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes)
     seconds: dict[str, list[float]] = {"fp32": [], "bf16": []}
-    for _ in range(rounds + 1):  # the first is the warm-up
+    while len(seconds["bf16"]) <= ROUNDS or sum(map(sum, seconds.values())) < SECONDS:
         for precision, measured in seconds.items():
             start = time.perf_counter()
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 linear(linear(x, up), down).float().sum().backward()
             measured.append(time.perf_counter() - start)
-    return {precision: median(measured[1:]) for precision, measured in seconds.items()}
+    return {precision: min(measured[1:]) for precision, measured in seconds.items()}  # the first is the warm-up

@@ -55,6 +55,7 @@ def add_method_flags(group) -> None:
     add("--max_entities", type=positive_int, help="use the first entities (or strategies) of an article (default all)")
     add("--max_pairs", type=non_negative_int, help="pairs per article (default all)")
     add("--max_triples", type=non_negative_int, default=1000, help="triples per article; 40 entities have 9,880")
+    add("--aim_tellings", type=positive_int, metavar="K", help="ask for what is told least, until all is told K times")
     add("--samples", type=positive_int, default=1, help="passages per pair, triple or other request")
     cli.add_seed_flag(group, "of the samples of pairs and triples, and of each call")
 
@@ -75,6 +76,7 @@ def add_server_flags(group) -> None:
 def add_cost_flags(group) -> None:
     add, prices = group.add_argument, paths.prices_file()
     add("--budget_usd", type=positive_float, help="hard limit in dollars, earlier runs included (default none)")
+    add("--target_tokens", type=positive_int, help="stop once the passages have this many tokens (default none)")
     add("--max_tokens_total", type=positive_int, help="hard limit in prompt and reply tokens (default none)")
     add("--prices", type=Path, default=prices, help="dollars per million tokens (default data/prices.json)")
 
@@ -92,6 +94,8 @@ def validate(args: argparse.Namespace) -> None:
         raise UserError("articles: missing; give 0, 0-9, 0,3,7 or all")
     if args.import_json and args.method != "entigraph":
         raise UserError(f"--method {args.method}: --import_json reads EntiGraph's passages; omit --method")
+    if args.batch and (args.aim_tellings or args.target_tokens):
+        raise UserError("--batch: --aim_tellings and --target_tokens look at each reply; omit --batch")
 
 
 def main() -> None:

@@ -8,10 +8,12 @@ the entity graph of a document.
 """
 
 import argparse
+import itertools
 from pathlib import Path
 
 from data.generation import methods
 from data.generation.corpus_stats import CorpusStats
+from data.generation.sections import document_uid
 from tasks.documents import load_task
 from utils import cli, paths
 from utils.errors import UserError, run
@@ -55,16 +57,17 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     folder = args.input or paths.passages_dir(args.task, args.model, args.method)
-    files = sorted(folder.glob("*.jsonl"))
+    files = sorted(folder.glob("*.jsonl"), key=lambda file: (document_uid(file.stem), file.stem))
     if not files:
         raise UserError(f"{folder}: contains no passages; run: python data/entigraph.py all")
     documents = {document.uid: document for document in load_task(args.task)}
     stats = CorpusStats()
-    for file in cli.progress_bar(iterable=files, unit="document"):
-        if file.stem in documents:
-            stats.add(file, documents[file.stem])
+    journals = itertools.groupby(files, key=lambda file: document_uid(file.stem))
+    for uid, group in cli.progress_bar(iterable=journals, unit="document"):
+        if uid in documents:
+            stats.add(list(group), documents[uid])
         else:
-            stats.unknown_files += 1
+            stats.unknown_files += len(list(group))
     figures = stats.figures()
     target = paths.out_dir() / f"inspection-{folder.name}.json"
     least_told = stats.least_told()

@@ -19,6 +19,7 @@ import numpy as np
 
 from data.generation import filters, methods
 from data.generation.passages import locate_passages, read_passages
+from data.generation.sections import document_uid
 from tasks.documents import Document, article_text, load_task, task_files
 from utils import cli, paths
 from utils.errors import UserError, run
@@ -102,7 +103,7 @@ def reasons_to_drop(
     current, source, reasons = None, set(), []
     for (index, _), text in zip(locations, read_passages(files, locations), strict=True):
         if index != current:
-            article = filters.words_of(articles.get(files[index].stem, ""))
+            article = filters.words_of(articles.get(document_uid(files[index].stem), ""))
             current, source = index, set(filters.ngrams(article, filters.COPIED_N))
         words = filters.words_of(text)
         digest = filters.text_digest(words)

@@ -1,6 +1,7 @@
 """Statistics of a corpus of passages: duplicates, faults, copied text, absent entities, coverage of the documents."""
 
 import functools
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from data.generation import filters
 from data.generation.coverage import Statements
+from data.generation.methods import distinct_names
 from data.generation.passages import BLANK, CUT, FAILED, FILTERED, FINISHED, finish_reason, training_text
 from tasks.documents import Document
 from utils import paths
@@ -37,22 +39,23 @@ class CorpusStats:
         self.statements: list[tuple[str, str, int]] = []  # title, statement, passages that tell it
         self.duplicates = filters.Duplicates()
 
-    def add(self, file: Path, document: Document) -> None:
-        """Count the journal of a document."""
+    def add(self, files: list[Path], document: Document) -> None:
+        """Count the journals of a document, several if it was split into sections."""
         source = set(filters.ngrams(filters.words_of(document.text), filters.COPIED_N))
         statements, tellings = Statements(document.title, document.text), []
         entities, pairs = [], []
-        for record in read_journal(file):
+        for record in itertools.chain.from_iterable(map(read_journal, files)):
             reason = finish_reason(record)
             self.finish_reasons[reason] += 1
             if record.get("kind") == "entities":
-                entities = record.get("entities", [])
+                entities += record.get("entities", [])
             elif record.get("kind") == "pair" and reason == FINISHED:
                 pairs.append(record["entities"])
             if text := training_text(record):
                 self.flags["trimmed"] += reason == CUT
                 self._add_passage(f"{document.uid}/{record['id']}", record["kind"], text, source)
                 tellings.append(text)
+        entities = distinct_names(entities)
         absent = filters.entities_not_in(entities, document.text)
         self.entities += len(entities)
         self.absent_entities += len(absent)

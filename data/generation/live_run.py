@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 
-from data.generation.call_queue import CallQueue
+from data.generation.call_queue import CallQueue, DocumentQueue
 from data.generation.calls import GenerationRun
 from data.generation.methods import PassageRequest
 from data.generation.passages import FILTERED
@@ -22,7 +22,7 @@ FIGURES_INTERVAL_S = 0.5  # between two updates of the bar's figures: 15 us, and
 
 
 class LiveRun(GenerationRun):
-    """Calls answered one by one, `concurrency` in flight at a time."""
+    """Calls answered one by one, `concurrency` in flight at a time; with llama.cpp's server one per slot."""
 
     async def run(self) -> None:
         """Send every missing request. Raises UserError if a call failed or the server refuses all calls."""
@@ -30,20 +30,37 @@ class LiveRun(GenerationRun):
         _raise_open_file_limit(calls.concurrency)
         limiter = RateLimiter(calls.requests_per_minute, calls.tokens_per_minute)
         self.client = Client(self.settings.model, calls.base_url, limiter, self.ledger, calls.timeout_s)
-        kinds = len(self.settings.kinds)
-        self.queue = CallQueue(list(self.documents), self.missing_list_request, self.missing_requests, kinds)
         self.refusal: UserError | None = None
         self.budget_spent = self.interrupted = False
         self._next_figures_s = 0.0
-        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._interrupt)
         total = sum(bool(self.missing_list_request(uid)) + self.count_missing(uid) for uid in self.documents)
-        with progress_bar(total=total, unit="call") as self.bar:
-            try:
-                await for_each(range(calls.concurrency), self._work, calls.concurrency)
-            finally:
-                self.bar.set_postfix_str(self._figures(), refresh=False)
-                await self.client.close()
+        try:
+            concurrency = await self._set_up_queue()
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._interrupt)
+            with progress_bar(total=total, unit="call") as self.bar:
+                try:
+                    await for_each(range(concurrency), self._work, concurrency)
+                finally:
+                    self.bar.set_postfix_str(self._figures(), refresh=False)
+        finally:
+            await self.client.close()
         self._report()
+
+    async def _set_up_queue(self) -> int:
+        """Choose the order of calls; returns the number of calls in flight."""
+        requests = (list(self.documents), self.missing_list_request, self.missing_requests, len(self.settings.kinds))
+        concurrency, slots = self.call_settings.concurrency, await self.client.llama_cpp_slots()
+        if not slots:
+            self.queue = CallQueue(*requests)
+            return concurrency
+        concurrency = min(concurrency, slots)  # further calls would wait in the server, up to their timeout
+        order = "the calls of a document follow each other, so that its prefix is computed once"
+        self.queue = DocumentQueue(*requests)
+        if self.ledger.has_budget:
+            order = "documents take turns, because of the budget"
+            self.queue = CallQueue(*requests)
+        self.client.say([f"llama.cpp, slots: {slots}, calls in flight: {concurrency}; {order}"])
+        return concurrency
 
     async def _work(self, _: int) -> None:
         while request := await self.queue.next():

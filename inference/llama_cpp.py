@@ -6,6 +6,7 @@ Knows GGUF files, prompts and addresses, nothing of documents.
 import itertools
 import json
 import mmap
+import re
 import struct
 import time
 import urllib.request
@@ -118,7 +119,9 @@ def available_memory() -> int:
     for limit, usage in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
         folder = Path("/sys/fs/cgroup") / ("memory" if "bytes" in limit else "")
         if (folder / limit).is_file() and (text := (folder / limit).read_text().strip()).isdigit():
-            available = min(available, int(text) - int((folder / usage).read_text()))
+            files = re.findall(r"^(?:in)?active_file (\d+)$", (folder / "memory.stat").read_text(), re.M)
+            used = int((folder / usage).read_text()) - sum(map(int, files))  # pages of files can be given up
+            available = min(available, int(text) - used)
     return available
 
 
@@ -160,7 +163,7 @@ def best_slots(rates: dict[int, float]) -> int:
     """The largest number of slots of which each step was clearly faster than the one before."""
     best = min(rates)
     for fewer, more in itertools.pairwise(sorted(rates)):
-        if rates[more] < CLEARLY_FASTER * rates[fewer]:
+        if rates[more] <= CLEARLY_FASTER * rates[fewer]:
             break
         best = more
     return best

@@ -42,7 +42,7 @@ class Work:
         """The documents whose prompt and reply are longer than a context."""
         misfits = [(tokens, title) for tokens, title in self.prompts if tokens + self.reply_tokens > context]
         tokens, title = misfits[0]
-        others = f" and {len(misfits) - 1} other documents" if len(misfits) > 1 else ""
+        others = f" and {len(misfits) - 1} other document{'s' * (len(misfits) > 2)}" if len(misfits) > 1 else ""
         return f"too short for {title!r} ({tokens:,} tokens){others} with replies of {self.reply_tokens:,} tokens"
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from data.generation import methods
 from data.generation.batch_run import BatchRun
-from data.generation.calls import CallSettings, write_summary
+from data.generation.calls import MAX_TOKENS, CallSettings, write_summary
 from data.generation.cost_estimate import print_estimate
 from data.generation.import_json import import_passages
 from data.generation.live_run import LiveRun
@@ -64,7 +64,7 @@ def add_server_flags(group) -> None:
     add, formats = group.add_argument, ["json_object", "json_schema"]
     cli.add_generator_flag(group)
     cli.add_base_url_flag(group)
-    add("--max_tokens", type=positive_int, default=4096, help="maximum length of a reply")
+    add("--max_tokens", type=positive_int, default=MAX_TOKENS, help="maximum length of a reply")
     add("--temperature", type=non_negative_float, default=1.0, help="sampling temperature; 1.0 in the paper")
     add("--response_format", choices=formats, default="json_object", help="of lists; small models need json_schema")
     add("--concurrency", type=positive_int, default=16, help="calls in flight")

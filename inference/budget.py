@@ -72,6 +72,10 @@ class Ledger:
             self._lost = {id: bounds for id, bounds in self._lost.items() if bounds}
         self._opened_at = time.monotonic()
 
+    @property
+    def has_budget(self) -> bool:
+        return self.budget_usd is not None or self.max_tokens is not None
+
     def usd(self) -> float | None:
         """Dollars spent, without calls in flight; None without a price."""
         return self._usd(self._lost_usage()) if self.price else None

@@ -2,7 +2,7 @@
 
 import base64
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -40,6 +40,10 @@ class Address:
     def of(self, path: str) -> str:
         """Address of an endpoint such as `/embeddings`."""
         return self.public.rstrip("/") + path + (f"?{self.query}" if self.query else "")
+
+    def of_root(self, path: str) -> str:
+        """Address of an endpoint of the server's own, outside of OpenAI's /v1."""
+        return replace(self, public=self.public.rstrip("/").removesuffix("/v1")).of(path)
 
     def openai_settings(self) -> dict:
         """Arguments of OpenAI's own client."""

@@ -68,6 +68,7 @@ class FakeOpenAI:
     batch_delay: float = 0.0
     models: tuple[str, ...] = ("fake",)
     max_model_len: int | None = None  # listed for every model
+    slots: int = 0  # of a server that lists its models as llama.cpp's does; 0: another server
     listed: object = None  # reply to /models, instead of the list
     max_bytes: int = 1 << 30  # of the messages of a stream; beyond it a 400 like vLLM's
     pieces: list[str] | None = None  # of every stream, instead of the default
@@ -157,6 +158,8 @@ class FakeOpenAI:
             return _send(writer, 200, self.count())
         if path == "/models":
             return _send(writer, 200, self._list_models())
+        if path == "/props" and self.slots:
+            return _send(writer, 200, {"total_slots": self.slots})
         if path.endswith(("completions", "embeddings", "rerank")) and self.habits.is_fixed(json.loads(content)):
             return self._identify(writer, json.loads(content))
         self.paths.append(path)
@@ -225,7 +228,8 @@ class FakeOpenAI:
         if self.listed is not None:
             return self.listed
         extra = {"max_model_len": self.max_model_len} if self.max_model_len else {}
-        models = [{"id": name, "object": "model", "created": 0, "owned_by": "x"} | extra for name in self.models]
+        head = {"object": "model", "created": 0, "owned_by": "llamacpp" if self.slots else "x"}
+        models = [{"id": name} | head | extra for name in self.models]
         return {"object": "list", "data": models}
 
     async def _stream(self, writer: asyncio.StreamWriter, body: dict, key: str) -> bool:

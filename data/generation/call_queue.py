@@ -1,4 +1,5 @@
-"""The order of calls: documents in rounds, and a single call while a document's prompt prefix is not cached.
+"""The order of calls: documents in rounds, or one after the other; and a single call while a document's prompt prefix
+is not cached.
 
 Knows documents by their uid and requests by their id, nothing of prompts or replies.
 """
@@ -6,7 +7,7 @@ Knows documents by their uid and requests by their id, nothing of prompts or rep
 import asyncio
 import heapq
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from typing import Any, NamedTuple
@@ -124,3 +125,75 @@ class CallQueue:
     def _start_kind(self, document: int, kind: int) -> None:
         self._streams[document] = self._requests(self._uids[document], kind)
         heapq.heappush(self._waiting, Round(kind, 0, document))
+
+
+class DocumentQueue:
+    """As CallQueue, for a server that holds one prompt per slot (llama.cpp): the calls of a document follow each
+    other, so that its prefix is computed once.
+
+    A worker gets the next request of an open document without a call in flight, or opens the next document. With as
+    many workers as slots, each document stays in its own slot. Only when no document is left do several workers share
+    one, after its first call has ended.
+    """
+
+    def __init__(
+        self,
+        uids: list[str],
+        list_request: Callable[[str], Any],
+        requests: Callable[[str, int], Iterator[Any]],
+        kinds: int,
+    ):
+        self._list_request, self._requests, self._kinds = list_request, requests, kinds
+        self._remaining = deque(uids)
+        self._open: dict[str, Iterator[Any]] = {}  # remaining requests, in the order in which documents were opened
+        self._in_flight: Counter[str] = Counter()  # calls by document
+        self._cached: set[str] = set()  # documents of which a call has ended
+        self._changed = asyncio.Event()
+        self._stopped = False
+
+    async def next(self) -> Any | None:
+        """As CallQueue.next."""
+        while not self._stopped:
+            if request := self._next_available():
+                return request
+            if not self._open:
+                return None
+            self._changed.clear()
+            await self._changed.wait()
+        return None
+
+    def call_ended(self, request: Any, uid: str, success: bool = True) -> None:
+        """As CallQueue.call_ended; without a list, `requests` yields none."""
+        self._in_flight[uid] -= 1
+        self._cached.add(uid)
+        self._changed.set()
+
+    def stop(self) -> None:
+        """Hand out no more requests."""
+        self._stopped = True
+        self._changed.set()
+
+    def _next_available(self) -> Any | None:
+        idle = [uid for uid in self._open if not self._in_flight[uid]]
+        shared = sorted(self._open.keys() & self._cached, key=lambda uid: (self._in_flight[uid], uid))
+        for uid in chain(idle, self._newly_opened(), shared):
+            if uid in self._open and (request := next(self._open[uid], None)):
+                self._in_flight[uid] += 1
+                return request
+            self._open.pop(uid, None)
+        return None
+
+    def _newly_opened(self) -> Iterator[str]:
+        """Open documents, one by one."""
+        while self._remaining:
+            uid = self._remaining.popleft()
+            self._open[uid] = self._stream(uid)
+            yield uid
+
+    def _stream(self, uid: str) -> Iterator[Any]:
+        """The list request, then passages kind by kind. Since the first call ends before another begins, the list is
+        known when passages are asked for."""
+        if request := self._list_request(uid):
+            yield request
+        for kind in range(self._kinds):
+            yield from self._requests(uid, kind)

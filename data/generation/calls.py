@@ -13,6 +13,8 @@ from tasks.documents import Document
 from utils.cli import settings_from_args
 from utils.io import write_json
 
+MAX_TOKENS = 4096  # of a reply
+
 
 @dataclass(frozen=True)
 class CallSettings:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from data.generation.aiming import plan_requests
-from data.generation.call_queue import CallQueue
+from data.generation.call_queue import CallQueue, DocumentQueue
 from data.generation.calls import GenerationRun
 from data.generation.coverage import Statements
 from data.generation.methods import PassageRequest
@@ -27,7 +27,7 @@ FIGURES_INTERVAL_S = 0.5  # between two updates of the bar's figures: 15 us, and
 
 
 class LiveRun(GenerationRun):
-    """Calls answered one by one, `concurrency` in flight at a time."""
+    """Calls answered one by one, `concurrency` in flight at a time; with llama.cpp's server one per slot."""
 
     def __init__(self, *parts: Any):
         super().__init__(*parts)
@@ -43,24 +43,43 @@ class LiveRun(GenerationRun):
         self.refusal: UserError | None = None
         self.stopped, self.budget_spent, self.interrupted = self._has_target_tokens(), False, False
         self._next_figures_s = 0.0
-        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._interrupt)
         total = sum(bool(self.missing_list_request(uid)) + self.count_missing(uid) for uid in self.documents)
-        with progress_bar(total=total, unit="call") as self.bar:
-            try:
-                if not self.stopped:
-                    await self._send(self.missing_requests, len(self.settings.kinds))
-                while self.settings.aim_tellings and not self.stopped and (plan := self._plan()):
-                    self.bar.total += sum(map(len, plan.values()))
-                    await self._send(lambda uid, _, plan=plan: iter(plan.get(uid, [])), 1)
-            finally:
-                self.bar.set_postfix_str(self._figures(), refresh=False)
-                await self.client.close()
+        try:
+            await self._choose_order()
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._interrupt)
+            with progress_bar(total=total, unit="call") as self.bar:
+                try:
+                    await self._send_all()
+                finally:
+                    self.bar.set_postfix_str(self._figures(), refresh=False)
+        finally:
+            await self.client.close()
         self._report()
+
+    async def _choose_order(self) -> None:
+        """Choose the order of calls and their number in flight."""
+        self._queue_type, self._concurrency = CallQueue, self.call_settings.concurrency
+        if slots := await self.client.llama_cpp_slots():
+            # Further calls would wait in the server, up to their timeout.
+            self._concurrency = min(self._concurrency, slots)
+            order = "the calls of a document follow each other, so that its prefix is computed once"
+            if self.ledger.has_budget:
+                order = "documents take turns, because of the budget"
+            else:
+                self._queue_type = DocumentQueue
+            self.client.say([f"llama.cpp, slots: {slots}, calls in flight: {self._concurrency}; {order}"])
+
+    async def _send_all(self) -> None:
+        if not self.stopped:
+            await self._send(self.missing_requests, len(self.settings.kinds))
+        while self.settings.aim_tellings and not self.stopped and (plan := self._plan()):
+            self.bar.total += sum(map(len, plan.values()))
+            await self._send(lambda uid, _, plan=plan: iter(plan.get(uid, [])), 1)
 
     async def _send(self, requests: Callable[[str, int], Iterator[PassageRequest]], kinds: int) -> None:
         """Send the missing list requests, and `requests(uid, kind)` of all documents."""
-        self.queue = CallQueue(list(self.documents), self._untried_list_request, requests, kinds)
-        await for_each(range(self.call_settings.concurrency), self._work, self.call_settings.concurrency)
+        self.queue = self._queue_type(list(self.documents), self._untried_list_request, requests, kinds)
+        await for_each(range(self._concurrency), self._work, self._concurrency)
 
     def _untried_list_request(self, uid: str) -> PassageRequest | None:
         request = self.missing_list_request(uid)

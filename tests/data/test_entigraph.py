@@ -86,6 +86,58 @@ def test_ten_kills(home, server):
     assert contents(records()) == interrupted
 
 
+def documents_asked(server):
+    """Titles of the documents in the order of the calls, repeated ones once."""
+    prompts = [body["messages"][0]["content"].split("# Task")[0] for body in server.bodies]
+    return [prompt for prompt, before in zip(prompts, [None, *prompts], strict=False) if prompt != before]
+
+
+@pytest.mark.parametrize("slots", [0, 1])
+def test_order_of_calls_by_server(home, server, slots):
+    """llama.cpp holds one prompt per slot, and gets document after document; others all lists first, then rounds."""
+    server.slots = slots
+    done = run_script(*entigraph(server, "--max_pairs", 3, "--max_triples", 2, "--concurrency", 1, articles="0-2"))
+    assert done.returncode == 0, done.stderr
+    assert len(server.bodies) == 3 * 6
+    assert len(documents_asked(server)) == (3 if slots else 9)
+    assert ("llama.cpp, slots: 1" in done.stderr) == bool(slots)
+
+
+def test_calls_in_flight_are_the_slots_of_llama_cpp(home, server):
+    server.slots, server.latency = 2, 0.02
+    succeed(*entigraph(server, "--max_pairs", 3, "--max_triples", 2, articles="0-3"))
+    assert server.most_in_flight == 2
+    texts = [body["messages"][0]["content"].split("# Task")[0] for body in server.bodies]
+    assert len({*texts[:11]}) == 2  # of twelve calls about the first two documents
+
+
+def test_a_budget_lets_documents_take_turns_at_llama_cpp_too(home, server):
+    server.slots = 1
+    options = ["--max_pairs", 3, "--max_triples", 2, "--max_tokens_total", 1_000_000]
+    succeed(*entigraph(server, *options, articles="0-2"))
+    assert len(documents_asked(server)) == 9
+
+
+def test_kills_at_llama_cpp_cost_the_calls_in_flight(home, server):
+    server.slots, server.latency = 2, 0.05
+    command = entigraph(server, articles="0-2")
+    for _ in range(3):
+        before = server.requests
+        process = start_script(*command)
+        while server.requests < before + 8 and process.poll() is None:
+            time.sleep(0.005)
+        assert process.poll() is None, "the run ended before the kill"
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    succeed(*command)
+    assert len(server.billed) == 3 * CALLS
+    assert sum(server.billed.values()) - len(server.billed) <= 3 * 2
+    assert len({record["id"] for record in records()}) == len(records()) == 3 * CALLS
+    requests = server.requests
+    succeed(*command)
+    assert server.requests == requests
+
+
 def test_faults_of_every_kind(home, server):
     """Transient faults are retried; a failed call is recorded, does not stop the others, and is repeated by the
     same command."""

@@ -26,6 +26,7 @@ from data.generation.import_json import import_passages
 from data.generation.live_run import LiveRun
 from data.generation.methods import GenerationSettings
 from data.generation.passages import PassageStore
+from data.generation.sections import server_limit, split_long
 from inference.batch_api import pending_calls
 from inference.budget import Ledger
 from inference.prices import Price, find_price
@@ -71,6 +72,8 @@ def add_server_flags(group) -> None:
     add("--requests_per_minute", type=positive_float, help="rate limit (default: adapted to the server's refusals)")
     add("--tokens_per_minute", type=positive_float, help="rate limit in prompt and reply tokens (default none)")
     add("--timeout", type=positive_float, default=600.0, help="seconds per try of a call")
+    section_help = "split longer documents into sections (default: what the server's context leaves)"
+    add("--section_tokens", type=positive_int, help=section_help)
 
 
 def add_cost_flags(group) -> None:
@@ -104,7 +107,9 @@ def main() -> None:
         args.task = readers.import_corpus(args.corpus)
     documents = load_task(args.task)
     indices = parse_indices("all" if args.articles is None else args.articles, len(documents))
-    selected = [documents[index] for index in indices]
+    makes_calls = not (args.dry_run or args.batch or args.import_json)
+    limit = args.section_tokens or (makes_calls and server_limit(args.model, args.base_url, args.max_tokens))
+    selected = split_long([documents[index] for index in indices], limit)
     settings = GenerationSettings.from_args(args)
     folder = paths.passages_dir(args.task, args.model, args.method)
     price = find_price(args.prices, args.model)

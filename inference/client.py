@@ -131,14 +131,6 @@ class Client:
                 self.say([*reply.notes, *[NOTE_STOP] * ran_on])
         return texts[:samples]
 
-    async def llama_cpp_slots(self) -> int:
-        """Requests that a llama.cpp server computes at once, each in a slot with its own prompt cache; 0 for other
-        servers."""
-        if self.is_openai or not server_habits.is_llama_cpp(await self.get("/models")):
-            return 0
-        slots = (await self.get("/props", of_root=True)).get("total_slots")
-        return slots if isinstance(slots, int) else 0
-
     def say(self, notes: Iterable[str]) -> None:
         """Print a sentence about the server, once in a process, which may have several clients."""
         for note in notes:

@@ -18,6 +18,7 @@ from inference.budget import BudgetExhausted
 from inference.client import Client, for_each
 from inference.completions import PROMPT_CUT, CallFailed, CallStopped, PromptCut
 from inference.rate_limiter import RateLimiter
+from inference.server_facts import read_facts
 from utils.cli import progress_bar
 from utils.errors import UserError
 from utils.io import read_journal
@@ -59,7 +60,7 @@ class LiveRun(GenerationRun):
     async def _choose_order(self) -> None:
         """Choose the order of calls and their number in flight."""
         self._queue_type, self._concurrency = CallQueue, self.call_settings.concurrency
-        if slots := await self.client.llama_cpp_slots():
+        if slots := (await read_facts(self.client)).slots:
             # Further calls would wait in the server, up to their timeout.
             self._concurrency = min(self._concurrency, slots)
             order = "the calls of a document follow each other, so that its prefix is computed once"

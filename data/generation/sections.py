@@ -4,10 +4,13 @@ A border is before a heading if there is one in the second half of a section, el
 sentences. A single sentence that is too long (a table, a text without full stops) is split between lines or words.
 """
 
+import asyncio
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 
+from inference.client import Client
+from inference.server_facts import ServerFacts, read_facts
 from tasks.documents import Document
 from utils.sentences import split_sentences
 
@@ -20,9 +23,31 @@ HEADING = re.compile(
 )
 
 
-def split_long(documents: list[Document], max_tokens: int) -> list[Document]:
-    """Documents of which none is longer than `max_tokens`, by BYTES_PER_TOKEN; the short ones as they are."""
-    return [section for document in documents for section in split_document(document, max_tokens)]
+def server_limit(model: str, base_url: str | None, max_tokens: int) -> int | None:
+    """The longest document, in tokens, that leaves room for the prompt and `max_tokens` of reply in the server's
+    context, and half the context at least; None if the server does not say how long that is."""
+
+    async def ask() -> ServerFacts:
+        client = Client(model, base_url)
+        try:
+            return await read_facts(client)
+        finally:
+            await client.close()
+
+    context = asyncio.run(ask()).context_tokens
+    return max(context - max_tokens - PROMPT_TOKENS, context // 2) if context else None
+
+
+def split_long(documents: list[Document], max_tokens: int | None) -> list[Document]:
+    """Documents of which none is longer than `max_tokens`, by BYTES_PER_TOKEN; the short ones as they are. Prints how
+    many are split. None: no limit."""
+    if not max_tokens:
+        return documents
+    parts = [split_document(document, max_tokens) for document in documents]
+    if long := [sections for sections in parts if len(sections) > 1]:
+        count = f"{sum(map(len, long))} sections"
+        print(f"{len(long)} of {len(documents)} documents are longer than {max_tokens:,} tokens: split into {count}")
+    return [section for sections in parts for section in sections]
 
 
 def split_document(document: Document, max_tokens: int) -> list[Document]:

@@ -16,6 +16,7 @@ from tests.conftest import error_line, run_script, start_script, succeed
 from tests.fake_openai import ENTITIES
 from utils import paths
 from utils.io import append_record
+from utils.sentences import split_sentences
 
 CALLS = 1 + comb(len(ENTITIES), 2) + comb(len(ENTITIES), 3)  # of one article: 36
 
@@ -252,8 +253,11 @@ def test_budget_is_never_exceeded_and_spread_evenly(home, server, tmp_path, flag
     server.latency, server.fault_share = 0.05, 0.1
     command = entigraph(server, *options, "--timeout", 1, articles="all")
     for _ in range(3):
+        before = server.requests
         process = start_script(*command)
-        time.sleep(1.5)
+        while server.requests == before and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(0.7)
         process.kill()
         process.communicate()
     run_script(*command)
@@ -433,3 +437,28 @@ def test_target_tokens_ends_a_run(home, server):
 
 def test_aim_tellings_needs_live_calls(home, server):
     assert "--batch" in error_line(*entigraph(server, "--aim_tellings", 2, "--batch", "submit"))
+
+
+def test_documents_longer_than_the_context_are_split(home, server):
+    """The fake server lists a context of 1,024 tokens; the articles have about 1,000 by bytes."""
+    server.max_model_len, server.models = 1024, ("m",)
+    command = entigraph(server, "--max_pairs", 2, "--max_triples", 0, "--max_tokens", 100)
+    out = succeed(*command)
+    assert "1 of 1 documents are longer than 512 tokens: split into " in out
+    journals = sorted(path.name for path in paths.passages_dir("example", "m").glob("*.jsonl"))
+    assert len(journals) > 1 and all(".section" in name for name in journals)
+    text = " ".join(load_task("example")[0].text.split())
+    sent = [json.dumps(body, ensure_ascii=False) for body in server.bodies]
+    assert all(len(body.encode()) < 1024 * 4 for body in sent)
+    for sentence in split_sentences(text):
+        assert any(sentence in " ".join(json.loads(body)["messages"][0]["content"].split()) for body in sent), sentence
+    billed = sum(server.billed.values())
+    succeed(*command)
+    assert sum(server.billed.values()) == billed
+    figures = json.loads(succeed("data/inspect_entigraph.py", "--task", "example", "--model", "m").splitlines()[-1])
+    assert figures["documents"] == 1 and figures["unknown_files"] == 0
+
+
+def test_section_tokens_splits_without_asking_the_server(home, server):
+    out = succeed(*entigraph(server, "--section_tokens", 300, "--dry_run"))
+    assert "split into" in out and server.paths == []

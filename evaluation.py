@@ -87,7 +87,7 @@ def main() -> None:
     if args.compare:
         results.print_comparison(args.compare)
         return
-    task = readers.import_corpus(args.corpus) if args.corpus else args.task
+    task = readers.import_corpus(args.corpus, args.strict) if args.corpus else args.task
     documents = load_task(task)
     items = [(document, question) for document in documents for question in document.questions]
     if not items:

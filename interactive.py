@@ -90,7 +90,7 @@ def validate(args: argparse.Namespace) -> None:
 def article_titles(args: argparse.Namespace) -> list[str]:
     if not args.articles:
         return []
-    task = import_corpus(args.corpus) if args.corpus else args.task
+    task = import_corpus(args.corpus, args.strict) if args.corpus else args.task
     return [document.title for document in load_task(task)]
 
 

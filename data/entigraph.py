@@ -104,7 +104,7 @@ def validate(args: argparse.Namespace) -> None:
 def main() -> None:
     args = parse_arguments()
     if args.corpus:
-        args.task = readers.import_corpus(args.corpus)
+        args.task = readers.import_corpus(args.corpus, args.strict)
     documents = load_task(args.task)
     indices = parse_indices("all" if args.articles is None else args.articles, len(documents))
     makes_calls = not (args.dry_run or args.batch or args.import_json)

@@ -32,7 +32,7 @@ These passages were found in the corpus:
 
 {passages}
 
-Answer with their help where they are to the point.
+Answer the following with their help, as far as they are to the point:
 
 {message}"""
 
@@ -84,7 +84,7 @@ class Comparer:
             check_corpora(flag, {"": corpus.task, first.engine.name: trained_task(first.engine.name)})
             engine = first.engine.with_own_cache()
         else:
-            if paths.resolve_checkpoint(name) == paths.resolve_checkpoint(first.engine.name):
+            if folder_of(name) == folder_of(first.engine.name):
                 raise UserError(f"{flag} {name}: the same model on both sides; name another, or {OPEN_BOOK}")
             tasks = {checkpoint: trained_task(checkpoint) for checkpoint in (first.engine.name, name)}
             check_corpora(flag, ({"": corpus.task} if corpus else {}) | tasks)
@@ -104,11 +104,16 @@ def label_sides(sides: Sequence[Side]) -> None:
         side.label = label + book
 
 
+def folder_of(checkpoint: str) -> Path:
+    """The folder of a checkpoint, without links; of a name on a server or the Hub something unique to it."""
+    return Path(paths.resolve_checkpoint(checkpoint)).resolve()
+
+
 def trained_task(checkpoint: str) -> str | None:
     """The --task_name that a checkpoint was trained with; of a tuned one, that of the model it was tuned from. None for
     models without a run.json of train.py."""
     for _ in range(10):  # tunings of tunings; a record may name its own folder
-        record = Path(paths.resolve_checkpoint(checkpoint)) / "run.json"
+        record = folder_of(checkpoint) / "run.json"
         if not record.is_file():
             return None
         arguments = read_json(record, "train it again").get("arguments", {})
@@ -146,7 +151,13 @@ def add_passages(engine: Engine, messages: list[dict], passages: list[Chunk], ma
 
 
 def format_passages(passages: list[Chunk]) -> str:
-    return "\n\n".join(f"{passage.name}\n{passage.text}" for passage in passages)
+    return "\n\n".join("\n".join(filter(None, pair)) for pair in with_titles(passages))
+
+
+def with_titles(passages: list[Chunk]) -> list[tuple[str, str]]:
+    """(title, text) of each passage; the title is empty where the passage before has the same."""
+    titles = ["", *(passage.name for passage in passages)]
+    return [("" if p.name == before else p.name, p.text) for before, p in zip(titles, passages, strict=False)]
 
 
 def no_passages(corpus: Corpus | None) -> str:

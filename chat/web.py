@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from chat.compare import Corpus, Side, no_passages, side_by_side
+from chat.compare import Corpus, Side, no_passages, side_by_side, with_titles
 from chat.conversation import Conversation, Engine, ReplyStatus, Sampling, make_message
 from inference.completions import strip_reasoning
 from inference.retrieval import Chunk
@@ -126,7 +126,8 @@ def make_comparison_page(sides: list[Side], settings: WebSettings):
         )
         stop.click(None, cancels=[asked], **PRIVATE)
         empty = ("", *([] for _ in columns), passages_html(settings.corpus, None))
-        reset.click(lambda: empty, None, [box, *columns, passages], cancels=[asked], **PRIVATE)
+        clearing = [reset.click, *(column.clear for column in columns)]  # a column's bin, too, clears both
+        gradio.on(clearing, lambda: empty, None, [box, *columns, passages], cancels=[asked], **PRIVATE)
     return page
 
 
@@ -136,7 +137,10 @@ def passages_html(corpus: Corpus | None, passages: list[Chunk] | None) -> str:
         return f"<p>Passages of {html.escape(corpus.task)} that a search finds for your message will be shown here.</p>"
     if not passages:
         return f"<p>{html.escape(no_passages(corpus))}</p>"
-    parts = [f"<h4>{html.escape(p.name)}</h4><p>{html.escape(p.text)}</p>" for p in passages]
+    parts = [
+        f"{f'<h4>{html.escape(name)}</h4>' if name else ''}<p>{html.escape(text)}</p>"
+        for name, text in with_titles(passages)
+    ]
     return f'<h3>Passages found in {html.escape(corpus.task)}</h3><div class="passages">{"".join(parts)}</div>'
 
 

@@ -184,6 +184,8 @@ def test_user_errors(home, two, chat_model):
     local = ("--model_path", chat_model)
     assert "--compare nowhere/at/all: no such folder" in error_for(*local, "--compare", "nowhere/at/all")
     assert "the same model on both sides" in error_for(*local, "--compare", f"{chat_model}/")
+    (home / "link").symlink_to(chat_model)
+    assert "the same model on both sides" in error_for(*local, "--compare", home / "link")
     assert "--task NAME or --corpus DIR" in error_for(*local, "--compare", "open_book")
     assert "--task nothing" in error_for(*local, "--compare", "open_book", "--task", "nothing")
     assert "add --articles or --compare MODEL" in error_for(*local, "--web", *EXAMPLE)
@@ -240,6 +242,16 @@ def test_as_many_passages_as_fit():
     assert "".join(side.stream(passages, **settings)) == "Question? " * 8
 
 
+def test_titles_are_not_repeated():
+    passages = [
+        Chunk("a", 0, "A", "one"),
+        Chunk("a", 1, "A", "two"),
+        Chunk("b", 0, "B", "three"),
+        Chunk("a", 2, "A", "4"),
+    ]
+    assert compare.format_passages(passages) == "A\none\n\ntwo\n\nB\nthree\n\nA\n4"
+
+
 def test_items_of_both_streams_in_turn():
     steps = list(compare.side_by_side([iter("ab"), iter("xyz")]))
     assert steps == [["a", None], ["a", "x"], ["b", "x"], ["b", "y"], ["b", "z"]]
@@ -292,7 +304,10 @@ def test_page(page, tmp_path, width, height):
         page.get_by_text("turn 2: and then?").nth(1).wait_for()
         for body in site.model.bodies[-2:]:
             assert [message["content"] for message in body["messages"]][::2] == [QUESTION, "and then?"]
-        page.get_by_text("New conversation").click()
+        if width == 1400:
+            page.get_by_text("New conversation").click()
+        else:
+            page.get_by_role("button", name="Clear").first.click()  # one column's bin
         page.get_by_text("will be shown here").wait_for()
         send(page, "again")
         page.get_by_text("turn 1: again").nth(1).wait_for()

@@ -13,7 +13,6 @@ import itertools
 import warnings
 
 import numpy as np
-from scipy import special, stats
 
 from reports.tables import print_table
 from tasks.intervals import mean_interval
@@ -114,6 +113,8 @@ def resample(values: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def bca(values: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
+    from scipy import stats
+
     data = cluster_sums(values, groups)
     settings = {"paired": True, "vectorized": True, "method": "BCa", "n_resamples": RESAMPLES, "rng": 0}
     interval = stats.bootstrap(data, ratio, **settings).confidence_interval
@@ -122,7 +123,7 @@ def bca(values: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
 
 def t_interval(values: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
     sums, sizes = cluster_sums(values, groups)
-    half = special.stdtrit(len(sizes) - 1, 0.975) * standard_error(sums, sizes)
+    half = t_quantile(sizes) * standard_error(sums, sizes)
     return ratio(sums, sizes) - half, ratio(sums, sizes) + half
 
 
@@ -131,8 +132,15 @@ def t_logit(values: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
     mean, error = ratio(sums, sizes), standard_error(sums, sizes)
     if not 0 < mean < 1:
         return mean, mean
-    half = special.stdtrit(len(sizes) - 1, 0.975) * error / (mean * (1 - mean))
-    return special.expit(special.logit(mean) - half), special.expit(special.logit(mean) + half)
+    half = t_quantile(sizes) * error / (mean * (1 - mean))
+    low, high = np.log(mean / (1 - mean)) + np.array([-half, half])
+    return 1 / (1 + np.exp(-low)), 1 / (1 + np.exp(-high))
+
+
+def t_quantile(sizes: np.ndarray) -> float:
+    from scipy import special
+
+    return special.stdtrit(len(sizes) - 1, 0.975)
 
 
 METHODS = {

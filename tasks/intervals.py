@@ -40,8 +40,8 @@ def paired_difference(one: np.ndarray, other: np.ndarray, documents: list, seed:
 
 def mean_interval(values: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
     """95% interval of the mean of `values`, each in 0..1, that come in groups: Wilson's score interval for the number of
-    independent values whose mean has the jackknife variance over groups (Korn and Graubard, 1998), with Student's t
-    for the normal quantile. A single group says nothing about others: 0 to 1.
+    independent values whose mean has the jackknife variance over groups (the effective sample size of Korn and
+    Graubard, 1998), with Student's t for the normal quantile. A single group says nothing about others: 0 to 1.
 
     values: (questions,); groups: (questions,) index of the document.
     """

@@ -27,7 +27,7 @@ from tasks.scoring import SELECTION_RULES
 from utils import cli
 from utils.cli import non_negative_float, non_negative_int, positive_float, positive_int
 from utils.errors import UserError, run
-from utils.io import read_json, write_json
+from utils.io import write_json
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -115,7 +115,7 @@ def main() -> None:
     if attempts:
         write_json(target, results.build_result(documents, attempts, protocol, settings.model, retrieved))
         partial.unlink(missing_ok=True)
-    result = read_json(target, "run evaluation.py again")
+    result = results.read_result(target)
     print_contamination(result)
     report(target, result["metrics"])
 

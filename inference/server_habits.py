@@ -103,13 +103,6 @@ class Fields:
         return self._notes[field]
 
 
-def is_llama_cpp(models: dict) -> bool:
-    """True if a reply to /models is llama.cpp's."""
-    listed = models.get("data")
-    listed = listed if isinstance(listed, list) else []
-    return any(isinstance(model, dict) and model.get("owned_by") == "llamacpp" for model in listed)
-
-
 def least_tokens(prompt: str) -> int:
     """A number of tokens that common tokenizers never stay below, by words: they do not join two words into a token,
     however often these are repeated, but do put long runs of spaces, dashes or digits into one."""

@@ -13,6 +13,7 @@ from data.generation.passages import FILTERED
 from inference.budget import BudgetExhausted
 from inference.client import Client, for_each
 from inference.completions import PROMPT_CUT, CallFailed, CallStopped, PromptCut
+from inference.llama_cpp import slots_of
 from inference.rate_limiter import RateLimiter
 from utils.cli import progress_bar
 from utils.errors import UserError
@@ -49,7 +50,7 @@ class LiveRun(GenerationRun):
     async def _set_up_queue(self) -> int:
         """Choose the order of calls; returns the number of calls in flight."""
         requests = (list(self.documents), self.missing_list_request, self.missing_requests, len(self.settings.kinds))
-        concurrency, slots = self.call_settings.concurrency, await self.client.llama_cpp_slots()
+        concurrency, slots = self.call_settings.concurrency, await slots_of(self.client)
         if not slots:
             self.queue = CallQueue(*requests)
             return concurrency

@@ -144,14 +144,3 @@ def test_keys(home, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "two words")
     with pytest.raises(UserError):
         find_key(None)
-
-
-@pytest.mark.parametrize("listed", [[], {"data": None}, {"data": ["x", {"owned_by": "x"}]}, "no"])
-def test_other_servers_have_no_slots(client, server, listed):
-    server.slots, server.listed = 2, listed
-    assert run(client, client.llama_cpp_slots()) == 0
-
-
-def test_slots_of_llama_cpp(client, server):
-    server.slots = 2
-    assert run(client, client.llama_cpp_slots()) == 2

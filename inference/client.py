@@ -159,14 +159,12 @@ class Client:
         return await self._retry(_Request(path, body), parse)
 
     async def get(self, path: str, of_root: bool = False) -> dict:
-        """The JSON object at an address of the server, with `of_root` outside of /v1; empty if there is none. One
-        attempt."""
+        """The JSON object at a path, with `of_root` outside of /v1; empty if there is none. One attempt."""
         import aiohttp
 
         limit = aiohttp.ClientTimeout(total=GET_TIMEOUT_S)
         try:
-            url = self._address.of_root(path) if of_root else self._address.of(path)
-            async with self._http.get(url, timeout=limit) as response:
+            async with self._http.get(self._address.of(path, of_root), timeout=limit) as response:
                 return completions.parse_json_object(await response.read()) if response.status == 200 else {}
         except (aiohttp.ClientError, TimeoutError, ValueError):
             return {}

@@ -2,7 +2,7 @@
 
 import base64
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -37,13 +37,10 @@ class Address:
         """Header for user and password (RFC 7617); empty without them."""
         return f"Basic {base64.b64encode(unquote(self.user).encode()).decode()}" if self.user else ""
 
-    def of(self, path: str) -> str:
-        """Address of an endpoint such as `/embeddings`."""
-        return self.public.rstrip("/") + path + (f"?{self.query}" if self.query else "")
-
-    def of_root(self, path: str) -> str:
-        """Address of an endpoint of the server's own, outside of OpenAI's /v1."""
-        return replace(self, public=self.public.rstrip("/").removesuffix("/v1")).of(path)
+    def of(self, path: str, of_root: bool = False) -> str:
+        """Address of an endpoint such as `/embeddings`; with `of_root` of one outside of /v1, as llama.cpp's /props."""
+        base = self.public.rstrip("/")
+        return (base.removesuffix("/v1") if of_root else base) + path + (f"?{self.query}" if self.query else "")
 
     def openai_settings(self) -> dict:
         """Arguments of OpenAI's own client."""

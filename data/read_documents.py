@@ -9,7 +9,6 @@ does. A file that cannot be read is left out with one line that says why; --stri
 import argparse
 from pathlib import Path
 
-from reports.tables import print_table
 from tasks.documents import load_task
 from tasks.readers import import_corpus
 from utils import cli, paths
@@ -33,11 +32,10 @@ def main() -> None:
     documents = load_task(task)
     sizes = [len(document.text.encode()) for document in documents]
     largest = sorted(range(len(documents)), key=lambda index: -sizes[index])[:SHOWN]
-    rows = [
-        (documents[index].title[:60], f"{len(words_of(documents[index].text)):,}", f"{tokens(sizes[index]):,}")
-        for index in largest
-    ]
-    print_table([("document", "words", "tokens, about"), *rows])
+    print(f"{'document':60}{'words':>12}{'tokens, about':>16}")
+    for index in largest:
+        document = documents[index]
+        print(f"{document.title[:58]:60}{len(words_of(document.text)):12,}{tokens(sizes[index]):16,}")
     if len(documents) > SHOWN:
         print(f"and {len(documents) - SHOWN:,} shorter ones")
     figures = {"task": task, "documents": len(documents), "tokens": tokens(sum(sizes))}

@@ -1,4 +1,4 @@
-"""What a server says about itself: the context of a model, and llama.cpp's slots."""
+"""Facts that a server states about itself: the context of a model, and llama.cpp's slots."""
 
 from dataclasses import dataclass
 

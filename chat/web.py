@@ -20,6 +20,7 @@ from utils.errors import UserError
 
 NOTICE = "Notice"  # the title of a message that is not the model's
 COLUMN_PIXELS = 320  # of a model's column; two of them and their gap do not fit on a phone
+CHATBOT = {"render_markdown": False, "show_label": False, "buttons": []}
 PRIVATE = {"api_visibility": "private"}
 
 
@@ -81,7 +82,7 @@ def make_page(engine: Engine, settings: WebSettings):
     """The Gradio page. Conversations are stored in the visitor's browser only."""
     return import_gradio().ChatInterface(
         fn=make_reply_function(engine, settings),
-        chatbot=verbatim_chatbot()(render_markdown=False, height="70vh", show_label=False, buttons=[]),
+        chatbot=verbatim_chatbot()(**CHATBOT, height="70vh"),
         title="Chat",
         description=html.escape(describe(engine, Path(engine.name).name)),
         examples=example_messages(settings) or None,
@@ -109,18 +110,19 @@ def make_comparison_page(sides: list[Side], settings: WebSettings):
             columns = []
             for side in sides:
                 with gradio.Column(min_width=COLUMN_PIXELS):
-                    label = describe(side.engine, side.label)
-                    columns.append(verbatim_chatbot()(label=label, render_markdown=False, height="50vh", buttons=[]))
+                    # Above the chatbot, whose own label would cover the first message if it has two lines.
+                    gradio.HTML(f'<h4 class="model">{html.escape(describe(side.engine, side.label))}</h4>')
+                    columns.append(verbatim_chatbot()(**CHATBOT, height="50vh"))
         box = gradio.Textbox(
             placeholder="One message for both models", show_label=False, submit_btn=True, stop_btn=False
         )
         with gradio.Row():
             stop = gradio.Button("Stop", size="sm")
             reset = gradio.Button("New conversation", size="sm")
+        passages = gradio.HTML(passages_html(settings.corpus, None))
         if settings.titles:
             examples = [[message] for message in example_messages(settings)]
             gradio.Examples(examples, [box], example_labels=settings.titles)
-        passages = gradio.HTML(passages_html(settings.corpus, None))
         asked = box.submit(
             make_comparison_function(sides, settings), [box, *columns], [box, *columns, passages], **PRIVATE
         )

@@ -298,6 +298,9 @@ def test_page(page, tmp_path, width, height):
             assert left["y"] + left["height"] <= right["y"]
             assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert passages["y"] >= max(left["y"] + left["height"], right["y"] + right["height"])
+        labels = page.locator(".model").all()
+        assert [label.inner_text().strip() for label in labels] == ["trained", "base"]
+        assert labels[0].bounding_box()["y"] + labels[0].bounding_box()["height"] <= left["y"]
         assert "The Glassblowers' Strike" in page.locator(".passages").inner_text()
         page.screenshot(path=tmp_path / f"compare-{width}.png", full_page=True)
         send(page, "and then?")

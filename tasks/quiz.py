@@ -28,6 +28,10 @@ MIN_SUPPORT = 2 / 3  # of the right answer's content words, to be found in the d
 MIN_AGREEMENT = 0.5  # F1 of a reply and the right answer: `Osgood drew the lens` is `Bertil Osgood`
 ABBREVIATION = re.compile(r"(?:^|[\s(])(?:[A-Z]|Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|No|Nos|vs|cf|e\.g|i\.e|approx|Fig)\.$")
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+(?=[\"'“‘(\[]?[^\Wa-z_])|(?<=[。！？])(?![”’」』])")
+TEXT_REFERENCE = re.compile(
+    r"^(?:in|according to|based on) (?:the|this) (?:above |given )?(?:text|passage|article|story|document|sentence)\b,? *",
+    re.I,
+)  # in place of the document's title
 GOLDEN = (math.sqrt(5) - 1) / 2
 STOPWORDS = frozenset(
     words_of(
@@ -110,10 +114,11 @@ def writing_prompt(document: Document, sentence: str, prompt: str) -> str:
 
 
 def reply_schema(prompt: str) -> dict:
-    """The JSON schema of the reply to `writing_prompt`."""
+    """The JSON schema of the reply to `writing_prompt`. The answer comes before the question, which then asks for it:
+    small models write better ones so."""
     wrong = {"type": "array", "items": {"type": "string"}, "minItems": OPTIONS - 1, "maxItems": OPTIONS - 1}
     aliases = {"type": "array", "items": {"type": "string"}, "maxItems": 3}
-    properties = {name: {"type": "string"} for name in ("fact", "question", "right")}
+    properties = {name: {"type": "string"} for name in ("fact", "right", "question")}
     properties |= {"wrong": wrong} if prompt == "quiz" else {"aliases": aliases}
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
@@ -155,6 +160,7 @@ def parse(reply: str, document: Document, index: int, sentence: str, needs_optio
     text, right, fact = (text_of(value.get(key)) for key in ("question", "right", "fact"))
     if not text or not right:
         raise ValueError("the reply has no question with its right answer")
+    text = TEXT_REFERENCE.sub(lambda _: f'In "{document.title}", ', text)
     wrong, aliases = ([text_of(item) for item in _listed(value.get(key))] for key in ("wrong", "aliases"))
     options = [plain_option(option) for option in (right, *wrong)]
     if len(options) != OPTIONS or not all(options):
@@ -252,10 +258,10 @@ def content_fault(draft: DraftQuestion, document: Document, kind: str) -> str | 
 
 
 def option_fault(draft: DraftQuestion) -> str | None:
-    """The reason not to use the options of a question: two are alike, or one has all content words of the correct one
-    (both are right then), or the length of the correct one reveals it."""
+    """The reason not to use the options of a question: two have the same content words, or one has all of the correct
+    one's (both are right then), or the length of the correct one reveals it."""
     right, *wrong = draft.options
-    if len(wrong) < OPTIONS - 1 or len({" ".join(words_of(option)) for option in draft.options}) < OPTIONS:
+    if len(wrong) < OPTIONS - 1 or len({stems(option) for option in draft.options}) < OPTIONS:
         return ALIKE
     if any(are_alike(right, option) for option in wrong):
         return ALIKE

@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 import signal
@@ -121,6 +122,19 @@ def test_fact_is_in_the_words_of_the_document():
     assert fact("Ada") == fact("") == "The keeper is called Ada."
 
 
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        ("In the text, who is the keeper?", 'In "The Lamp", who is the keeper?'),
+        ("According to this passage who is the keeper?", 'In "The Lamp", who is the keeper?'),
+        ("In the textile mill, who is the keeper?", "In the textile mill, who is the keeper?"),
+        ("Who is the keeper?", "Who is the keeper?"),
+    ],
+)
+def test_title_takes_the_place_of_the_text(said, text):
+    assert quiz.parse(question_reply(said, *KEEPER[1:]), DOCUMENT, 0, TEXT).text == text
+
+
 def test_prompts_of_a_document_share_all_but_the_sentence():
     one, other = (quiz.writing_prompt(DOCUMENT, sentence, "quiz") for sentence in ("One is here.", "Two is there."))
     assert one.removesuffix("One is here.\n") == other.removesuffix("Two is there.\n")
@@ -173,7 +187,7 @@ def scripted_reply(prompt: str) -> str:
     shown = dict(re.findall(r"^([ABCD])\. (.*)$", prompt, re.M))
     known = {text: letter for letter, text in shown.items()}
     if "Write one" in prompt:
-        title = re.search(r'begins with: In "(.*)",', prompt)[1]
+        title = re.search(r'Now the sentence of "(.*)":', prompt)[1]
         asked = SENTENCES.setdefault(title, [])
         sentence = prompt.rstrip().split("\n")[-1]
         if sentence not in asked:
@@ -223,7 +237,7 @@ def test_quiz_is_written_filtered_and_evaluated(home, server, corpus, tiny_model
     formats = [body.get("response_format") for body in server.bodies if "Write one" in body["messages"][0]["content"]]
     assert {one["type"] for one in formats} == {"json_schema"}
     schema = formats[0]["json_schema"]["schema"]
-    assert list(schema["properties"]) == schema["required"] == ["fact", "question", "right", "wrong"]
+    assert list(schema["properties"]) == schema["required"] == ["fact", "right", "question", "wrong"]
     assert not any("response_format" in body for body in server.bodies if "Write one" not in json.dumps(body))
     facts = [q["fact"] for d in read_jsonl(paths.questions_file("islands"), "") for q in d["questions"]]
     assert facts == [LAST_WORDS] * 6
@@ -298,3 +312,172 @@ def test_quiz_does_not_restore_a_deleted_document(home, server, corpus):
     succeed("data/entigraph.py", "all", "--corpus", corpus, "--dry_run")
     assert len(load_task("islands")) == 5
     assert "What is lost" not in " ".join(d.text for d in load_task("islands"))
+
+
+def writing_bodies(server) -> list[dict]:
+    return [body for body in server.bodies if "Write one" in json.dumps(body)]
+
+
+def test_calls_of_a_document_follow_one_another(home, server, corpus):
+    """All that is asked with a document comes in one go per phase, so that its prefix stays in a cache."""
+    server.replies = scripted_reply
+    succeed(*options(corpus, server)[:-4], "--concurrency", 1, "--corpus", corpus, "--base_url", server.url)
+    titles = {}
+    for body in server.bodies:
+        text = body["messages"][0]["content"]
+        part = "write" if "Write one" in text else "open" if "from the text above alone" in text else "closed"
+        titles.setdefault(part, []).append(text.split("# Text\n\n")[-1].split("\n")[0])
+    for part in ("write", "open"):
+        assert len(list(itertools.groupby(titles[part]))) == 6
+
+
+def test_server_that_refuses_a_schema(home, server, corpus):
+    server.replies, server.habits.refuses = scripted_reply, ("response_format",)
+    done = run_script(*options(corpus, server))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("the server refuses `response_format`") == 1
+    assert "the form of a reply is asked for by the prompt alone" in done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["kept"] == 6
+
+
+def test_unreadable_and_empty_replies_are_asked_again(home, server, corpus):
+    seen = Counter()
+
+    def reply(prompt: str) -> str:
+        seen[prompt] += 1
+        bad = {1: "", 2: "Let me think."}
+        return bad[seen[prompt]] if "Write one" in prompt and seen[prompt] < 3 else scripted_reply(prompt)
+
+    server.replies = reply
+    counts = json.loads(succeed(*options(corpus, server)).splitlines()[-1])
+    assert (counts["empty replies"], counts["replies that could not be read"]) == (24, 24)
+    assert (counts["written"], counts["kept"]) == (24, 6)
+    seeds = {}
+    for body in writing_bodies(server):
+        seeds.setdefault(body["messages"][0]["content"], []).append((body["seed"], body["temperature"]))
+    assert set(map(tuple, seeds.values())) == {((0, 0.0), (1_000_003, 1.0), (2_000_006, 1.0))}
+    assert json.loads(succeed(*options(corpus, server)).splitlines()[-1]) == counts
+    assert sum(seen.values()) == server.requests  # the second run asked nothing
+
+
+def test_model_without_a_readable_reply_is_given_up(home, server, corpus):
+    server.replies = lambda prompt: "I would rather not."
+    line = error_line(*options(corpus, server), "--per_document", 40)
+    assert "none of its first 100 replies is a question in JSON (the last: I would rather not.)" in line
+    assert len(writing_bodies(server)) <= 102  # and those in flight
+
+
+def test_larger_quiz_uses_the_replies_of_a_smaller_one(home, server, corpus):
+    server.replies = scripted_reply
+    succeed(*options(corpus, server), "--per_document", 2)
+    assert len(writing_bodies(server)) == 12
+    succeed(*options(corpus, server))
+    assert len(writing_bodies(server)) == 24
+
+
+def test_wrong_options_from_other_documents(home, server, corpus):
+    """A model without good wrong options: in auto they are replaced, with documents not even asked for."""
+    words = iter(("tin", "oak", "wax", "ivy", "rye", "elm"))
+    answer_of: dict[str, str] = {}
+
+    def reply(prompt: str) -> str:
+        title = re.search(r'Now the sentence of "(.*)":', prompt)
+        if title:
+            word = answer_of.setdefault(title[1], next(words, ""))
+            wrong = ["a", "a", "a"] if '"wrong"' in prompt else []
+            return question_reply(
+                f"In {title[1]}, what is lost?", f"the {word} lamp", wrong, f"So the {word} lamp went."
+            )
+        shown = {text: letter for letter, text in re.findall(r"^([ABCD])\. (.*)$", prompt, re.M)}
+        mine = [word for name, word in answer_of.items() if f"In {name}," in prompt]
+        return f"Answer: {shown.get(f'the {mine[0]} lamp', 'none')}" if "above alone" in prompt else "Answer: none"
+
+    for number, path in enumerate(sorted(corpus.iterdir())):
+        word = ("tin", "oak", "wax", "ivy", "rye", "elm")[number]
+        path.write_text(f"# Paper {number}\n\nAll of us in Orm knew it. So the {word} lamp went to the men of Orm.")
+        answer_of[f"Paper {number}"] = word
+    server.replies = reply
+    counts = json.loads(succeed(*options(corpus, server)).splitlines()[-1])
+    assert (counts["with wrong options from other documents"], counts["kept"]) == (6, 6)
+    quiz_file = paths.questions_file("islands")
+    questions = [q for d in read_jsonl(quiz_file, "") for q in d["questions"]]
+    assert all(len(set(q["options"])) == 4 for q in questions)
+    assert {option for q in questions for option in q["options"]} <= {f"the {w} lamp" for w in answer_of.values()}
+    whole = quiz_file.read_bytes()
+    quiz_file.unlink()
+    succeed(*options(corpus, server))
+    assert quiz_file.read_bytes() == whole
+    asked = len(writing_bodies(server))
+    counts = json.loads(succeed(*options(corpus, server), "--wrong_options", "documents").splitlines()[-1])
+    assert counts["kept"] == 6
+    schema = writing_bodies(server)[asked]["response_format"]["json_schema"]["schema"]
+    assert "wrong" not in schema["properties"]
+    done = run_script(*options(corpus, server), "--wrong_options", "model")
+    assert "6 options alike" in done.stdout
+    assert "no question was kept" in done.stderr
+    assert quiz_file.read_bytes() == whole  # the finished quiz is not lost
+
+
+def test_short_answers(home, server, corpus):
+    def reply(prompt: str) -> str:
+        answer = scripted_reply(prompt)
+        return answer.replace('"wrong": ["a rope"', '"aliases": ["one old lamp", "a rope", "3 lamps"], "x": [""')
+
+    server.replies = reply
+    command = (*options(corpus, server), "--kind", "short")
+    counts = json.loads(succeed(*command).splitlines()[-1])
+    assert counts["file"] == str(paths.questions_file("islands", "short"))
+    names = ("unnamed", "answer too long", "not answered with the document", "answered without the document", "kept")
+    assert [counts[name] for name in names] == [6, 0, 6, 6, 6]
+    (record, *_) = read_jsonl(paths.questions_file("islands", "short"), "")
+    (question,) = record["questions"]
+    assert (question["answer"], question["aliases"]) == ("a lamp", ["one old lamp"])  # a rope is not the same
+    assert question["fact"] == LAST_WORDS
+    documents = load_task("islands", "short")
+    assert {q.answers for d in documents for q in d.questions} == {("a lamp", "one old lamp")}
+    assert not any(document.questions for document in load_task("islands"))
+    server.answer = " A lamp!\n"
+    evaluated = succeed(
+        "evaluation.py", "--task", "islands", "--kind", "short", "--model_path", "m", "--base_url", server.url
+    )
+    assert json.loads(evaluated.splitlines()[-1])["exact_match"] == 1
+    assert "--wrong_options: for --kind choice" in error_line(*command, "--wrong_options", "model")
+
+
+def test_base_model_answers_in_a_line(home, server, corpus):
+    server.replies, server.answer = scripted_reply, " blue\nQuestion: and what is lost?"
+    command = (*options(corpus, server), "--kind", "short", "--base_model", "base")
+    counts = json.loads(succeed(*command).splitlines()[-1])
+    assert (counts["answered without the document"], counts["kept"]) == (6, 6)
+    body = next(body for body in server.bodies if "prompt" in body)
+    assert (body["max_tokens"], body["stop"]) == (32, ["\n"])
+    assert body["prompt"].endswith("?\nAnswer:")
+
+
+def test_another_quiz_is_kept_beside_the_new_one(home, server, corpus):
+    server.replies = scripted_reply
+    succeed(*options(corpus, server))
+    target = paths.questions_file("islands")
+    first = target.read_bytes()
+    assert "moved to" not in succeed(*options(corpus, server))
+    server.replies = lambda prompt: scripted_reply(prompt).replace("what is lost", "what is gone")
+    target.with_suffix(".calls.jsonl").unlink()
+    out = succeed(*options(corpus, server))
+    (kept,) = (target.parent / "earlier").iterdir()
+    assert f"{target} had other questions; moved to {kept}" in out
+    assert kept.read_bytes() == first
+    assert target.read_bytes() != first
+
+
+def test_replies_of_earlier_versions_are_named(home, server, corpus):
+    """They were lists of questions; none is lost, and they are not asked for anew without a word."""
+    server.replies = scripted_reply
+    journal = paths.quiz_journal("islands")
+    journal.parent.mkdir(parents=True)
+    text = json.dumps({"questions": [{"question": "Who?"}]})
+    old = "".join(json.dumps({"key": digit * 32, "text": text}) + "\n" for digit in "01")
+    journal.write_text(old)
+    done = run_script(*options(corpus, server))
+    assert f"{journal}: 2 replies by an earlier version, each a list of all questions about a document" in done.stderr
+    assert journal.read_text().startswith(old)
+    assert "earlier version" not in run_script(*options(corpus, server)).stderr  # nothing is asked for

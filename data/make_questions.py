@@ -93,7 +93,7 @@ def keep_earlier_quiz(target: Path, records: list[dict]) -> None:
     """Move a quiz that has other questions than `records` to earlier/."""
     if not target.is_file():
         return
-    new, earlier = ({item["question"] for item in questions_of(some)} for some in (records, read_jsonl(target, "")))
+    new, earlier = ({item.get("question") for item in questions_of(some)} for some in (records, read_jsonl(target, "")))
     if not earlier <= new:
         archive = target.parent / "earlier" / f"{target.stem}.{sha256_file(target)[:12]}.jsonl"
         archive.parent.mkdir(exist_ok=True)
@@ -102,7 +102,7 @@ def keep_earlier_quiz(target: Path, records: list[dict]) -> None:
 
 
 def questions_of(records: list[dict]) -> list[dict]:
-    return [question for record in records for question in record["questions"]]
+    return [question for record in records for question in record.get("questions") or []]
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from utils.words import words_of
 
 KINDS = ("choice", "short")
 MAX_LENGTH_RATIO = 1.4  # of the correct option to the longest (or shortest) wrong one: beyond, its length reveals it
+LENGTH_SLACK = 3  # characters that reveal nothing in any case: `shed` among `church`, `tower` and `chapel`
 MIN_OVERLAP = 0.6  # of two questions' words: they count as duplicates
 # Content words of a sentence to ask about, if it has a name or number, and if not: `It lies before me now, good as new`
 # says little.
@@ -162,7 +163,7 @@ def parse(reply: str, document: Document, index: int, sentence: str, needs_optio
         raise ValueError("the reply has no question with its right answer")
     text = TEXT_REFERENCE.sub(lambda _: f'In "{document.title}", ', text)
     wrong, aliases = ([text_of(item) for item in _listed(value.get(key))] for key in ("wrong", "aliases"))
-    options = [plain_option(option) for option in (right, *wrong)]
+    options = plain_options(right, *wrong)
     if len(options) != OPTIONS or not all(options):
         if needs_options:
             raise ValueError("the reply has no three wrong options")
@@ -171,15 +172,22 @@ def parse(reply: str, document: Document, index: int, sentence: str, needs_optio
     if not (MIN_FACT_WORDS <= words <= MAX_FACT_WORDS and contains(document.text, fact)):
         fact = sentence
     draft = DraftQuestion(f"{document.uid}-{index}", text, tuple(options), fact)
-    return replace(draft, aliases=tuple(usable_aliases(options[0], map(plain_option, aliases))))
+    return replace(draft, aliases=tuple(usable_aliases(options[0], map(without_full_stop, aliases))))
 
 
 def _listed(value: object) -> list:
     return value if isinstance(value, list) else []
 
 
-def plain_option(text: str) -> str:
-    """An option without a full stop at its end, which some options of a question have and others have not."""
+def plain_options(*options: str) -> list[str]:
+    """Options without what only some of them have: a full stop at the end, an article at the beginning."""
+    texts = [without_full_stop(option) for option in options]
+    bare = [re.sub(r"^(?:the|an?)\s+", "", text, flags=re.I) for text in texts]
+    have_article = [one != other for one, other in zip(texts, bare, strict=True)]
+    return bare if any(have_article) and not all(have_article) else texts
+
+
+def without_full_stop(text: str) -> str:
     return text[:-1].rstrip() if text.endswith(".") and text.count(".") == 1 else text
 
 
@@ -265,9 +273,10 @@ def option_fault(draft: DraftQuestion) -> str | None:
         return ALIKE
     if any(are_alike(right, option) for option in wrong):
         return ALIKE
-    lengths = [len(option) for option in wrong]
-    fits = min(lengths) / MAX_LENGTH_RATIO <= len(right) <= max(lengths) * MAX_LENGTH_RATIO
-    return None if fits else LENGTH
+    shortest, longest = min(map(len, wrong)), max(map(len, wrong))
+    least = min(shortest / MAX_LENGTH_RATIO, shortest - LENGTH_SLACK)
+    most = max(longest * MAX_LENGTH_RATIO, longest + LENGTH_SLACK)
+    return None if least <= len(right) <= most else LENGTH
 
 
 def are_alike(one: str, other: str) -> bool:

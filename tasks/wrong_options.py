@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tasks.documents import OPTIONS, Document, article_text
-from tasks.quiz import STOPWORDS, DraftQuestion, are_alike, contains, option_fault, stems
+from tasks.quiz import STOPWORDS, DraftQuestion, are_alike, contains, option_fault, plain_options, stems
 from utils.words import words_of
 
 SOURCES = ("auto", "model", "documents")
@@ -102,7 +102,7 @@ def draw_options(draft: DraftQuestion, document: Document, answers: list[Answer]
         for other in fitting:
             if len(wrong) < OPTIONS - 1 and not any(are_alike(other, known) for known in (right, *wrong)):
                 wrong.append(other)
-        drawn = replace(draft, options=(right, *(like_case(other, right) for other in wrong)))
+        drawn = replace(draft, options=tuple(plain_options(right, *(like_case(other, right) for other in wrong))))
         if len(wrong) == OPTIONS - 1 and not option_fault(drawn):
             return drawn
     return None

@@ -83,6 +83,18 @@ def test_options_that_cannot_be_asked(wrong, fault):
     assert quiz.option_fault(quiz.DraftQuestion("t-0", "Which?", ("a one-eyed goose", *wrong))) == fault
 
 
+def test_options_have_the_same_form():
+    assert quiz.plain_options("shed", "the church", "A town.", "an ice house") == [
+        "shed",
+        "church",
+        "town",
+        "ice house",
+    ]
+    assert quiz.plain_options("a shed.", "the church", "A town") == ["a shed", "the church", "A town"]
+    assert quiz.plain_options("Robina Fenn", "J. R. Hart.") == ["Robina Fenn", "J. R. Hart."]
+    assert quiz.option_fault(quiz.DraftQuestion("t-0", "Where?", ("shed", "church", "tower", "chapel"))) is None
+
+
 def test_sentences():
     text = (
         "# The Tower at Long Reef\n\nMr. Osgood of St. Orm drew it, all 304 prisms of it. It ought to have been done in a "
@@ -384,7 +396,7 @@ def test_wrong_options_from_other_documents(home, server, corpus):
         title = re.search(r'Now the sentence of "(.*)":', prompt)
         if title:
             word = answer_of.setdefault(title[1], next(words, ""))
-            wrong = ["a", "a", "a"] if '"wrong"' in prompt else []
+            wrong = 3 * ["the rope"] if '"wrong"' in prompt else []
             return question_reply(
                 f"In {title[1]}, what is lost?", f"the {word} lamp", wrong, f"So the {word} lamp went."
             )

@@ -80,7 +80,7 @@ def test_drawn_options_are_seeded():
 
 def test_sources_of_options():
     others = [Document(f"d{n}", f"D{n}", "", "", f"It was {word}.") for n, word in enumerate(("tin", "oak", "wax"))]
-    drafts = {d.uid: [DraftQuestion(f"{d.uid}-0", "What?", (d.text[7:-1], "a", "b", "c"), d.text)] for d in others}
+    drafts = {d.uid: [DraftQuestion(f"{d.uid}-0", "What?", (d.text[7:-1], "a", "a", "c"), d.text)] for d in others}
     good = DraftQuestion("lamp-1-0", "What?", ("key", "lid", "pan", "pot"), TEXT)
     poor = DraftQuestion("lamp-1-1", "What?", ("key", "lid", "the lid", "pot"), TEXT)
     drafts[DOCUMENT.uid] = [good, poor]

@@ -1,8 +1,6 @@
 """Questions of a quiz about the user's own documents: prompts, parsing, screening, records. Knows no server."""
 
-import functools
 import json
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -11,6 +9,7 @@ import numpy as np
 
 from inference.completions import json_object_in, text_of
 from tasks.documents import OPTIONS, Document, article_text
+from tasks.facts import are_alike, contains, content_words, numbers_in, stems, support
 from tasks.prompts import fill, task_prompt
 from tasks.scoring import parse_answer
 from tasks.short_answers import best_f1
@@ -20,27 +19,14 @@ KINDS = ("choice", "short")
 MAX_LENGTH_RATIO = 1.4  # of the correct option to the longest (or shortest) wrong one: beyond, its length reveals it
 LENGTH_SLACK = 3  # characters that reveal nothing in any case: `shed` among `church`, `tower` and `chapel`
 MIN_OVERLAP = 0.6  # of two questions' words: they count as duplicates
-# Content words of a sentence to ask about, if it has a name or number, and if not: `It lies before me now, good as new`
-# says little.
-MIN_CONTENT_WORDS, MIN_PLAIN_WORDS = 5, 8
 MIN_FACT_WORDS, MAX_FACT_WORDS = 4, 80
 MAX_ANSWER_WORDS = 8  # of a short answer: longer ones are worded in many ways, and exact match would say nothing
 MIN_SUPPORT = 2 / 3  # of the right answer's content words, to be found in the document
 MIN_AGREEMENT = 0.5  # F1 of a reply and the right answer: `Osgood drew the lens` is `Bertil Osgood`
-ABBREVIATION = re.compile(r"(?:^|[\s(])(?:[A-Z]|Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|No|Nos|vs|cf|e\.g|i\.e|approx|Fig)\.$")
-SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+(?=[\"'“‘(\[]?[^\Wa-z_])|(?<=[。！？])(?![”’」』])")
 TEXT_REFERENCE = re.compile(
     r"^(?:in|according to|based on) (?:the|this) (?:above |given )?(?:text|passage|article|story|document|sentence)\b,? *",
     re.I,
 )  # in place of the document's title
-GOLDEN = (math.sqrt(5) - 1) / 2
-STOPWORDS = frozenset(
-    words_of(
-        "a an the of in on at to by for from with and or but as is are was were be been it its his her their this that "
-        "these those which who whom whose what when where why how did does do had has have not no than then into about "
-        "after before because so he she they them him i you we there one"
-    )
-)
 # Reasons to drop a question before any check of it is paid for.
 UNNAMED, UNSUPPORTED, GIVEN, DUPLICATE = "unnamed", "answer not in the text", "answer in the question", "duplicate"
 ALIKE, LENGTH, LONG = "options alike", "length gives it away", "answer too long"
@@ -61,50 +47,6 @@ class DraftQuestion:
         """Values for a prompt that asks it, with the options in `order`; None for a short answer."""
         options = [] if order is None else [self.options[index] for index in order]
         return {"question": self.text} | dict(zip("abcd", options, strict=False))
-
-
-def sentences_of(text: str) -> list[str]:
-    """The sentences of a text that state something: with MIN_CONTENT_WORDS content words, a name or number among
-    them, or with MIN_PLAIN_WORDS."""
-    sentences: list[str] = []
-    for line in text.split("\n"):
-        start = len(sentences)
-        for piece in _split_after(line, SENTENCE_END):
-            if len(sentences) > start and ABBREVIATION.search(sentences[-1]):
-                sentences[-1] += f" {piece}"
-            else:
-                sentences.append(piece)
-    return [sentence for sentence in sentences if len(content_words(sentence)) >= _least_words(sentence)]
-
-
-def _least_words(sentence: str) -> int:
-    named = re.search(r"\d|(?<=[^\W\d_][ ,])[^\Wa-z_]\w", sentence)
-    return MIN_CONTENT_WORDS if named else MIN_PLAIN_WORDS
-
-
-def _split_after(line: str, pattern: re.Pattern) -> Iterable[str]:
-    start = 0
-    for match in [*pattern.finditer(line), None]:
-        end = match.end() if match else len(line)
-        if piece := line[start:end].strip():
-            yield piece
-        start = end
-
-
-def choose_sentences(document: Document, number: int, seed: int) -> list[tuple[int, str]]:
-    """`number` sentences of a document (or all, if it has fewer) with their indices, spread over the whole of it.
-
-    The order is an additive sequence with the golden ratio from a seeded start, whose beginnings are evenly spread
-    too: a larger number extends the sequence of a smaller one, so that its replies are used again.
-    """
-    sentences = sentences_of(document.text)
-    start = np.random.default_rng(list(f"{seed}/{document.uid}/sentences".encode())).random()
-    free, chosen = list(range(len(sentences))), []
-    for step in range(min(number, len(sentences))):
-        place = (start + step * GOLDEN) % 1 * len(sentences)
-        chosen.append(min(free, key=lambda index: (abs(index + 0.5 - place), index)))
-        free.remove(chosen[-1])
-    return [(index, sentences[index]) for index in chosen]
 
 
 def writing_prompt(document: Document, sentence: str, prompt: str) -> str:
@@ -202,37 +144,6 @@ def usable_aliases(answer: str, aliases: Iterable[str]) -> list[str]:
     return kept
 
 
-def content_words(text: str) -> set[str]:
-    """The words of a text without English function words; all of them if it has no others."""
-    words = set(words_of(text))
-    return words - STOPWORDS or words
-
-
-def numbers_in(text: str) -> set[str]:
-    return set(re.findall(r"\d+", text))
-
-
-def contains(text: str, phrase: str) -> bool:
-    """True if the words of a phrase stand in a text in their order; case and punctuation do not count."""
-    words = words_of(phrase)
-    return bool(words) and f" {' '.join(words)} " in f" {' '.join(words_of(text))} "
-
-
-@functools.lru_cache(maxsize=4096)
-def stems(text: str) -> frozenset[str]:
-    """The content words of a text without English endings."""
-    import Stemmer
-
-    return frozenset(Stemmer.Stemmer("english").stemWords(sorted(content_words(text))))
-
-
-def support(answer: str, source: str) -> float:
-    """The fraction of the answer's content words that a text has. 0 if it lacks a number of the answer."""
-    if not numbers_in(answer) <= numbers_in(source) or not stems(answer):
-        return 0.0
-    return len(stems(answer) & stems(source)) / len(stems(answer))
-
-
 def screen_drafts(
     drafts: list[DraftQuestion], document: Document, kind: str = "choice", own_options: bool = True
 ) -> tuple[list[DraftQuestion], dict[str, int]]:
@@ -277,12 +188,6 @@ def option_fault(draft: DraftQuestion) -> str | None:
     least = min(shortest / MAX_LENGTH_RATIO, shortest - LENGTH_SLACK)
     most = max(longest * MAX_LENGTH_RATIO, longest + LENGTH_SLACK)
     return None if least <= len(right) <= most else LENGTH
-
-
-def are_alike(one: str, other: str) -> bool:
-    """True if one of two answers has all content words of the other: `Admiral` and `a goose called Admiral`."""
-    first, second = stems(one), stems(other)
-    return first <= second or second <= first
 
 
 def near_duplicates(one: str, other: str, title: str) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from inference.client import Client, for_each
 from inference.completions import CallFailed
 from inference.served_model import OTHER_MODEL, identify_by_chat, identify_by_completion
-from tasks import quiz, wrong_options
+from tasks import facts, quiz, wrong_options
 from tasks.documents import Document
 from tasks.quiz import DraftQuestion
 from utils.cli import progress_bar, settings_from_args
@@ -126,7 +126,7 @@ class QuizMaker:
     async def _write(self, document: Document) -> list[DraftQuestion]:
         """A question about each of the chosen sentences. Replies that cannot be parsed are counted."""
         drafts = []
-        for index, sentence in quiz.choose_sentences(document, self.settings.per_document, self.settings.seed):
+        for index, sentence in facts.choose_sentences(document, self.settings.per_document, self.settings.seed):
             if draft := await self._write_one(document, index, sentence):
                 drafts.append(draft)
         return drafts

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tasks.documents import OPTIONS, Document, article_text
-from tasks.quiz import STOPWORDS, DraftQuestion, are_alike, contains, option_fault, plain_options, stems
+from tasks.facts import STOPWORDS, are_alike, contains, stems
+from tasks.quiz import DraftQuestion, option_fault, plain_options
 from utils.words import words_of
 
 SOURCES = ("auto", "model", "documents")

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from tasks import quiz
+from tasks import facts, quiz
 from tasks.documents import Document, load_task
 from tests.conftest import ROOT, error_line, run_script, start_script, succeed
 from utils import paths
@@ -101,7 +101,7 @@ def test_sentences():
         'day. "He was wrong on Admiral and ships off the reef," she says. "All the other young pilots were wrong seven times in a month." '
         "At J. R. Hart's it cost 3.5 marks in all!\n这座灯塔有一百六十二级台阶。她已经看守了三十九年。"
     )
-    assert quiz.sentences_of(text) == [
+    assert facts.sentences_of(text) == [
         "Mr. Osgood of St. Orm drew it, all 304 prisms of it.",
         '"He was wrong on Admiral and ships off the reef," she says.',
         '"All the other young pilots were wrong seven times in a month."',
@@ -115,14 +115,14 @@ def test_sentences_are_chosen_all_over_the_document():
     text = " ".join(f"Ship number {n} sailed north with coal." for n in range(40))
     document = Document("long-1", "Long", "", "", text)
     for seed in range(5):
-        chosen = [index for index, _ in quiz.choose_sentences(document, 40, seed)]
+        chosen = [index for index, _ in facts.choose_sentences(document, 40, seed)]
         assert sorted(chosen) == list(range(40))
-        assert chosen == [index for index, _ in quiz.choose_sentences(document, 60, seed)]
+        assert chosen == [index for index, _ in facts.choose_sentences(document, 60, seed)]
         for number in (4, 8, 20):  # the beginnings are spread too, and a larger number extends a smaller one
-            assert chosen[:number] == [index for index, _ in quiz.choose_sentences(document, number, seed)]
+            assert chosen[:number] == [index for index, _ in facts.choose_sentences(document, number, seed)]
             gaps = np.diff([-1, *sorted(chosen[:number]), 40])
             assert gaps.max() <= 2.7 * 40 / number
-    assert len({tuple(quiz.choose_sentences(document, 4, seed)) for seed in range(5)}) == 5
+    assert len({tuple(facts.choose_sentences(document, 4, seed)) for seed in range(5)}) == 5
 
 
 def test_fact_is_in_the_words_of_the_document():

@@ -29,7 +29,8 @@ TEXT_REFERENCE = re.compile(
 )  # in place of the document's title
 # Reasons to drop a question before any check of it is paid for.
 UNNAMED, UNSUPPORTED, GIVEN, DUPLICATE = "unnamed", "answer not in the text", "answer in the question", "duplicate"
-ALIKE, LENGTH, LONG = "options alike", "length gives it away", "answer too long"
+ALIKE, COPIED, LENGTH = "options alike", "options of the prompt's example", "length gives it away"
+LONG = "answer too long"
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def screen_drafts(
     """The drafts worth checking, and counts of the others by reason. Without `own_options` the wrong options do not
     matter, since others will take their place."""
     checks_options = kind == "choice" and own_options
-    names = [UNNAMED, *([LONG] if kind == "short" else [ALIKE, LENGTH]), UNSUPPORTED, GIVEN, DUPLICATE]
+    names = [UNNAMED, *([LONG] if kind == "short" else [ALIKE, COPIED, LENGTH]), UNSUPPORTED, GIVEN, DUPLICATE]
     kept: list[DraftQuestion] = []
     dropped = dict.fromkeys(names, 0)
     for draft in drafts:
@@ -178,12 +179,15 @@ def content_fault(draft: DraftQuestion, document: Document, kind: str) -> str | 
 
 def option_fault(draft: DraftQuestion) -> str | None:
     """The reason not to use the options of a question: two have the same content words, or one has all of the correct
-    one's (both are right then), or the length of the correct one reveals it."""
+    one's (both are right then); one was copied from the example in the prompt; the length of the correct one reveals
+    it."""
     right, *wrong = draft.options
     if len(wrong) < OPTIONS - 1 or len({stems(option) for option in draft.options}) < OPTIONS:
         return ALIKE
     if any(are_alike(right, option) for option in wrong):
         return ALIKE
+    if any(len(words_of(option)) > 1 and contains(task_prompt("quiz"), option) for option in wrong):
+        return COPIED
     shortest, longest = min(map(len, wrong)), max(map(len, wrong))
     least = min(shortest / MAX_LENGTH_RATIO, shortest - LENGTH_SLACK)
     most = max(longest * MAX_LENGTH_RATIO, longest + LENGTH_SLACK)

@@ -43,7 +43,7 @@ def test_dropped_questions_and_reasons():
     kept, dropped = quiz.screen_drafts(drafts, DOCUMENT)
     assert [draft.text for draft in kept] == [KEEPER[0]]
     old = {"unnamed": 1, "options alike": 1, "length gives it away": 1, "duplicate": 1}
-    assert dropped == old | {"answer not in the text": 1, "answer in the question": 1}
+    assert dropped == old | {"answer not in the text": 1, "answer in the question": 1, quiz.COPIED: 0}
     with pytest.raises(ValueError, match="three wrong options"):
         drafts_of(("In The Lamp, how old is the house?", "A year", ["A week", "A month"]))
     for bad in ("no JSON", '{"questions": 3}', "[]", '{"question": ["Who?"], "right": "Ada"}', '{"question": "Who?"}'):
@@ -77,6 +77,7 @@ def test_right_answers_are_in_the_text_and_in_the_fact(right, fact, reason):
         (("the goose", "a tame badger", "a lame donkey"), quiz.ALIKE),
         ((), quiz.ALIKE),
         (("an owl", "a cat", "a dog"), quiz.LENGTH),
+        (("her wedding ring", "a pair of oxen", "her mother's piano"), quiz.COPIED),
     ],
 )
 def test_options_that_cannot_be_asked(wrong, fault):
@@ -241,6 +242,7 @@ def test_quiz_is_written_filtered_and_evaluated(home, server, corpus, tiny_model
         "answered without the document": 6,
         "answer not in the text": 0,
         "answer in the question": 0,
+        "options of the prompt's example": 0,
         "with the model's wrong options": 18,
         "with wrong options from other documents": 0,
         "too few wrong options": 0,

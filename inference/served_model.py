@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from utils.io import Journal, read_journal
 FIXED_TEXT = "The keeper of the lighthouse opened the ledger and wrote that on the night of the storm the"
 FIXED_TOKENS = 16
 OTHER_MODEL = "the earlier replies are by another model behind the same name; kept, and not used"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 TOLERANCE = 0.01  # of the largest number: servers compute in batches, with rounding errors of 1e-4 to 1e-3
 
 
@@ -36,13 +38,21 @@ class ServedModel:
         """True if `record` is of the same model; None if that is unknown."""
         if not record:
             return None
-        if (record["address"], record["model"]) != (self.address, self.model):
+        if record["model"] != self.model or not self._may_be_at(record):
             return False
         if record["root"] and self.root and record["root"] != self.root:
             return False
         if record["fixed"] is None or self.fixed is None:
             return None
         return agree(record["fixed"], self.fixed)
+
+    def _may_be_at(self, record: dict) -> bool:
+        """True for the same address. A server on this machine may get another port at each start, as that of
+        llama_server.py does: then its answer to the fixed request must be known."""
+        if record["address"] == self.address:
+            return True
+        local = all(urlsplit(address).hostname in LOOPBACK for address in (record["address"], self.address))
+        return local and record["fixed"] is not None and self.fixed is not None
 
 
 def agree(one: Any, other: Any) -> bool:

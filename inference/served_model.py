@@ -38,7 +38,7 @@ class ServedModel:
         """True if `record` is of the same model; None if that is unknown."""
         if not record:
             return None
-        if record["model"] != self.model or not self._may_be_at(record):
+        if (record["address"], record["model"]) != (self.address, self.model):
             return False
         if record["root"] and self.root and record["root"] != self.root:
             return False
@@ -46,13 +46,13 @@ class ServedModel:
             return None
         return agree(record["fixed"], self.fixed)
 
-    def _may_be_at(self, record: dict) -> bool:
-        """True for the same address. A server on this machine may get another port at each start, as that of
-        llama_server.py does: then its answer to the fixed request must be known."""
-        if record["address"] == self.address:
-            return True
-        local = all(urlsplit(address).hostname in LOOPBACK for address in (record["address"], self.address))
-        return local and record["fixed"] is not None and self.fixed is not None
+    def is_same_at_any_port(self, record: dict) -> bool | None:
+        """`is_same`, but a server on this machine may have another port than before, as llama_server.py's has at each
+        start, if its answer to the fixed request is known."""
+        hosts = [urlsplit(address).hostname for address in (record["address"], self.address)]
+        if set(hosts) <= set(LOOPBACK) and record["fixed"] is not None and self.fixed is not None:
+            record = record | {"address": self.address}
+        return self.is_same(record)
 
 
 def agree(one: Any, other: Any) -> bool:

@@ -112,7 +112,7 @@ class QuizMaker:
         writer = await identify_by_chat(self._writer, "--model")
         base = await identify_by_completion(self._base, "--base_model") if self.settings.base_model else writer
         for client, served in ((self._writer, writer), (self._base, base)):
-            known = [record for record in self._servers if served.is_same(record) is not False]
+            known = [record for record in self._servers if served.is_same_at_any_port(record) is not False]
             if not known:
                 if any(
                     (record["address"], record["model"]) == (served.address, served.model) for record in self._servers

@@ -11,6 +11,7 @@ import pytest
 from tasks import facts, quiz
 from tasks.documents import Document, load_task
 from tests.conftest import ROOT, error_line, run_script, start_script, succeed
+from tests.fake_openai import FakeOpenAI
 from utils import paths
 from utils.io import read_jsonl
 
@@ -481,6 +482,17 @@ def test_another_quiz_is_kept_beside_the_new_one(home, server, corpus):
     assert f"{target} had other questions; moved to {kept}" in out
     assert kept.read_bytes() == first
     assert target.read_bytes() != first
+
+
+def test_replies_of_a_server_at_another_port(home, server, corpus):
+    server.replies = scripted_reply
+    counts = json.loads(succeed(*options(corpus, server)).splitlines()[-1])
+    with FakeOpenAI(replies=scripted_reply) as elsewhere:
+        assert json.loads(succeed(*options(corpus, elsewhere)).splitlines()[-1]) == counts
+        assert elsewhere.requests == 0
+        elsewhere.habits.model = "b"
+        succeed(*options(corpus, elsewhere))
+        assert elsewhere.requests  # another model: nothing of the first is used
 
 
 def test_replies_of_earlier_versions_are_named(home, server, corpus):

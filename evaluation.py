@@ -5,14 +5,16 @@
     python evaluation.py --model_path=NAME --base_url http://127.0.0.1:8000/v1     # vLLM and other servers
     python evaluation.py --model_path=NAME --rag                                   # open book
     python evaluation.py --rag --retrieval_only                                    # the search alone
+    python evaluation.py --task NAME --kind short --model_path=NAME                # short answers
     python evaluation.py --compare out/qualityqa-A.json out/qualityqa-B.json
 
 A question names the article's title, author and year. Protocols: `cot` is the paper's (five worked examples; the
 model reasons and ends with `Answer: X.`; --select chooses among the attempts), `loglik` takes the option with the
-highest log-likelihood per byte, `letter` shows the options and takes the most likely of A, B, C and D.
+highest log-likelihood per byte, `letter` shows the options and takes the most likely of A, B, C and D. With --kind
+short there are no options: the model writes one line, scored by exact match and token F1 under SQuAD's rules.
 
-Writes out/qualityqa-<checkpoint>.json, with --rag out/rag/qualityqa-<checkpoint>-<settings>.json. The same command
-resumes an interrupted evaluation.
+Writes out/qualityqa-<checkpoint>.json, with --rag out/rag/qualityqa-<checkpoint>-<settings>.json; for short answers
+shortqa instead of qualityqa. The same command resumes an interrupted evaluation.
 """
 
 import argparse
@@ -47,15 +49,16 @@ def parse_arguments() -> argparse.Namespace:
 def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("protocol")
     add = group.add_argument
-    add("--protocol", choices=["cot", "loglik", "letter"], default="cot", help="see above")
+    add("--kind", choices=["choice", "short"], default="choice", help="questions with options, or with short answers")
+    add("--protocol", choices=["cot", "loglik", "letter"], help="see above (default: cot)")
     select_help = "cot: the attempt that counts (default: first; the paper: random, of 64); greedy asks once"
     add("--select", choices=[*SELECTION_RULES, "greedy"], help=select_help)
-    add("--few_shot", type=non_negative_int, help="cot: worked examples before the question (default: 5)")
-    examples_help = "cot: your own worked examples, in the format of tasks/prompts/cot_examples.md"
+    add("--few_shot", type=non_negative_int, help="cot, short: worked examples before the question (default: 5)")
+    examples_help = "your own worked examples, in the format of tasks/prompts/cot_examples.md or short_examples.md"
     add("--examples", type=Path, metavar="FILE", help=examples_help)
     add("--n_samples", type=positive_int, default=8, help="cot: attempts per question")
     add("--temperature", type=non_negative_float, default=0.1, help="cot: 0 is greedy, with one attempt")
-    add("--max_tokens", type=positive_int, default=512, help="cot: maximum tokens per attempt")
+    add("--max_tokens", type=positive_int, help="maximum tokens per attempt (default: cot 512, short answers 32)")
     add("--batch_size", type=positive_int, default=8, help="questions per batch")
     cli.add_seed_flag(group, "of sampling and of --select random")
 
@@ -72,10 +75,11 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
 def validate(args: argparse.Namespace) -> None:
     if not args.model_path and not args.compare and not args.retrieval_only:
         raise UserError("--model_path: name a checkpoint (or --compare two outputs)")
-    for name in ("select", "few_shot", "examples"):
-        if args.protocol != "cot" and getattr(args, name) is not None:
-            raise UserError(f"--{name}: for --protocol cot")
-    if args.protocol != "cot" and args.base_url:
+    for name in ("protocol", "select") if args.kind == "short" else ("select", "few_shot", "examples"):
+        allowed = args.kind == "choice" and args.protocol in (None, "cot")
+        if not allowed and getattr(args, name) is not None:
+            raise UserError(f"--{name}: for {'--kind choice' if args.kind == 'short' else '--protocol cot'}")
+    if args.protocol not in (None, "cot") and args.base_url:
         raise UserError(f"--protocol {args.protocol}: servers do not return the likelihood of a text; omit --base_url")
     if args.give_up and not args.base_url:
         raise UserError("--give_up: for --base_url")
@@ -88,10 +92,11 @@ def main() -> None:
         results.print_comparison(args.compare)
         return
     task = readers.import_corpus(args.corpus, args.strict) if args.corpus else args.task
-    documents = load_task(task)
+    documents = load_task(task, args.kind)
     items = [(document, question) for document in documents for question in document.questions]
     if not items:
-        raise UserError(f"--task {task}: its documents have no questions; run: python data/make_questions.py")
+        kind = " --kind short" if args.kind == "short" else ""
+        raise UserError(f"--task {task}: its documents have no questions; run: python data/make_questions.py{kind}")
     search = cli.settings_from_args(rag.SearchSettings, args) if args.rag or args.retrieval_only else None
     retrieved = rag.retrieve(documents, items, search) if search else None
     if retrieved:
@@ -121,9 +126,7 @@ def main() -> None:
 
 
 def report(target: Path, metrics: dict) -> None:
-    low, high = metrics["ci95"]
-    accuracy = f"accuracy {metrics['accuracy']:.1%} ({low:.1%}–{high:.1%}) of {metrics['n']:,} questions"
-    cli.print_result(metrics | {"file": str(target)}, f"{accuracy} -> {target}")
+    cli.print_result(metrics | {"file": str(target)}, f"{results.describe_metrics(metrics)} -> {target}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
-"""Write a closed-book quiz about your own corpus: four-option questions in QuALITY's format.
+"""Write a closed-book quiz about your own corpus: four-option questions in QuALITY's format, or short answers.
 
     python data/make_questions.py --corpus DIR --per_document 10
     python data/make_questions.py --task NAME --base_model Meta-Llama-3-8B --base_model_url http://127.0.0.1:8000/v1
+    python data/make_questions.py --task NAME --model SMALL_MODEL --wrong_options documents
+    python data/make_questions.py --task NAME --kind short        # then: evaluation.py --task NAME --kind short
 
-An LLM writes questions that name their document, one call per document. These questions are dropped and counted: those
-that do not name it; with duplicate options; whose correct option is recognisable by its length; duplicates; that a
-second call does not answer correctly with the document; that the base model answers correctly without it, in two
-orders of the options. Writes data/dataset/raw/<task>_questions.jsonl, which --task finds in every step; step 1 never
-sees it. Replies are journaled in <task>_questions.calls.jsonl, and none is paid for twice.
+An LLM writes one question per call, each about a sentence chosen from all over the document, with that fact and the
+right answer in the document's words. Dropped and counted: questions that do not name their document; whose answer is
+not in the text, or stands in the question; with options alike, or of telling lengths; duplicates; that a second call
+does not answer correctly with the document; that the base model answers correctly without it, in two orders of the
+options. Writes data/dataset/raw/<task>_questions.jsonl (<task>_questions.short.jsonl), which --task finds in every
+step; step 1 never sees it. Replies are journaled in <task>_questions.calls.jsonl, and none is paid for twice. Another
+quiz of the same task is moved to earlier/.
 """
 
 import argparse
@@ -16,19 +20,34 @@ from pathlib import Path
 
 from tasks import readers
 from tasks.documents import load_documents
-from tasks.quiz import QuizMaker, QuizSettings, build_records, jsonl
+from tasks.quiz import KINDS, build_records, jsonl
+from tasks.quiz_maker import QuizMaker, QuizSettings
+from tasks.wrong_options import SOURCES
 from utils import paths
-from utils.cli import add_base_url_flag, add_seed_flag, make_parser, positive_float, positive_int, print_result
+from utils.cli import (
+    add_base_url_flag,
+    add_seed_flag,
+    add_strict_flag,
+    make_parser,
+    positive_float,
+    positive_int,
+    print_result,
+)
 from utils.errors import UserError, run
-from utils.io import Journal, atomic_write
+from utils.io import Journal, atomic_write, read_jsonl, sha256_file
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = make_parser(__doc__)
     add = parser.add_argument
     add("--corpus", type=Path, metavar="DIR", help="a folder of your own documents (txt, md, jsonl, html, pdf)")
+    add_strict_flag(parser)
     add("--task", help="or a corpus that is in data/dataset/raw/<task>.jsonl")
-    add("--per_document", type=positive_int, default=10, help="questions to ask for; fewer are kept")
+    add("--kind", choices=KINDS, default="choice", help="four options, or a short answer")
+    per_document_help = "questions to ask for, at most one per sentence; fewer are kept"
+    add("--per_document", type=positive_int, default=10, help=per_document_help)
+    wrong_help = "the model's, answers to questions about other documents, or those where the model's are no good"
+    add("--wrong_options", choices=SOURCES, help=f"{wrong_help} (default: auto)")
     add("--model", default=paths.DEFAULT_GENERATOR, help="the LLM that writes and checks")
     add_base_url_flag(parser)
     base_help = "must not know the answers without the document, by /completions (default: --model, by chat)"
@@ -47,16 +66,18 @@ def validate(args: argparse.Namespace) -> None:
         raise UserError("--corpus DIR or --task NAME: name the documents by one of them")
     if args.task in readers.RESERVED_TASKS:
         raise UserError(f"--task {args.task}: has its questions already")
+    if args.kind == "short" and args.wrong_options:
+        raise UserError("--wrong_options: for --kind choice")
     if args.base_model_url and not args.base_model:
         raise UserError("--base_model_url: name the server's model with --base_model")
 
 
 def main() -> None:
     args = parse_arguments()
-    task = readers.import_corpus(args.corpus) if args.corpus else args.task
+    task = readers.import_corpus(args.corpus, args.strict) if args.corpus else args.task
     documents = load_documents([paths.corpus_file(task)], "write it, or use --corpus DIR")
-    target = paths.questions_file(task)
-    with Journal(target.with_suffix(".calls.jsonl")) as journal:
+    target = paths.questions_file(task, args.kind)
+    with Journal(paths.quiz_journal(task)) as journal:
         maker = QuizMaker(QuizSettings.from_args(args), journal)
         kept = asyncio.run(maker.run(documents))
     print("\n".join(f"{count:6} {reason}" for reason, count in maker.counts.items()))
@@ -66,13 +87,31 @@ def main() -> None:
         failed += "the same command asks for the rest"
     if not kept:
         raise UserError(failed or "no question was kept; try a stronger --model, or more --per_document")
+    records = build_records(kept, args.seed, args.kind)
+    keep_earlier_quiz(target, records)
     with atomic_write(target) as file:
-        file.write(jsonl(build_records(kept, args.seed)))
+        file.write(jsonl(records))
     if failed:
         raise UserError(f"{failed}; {target} has the questions about the other documents")
     covered = len({document.uid for document, _ in kept})
     result = maker.counts | {"kept": len(kept), "file": str(target)}
     print_result(result, f"{len(kept):6} kept, about {covered} of {len(documents)} documents -> {target}")
+
+
+def keep_earlier_quiz(target: Path, records: list[dict]) -> None:
+    """Move a quiz that has other questions than `records` to earlier/."""
+    if not target.is_file():
+        return
+    new, earlier = ({item.get("question") for item in questions_of(some)} for some in (records, read_jsonl(target, "")))
+    if not earlier <= new:
+        archive = target.parent / "earlier" / f"{target.stem}.{sha256_file(target)[:12]}.jsonl"
+        archive.parent.mkdir(exist_ok=True)
+        target.rename(archive)
+        print(f"{target} had other questions; moved to {archive}")
+
+
+def questions_of(records: list[dict]) -> list[dict]:
+    return [question for record in records for question in record.get("questions") or []]
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import UnionType
 
 from inference.prices import Usage
 from inference.rate_limiter import parse_retry_after
@@ -243,11 +244,12 @@ def error_from_response(status: int, headers, content: bytes, redact: Callable[[
     return ContentFiltered(text) if code in FILTERED else CallFailed(f"{status}: {text}")
 
 
-def json_object_in(reply: str, key: str) -> dict:
-    """The JSON object with a list `key` in an LLM's reply; text around it (a sentence, a Markdown fence) is ignored.
+def json_object_in(reply: str, key: str, held: type | UnionType = list | dict) -> dict:
+    """The JSON object in an LLM's reply that holds a value of type `held` (a list or object, or str) at `key`; text
+    around it (a sentence, a Markdown fence) is ignored.
 
     What strict JSON does not allow is read too: line breaks in strings, trailing commas, a missing end. Raises
-    ValueError for a reply without such an object; prose is never taken for one, since the list must be there.
+    ValueError for a reply without such an object; prose is never taken for one, since the value must be there.
     """
     decoder = json.JSONDecoder(strict=False)
     starts = [match.start() for match in re.finditer(rf"\{{\s*(?=[\"'“]|{key})", reply)]
@@ -256,10 +258,11 @@ def json_object_in(reply: str, key: str) -> dict:
             value = decoder.raw_decode(reply, start)[0]
         except ValueError:
             continue
-        if isinstance(value.get(key), list | dict):
+        if isinstance(value.get(key), held):
             return value
-    listed = re.search(rf"[\"'“]?\b{key}[\"'”]?\s*:\s*[\[{{]", reply)
-    if not starts or not listed or listed.start() < starts[0]:
+    begins = "[\"'“]" if held is str else "[\\[{]"
+    place = re.search(rf"[\"'“]?\b{key}[\"'”]?\s*:\s*{begins}", reply)
+    if not starts or not place or place.start() < starts[0]:
         raise ValueError(f"the reply contains no JSON object with {key}")
     return repair_json(reply[starts[0] :], key)
 

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from utils.io import Journal, read_journal
 FIXED_TEXT = "The keeper of the lighthouse opened the ledger and wrote that on the night of the storm the"
 FIXED_TOKENS = 16
 OTHER_MODEL = "the earlier replies are by another model behind the same name; kept, and not used"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 TOLERANCE = 0.01  # of the largest number: servers compute in batches, with rounding errors of 1e-4 to 1e-3
 
 
@@ -43,6 +45,14 @@ class ServedModel:
         if record["fixed"] is None or self.fixed is None:
             return None
         return agree(record["fixed"], self.fixed)
+
+    def is_same_at_any_port(self, record: dict) -> bool | None:
+        """`is_same`, but a server on this machine may have another port than before, as llama_server.py's has at each
+        start, if its answer to the fixed request is known."""
+        hosts = [urlsplit(address).hostname for address in (record["address"], self.address)]
+        if set(hosts) <= set(LOOPBACK) and record["fixed"] is not None and self.fixed is not None:
+            record = record | {"address": self.address}
+        return self.is_same(record)
 
 
 def agree(one: Any, other: Any) -> bool:

@@ -20,7 +20,7 @@ OMITTED = {
     "seed": "replies cannot be repeated",
     "top_p": "the server's own top-p applies",
     "n": "every completion is a call of its own",
-    "response_format": "lists are asked for by the prompt alone",
+    "response_format": "the form of a reply is asked for by the prompt alone",
     "stop": "texts are cut here",
     "temperature": "replies are sampled at the server's own temperature, whatever --temperature says",
 }

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from inference.client import Client, for_each
 from inference.completions import CallFailed
 from inference.served_model import ServedModel, identify_by_completion, own_records
-from tasks import scoring
+from tasks import scoring, short_answers
 from tasks.documents import Item
 from tasks.multiple_choice import PromptedQuestion, build_prompt
 from tasks.rag import Retrieved
@@ -19,18 +19,22 @@ from utils.cli import progress_bar, settings_from_args, silence_transformers
 from utils.errors import UserError
 from utils.io import Journal
 
-STOP = "\n###"  # the heading of the next worked example
 DEFAULT_FEW_SHOT = 5
+MAX_TOKENS = {"short": 32}  # of an attempt, unless --max_tokens says otherwise
+DEFAULT_MAX_TOKENS = 512
+# What ends an attempt: the heading of the next worked example; the line of a short answer.
+STOP = {"cot": "\n###", "short": "\n"}
+READ_ATTEMPT = {"cot": scoring.cot_attempt, "short": short_answers.short_attempt}
 Questions = list[PromptedQuestion]
 
 
 @dataclass(frozen=True)
 class AttemptSettings:
-    """Protocol, model or server, and sampling."""
+    """Protocol, model or server, and sampling. Short answers are greedy."""
 
     task: str
     model: str
-    protocol: str  # cot, loglik or letter
+    protocol: str  # cot, loglik or letter; short for short answers
     select: str  # cot: the attempt that counts
     few_shot: int
     examples: Path | None
@@ -47,12 +51,15 @@ class AttemptSettings:
     @classmethod
     def from_args(cls, args: Namespace, task: str) -> "AttemptSettings":
         """From the options of evaluation.py. At temperature 0 all attempts are equal, so there is one."""
-        greedy = args.select == "greedy" or not args.temperature
+        protocol = "short" if args.kind == "short" else args.protocol or "cot"
+        greedy = args.select == "greedy" or not args.temperature or protocol == "short"
         return settings_from_args(
             cls,
             args,
             task=task,
             model=args.model_path,
+            protocol=protocol,
+            max_tokens=args.max_tokens or MAX_TOKENS.get(protocol, DEFAULT_MAX_TOKENS),
             select="greedy" if greedy else args.select or "first",
             few_shot=DEFAULT_FEW_SHOT if args.few_shot is None else args.few_shot,
             timeout_s=args.timeout,
@@ -117,7 +124,7 @@ def _ask_local_model(questions: Questions, done: dict, settings: AttemptSettings
 
     silence_transformers()
     model = LocalModel(settings.model)
-    answer = _sample_attempts if settings.protocol == "cot" else _score_options
+    answer = _sample_attempts if settings.protocol in READ_ATTEMPT else _score_options
     size = settings.batch_size
     for number, start in enumerate(range(0, len(questions), size)):
         batch = questions[start : start + size]
@@ -137,21 +144,26 @@ def _score_options(model, batch: Questions, settings: AttemptSettings, number: i
 
 
 def _sample_attempts(model, batch: Questions, settings: AttemptSettings, number: int) -> list[list[dict]]:
-    prompts = [question.prompt for question in batch]
-    seed = settings.seed * 1_000_003 + number
-    texts = model.complete(prompts, settings.n_samples, settings.temperature, settings.max_tokens, STOP, seed)
-    return [[scoring.cot_attempt(q, text) for text in row] for q, row in zip(batch, texts, strict=True)]
+    prompts, read = [question.prompt for question in batch], READ_ATTEMPT[settings.protocol]
+    seed, stop = settings.seed * 1_000_003 + number, STOP[settings.protocol]
+    texts = model.complete(prompts, settings.n_samples, settings.temperature, settings.max_tokens, stop, seed)
+    return [[read(q, text) for text in row] for q, row in zip(batch, texts, strict=True)]
 
 
 async def _ask_server(questions: Questions, done: dict, settings: AttemptSettings, save: Callable) -> None:
     """Ask the questions that are not in `done`. A failed call does not stop the others."""
     client, failures = Client(settings.model, settings.base_url, timeout_s=settings.timeout_s), []
-    sampling = {"temperature": settings.temperature, "max_tokens": settings.max_tokens, "stop": [STOP]}
+    sampling = {
+        "temperature": settings.temperature,
+        "max_tokens": settings.max_tokens,
+        "stop": [STOP[settings.protocol]],
+    }
+    read = READ_ATTEMPT[settings.protocol]
 
     async def ask(question: PromptedQuestion) -> None:
         try:
             texts = await client.complete(question.prompt, settings.n_samples, **sampling, seed=settings.seed)
-            save(question, [scoring.cot_attempt(question, text) for text in texts])
+            save(question, [read(question, text) for text in texts])
         except CallFailed as error:
             failures.append(f"{question.id}: {error}")
             if settings.give_up:

@@ -19,27 +19,33 @@ HASH_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplication loses n
 
 
 def measure_contamination(documents: list[Document], scored: list[dict], checkpoint: str) -> dict | None:
-    """The questions whose text or correct option occurs in the checkpoint's training text, and the accuracy without
-    them; None where the training text is unknown.
+    """The questions whose text or right answer occurs in the checkpoint's training text, and the accuracy (of short
+    answers the exact match) without them; None where the training text is unknown.
 
-    `scored`: id, gold and answer of every question. A checkpoint on a server is searched for on this machine.
+    `scored`: id, gold and answer, or id and exact_match, of every question. A checkpoint on a server is searched for
+    on this machine.
     """
     files = training_files(checkpoint)
     if files is None:
         return None
     questions = [question for document in documents for question in document.questions]
-    texts = {question.id: [question.text, question.options[question.gold]] for question in questions}
+    texts = {question.id: [question.text, question.answer] for question in questions}
     try:
         contaminated = find_contaminated(texts, training_text(checkpoint, files))
     except UserError as error:
         return {"unknown": str(error)}
-    clean = [question["answer"] == question["gold"] for question in scored if question["id"] not in contaminated]
+    clean = [is_right(question) for question in scored if question["id"] not in contaminated]
     return {
         "training": [file.name for file in files],
         "leaked": sorted(contaminated),
         "n_without": len(clean),
         "accuracy_without": round(sum(clean) / len(clean), 4) if clean else None,
     }
+
+
+def is_right(question: dict) -> bool:
+    """True if a scored question, of several options or of a short answer, is answered correctly."""
+    return bool(question["exact_match"]) if "exact_match" in question else question["answer"] == question["gold"]
 
 
 def print_contamination(result: dict) -> None:

@@ -46,6 +46,25 @@ class Question:
     gold: int  # index into options, 0 to 3
     hard: bool
 
+    @property
+    def answer(self) -> str:
+        return self.options[self.gold]
+
+
+@dataclass(frozen=True)
+class ShortQuestion:
+    """A question that is answered in a few words. Each of `answers` is right; the first is the usual one."""
+
+    id: str
+    text: str
+    answers: tuple[str, ...]
+    hard: bool
+    options: tuple[str, ...] = ()
+
+    @property
+    def answer(self) -> str:
+        return self.answers[0]
+
 
 @dataclass
 class Document:
@@ -54,7 +73,7 @@ class Document:
     author: str
     year: str
     text: str
-    questions: list[Question] = field(default_factory=list)
+    questions: list[Question] | list[ShortQuestion] = field(default_factory=list)
     family_first: bool = True  # the author is written as QuALITY does, `Family, Given`
     article_sha256: str = ""  # of the flattened article: ids of passages do not depend on how its lines are joined
 
@@ -65,7 +84,7 @@ class Document:
         return f"{given} {family}" if self.family_first and comma and "," not in given else self.author
 
 
-Item = tuple[Document, Question]
+Item = tuple[Document, Question | ShortQuestion]
 
 
 def task_files(task: str) -> list[Path]:
@@ -80,23 +99,32 @@ def task_files(task: str) -> list[Path]:
     return [own]
 
 
-def load_task(task: str) -> list[Document]:
-    """The documents of a task; for the user's own corpus with the questions of make_questions.py."""
-    documents = load_documents(task_files(task), "run: bash scripts/download_data.sh")
-    quiz = paths.questions_file(task)
+def load_task(task: str, kind: str = "choice") -> list[Document]:
+    """The documents of a task with questions of a kind, `choice` or `short`; for the user's own corpus with those of
+    make_questions.py. The example's questions can be asked without their options, QuALITY's cannot."""
+    if kind == "short" and task == "quality":
+        raise UserError("--kind short: QuALITY's questions are about their options; use --task example, or your own")
+    as_choice = task == "example"
+    made_by = "run: bash scripts/download_data.sh"
+    documents = load_documents(task_files(task), made_by, "choice" if as_choice else kind)
+    if as_choice and kind == "short":
+        for document in documents:
+            document.questions = [ShortQuestion(q.id, q.text, (q.answer,), q.hard) for q in document.questions]
+    quiz = paths.questions_file(task, kind)
     if task not in ("quality", "example") and quiz.is_file():
-        asked = {(d.title, d.author): d.questions for d in load_documents([quiz], "")}
+        asked = {(d.title, d.author): d.questions for d in load_documents([quiz], "", kind)}
         for document in documents:  # documents that only the quiz has are ignored
             document.questions += asked.get((document.title, document.author), [])
     return documents
 
 
-def load_documents(files: list[Path], made_by: str) -> list[Document]:
-    """The documents of the files, merged by title and author, sorted by title, then author."""
+def load_documents(files: list[Path], made_by: str, kind: str = "choice") -> list[Document]:
+    """The documents of the files, merged by title and author, sorted by title, then author, with their questions of a
+    kind: those with a `gold_label`, or with an `answer`."""
     documents: dict[tuple[str, str], Document] = {}
     for file in files:
         for number, line in enumerate(read_jsonl(file, made_by), 1):
-            _add_set(documents, line, f"{file}, record {number}")
+            _add_set(documents, line, f"{file}, record {number}", kind)
     return [documents[key] for key in sorted(documents)]
 
 
@@ -105,7 +133,7 @@ def split_of(index: int, count: int) -> str:
     return "val" if index < count // VALIDATION_FRACTION else "test"
 
 
-def _add_set(documents: dict[tuple[str, str], Document], line: dict, where: str) -> None:
+def _add_set(documents: dict[tuple[str, str], Document], line: dict, where: str, kind: str) -> None:
     try:
         title, author, article = line["title"], line.get("author") or "", line["article"]
         if not all(isinstance(value, str) for value in (title, author, article)):
@@ -118,8 +146,9 @@ def _add_set(documents: dict[tuple[str, str], Document], line: dict, where: str)
         document = Document(uid, *key, _year(line.get("year")), text, [], family_first, sha256)
         document = documents.setdefault(key, document)
         known = {question.id for question in document.questions}
-        asked = [item for item in line.get("questions") or [] if item.get("gold_label") is not None]
-        questions = [_question(item, may_repeat=of_quality) for item in asked]
+        label = "answer" if kind == "short" else "gold_label"
+        asked = [item for item in line.get("questions") or [] if item.get(label) is not None]
+        questions = [_short_question(item) if kind == "short" else _question(item, of_quality) for item in asked]
     except KeyError as error:
         raise UserError(f"{where}: has no {error}; is this a QuALITY file?") from error
     document.questions += [question for question in questions if question.id not in known]
@@ -153,6 +182,19 @@ def _question(item: dict, may_repeat: bool) -> Question:
     if options.count(options[gold - 1]) > 1 and not may_repeat:
         raise UserError(f"{where}: its correct option {options[gold - 1]!r} stands there twice; fix or delete it")
     return Question(str(item["question_unique_id"]), text.strip(), options, gold - 1, hard=_flag(item["difficult"]))
+
+
+def _short_question(item: dict) -> ShortQuestion:
+    """The question of a record with an `answer` and, if it has any, a list of `aliases`. Raises UserError, which names
+    it, for a blank text or answer."""
+    where, text, aliases = f"question {item['question_unique_id']}", item["question"], item.get("aliases") or []
+    answers = [item["answer"], *aliases] if isinstance(aliases, list) else [None]
+    if not all(isinstance(value, str) and value.strip() for value in (text, *answers)):
+        raise UserError(
+            f"{where}: the question, answer or an alias is blank, or not a text; fix or delete the question"
+        )
+    answers = tuple(dict.fromkeys(answer.strip() for answer in answers))
+    return ShortQuestion(str(item["question_unique_id"]), text.strip(), answers, hard=_flag(item.get("difficult")))
 
 
 def _gold(value: object) -> int | None:

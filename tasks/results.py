@@ -10,10 +10,10 @@ import numpy as np
 
 from inference.keys import Address
 from inference.served_model import OTHER_MODEL, ServedModel, journal_of
-from tasks import scoring
+from tasks import scoring, short_answers
 from tasks.attempts import AttemptSettings
 from tasks.contamination import measure_contamination
-from tasks.documents import Document, Item, split_of
+from tasks.documents import Document, Item, Question, ShortQuestion, split_of
 from tasks.intervals import accuracy_interval, paired_difference
 from tasks.multiple_choice import PromptedQuestion
 from tasks.rag import Retrieved, SearchSettings
@@ -28,10 +28,11 @@ MAY_DIFFER = {"weights", "base_url", "server", "batch_size", "seed"}
 
 
 def output_file(settings: AttemptSettings, search: SearchSettings | None) -> Path:
+    kind = "short" if settings.protocol == "short" else "choice"
     if not search:
-        return paths.evaluation_file(settings.model)
+        return paths.evaluation_file(settings.model, kind=kind)
     variant = f"t{settings.temperature:g}" if settings.protocol == "cot" else settings.protocol
-    return paths.evaluation_file(settings.model, f"{search.name}-{variant}")
+    return paths.evaluation_file(settings.model, search.name if kind == "short" else f"{search.name}-{variant}", kind)
 
 
 def describe_protocol(
@@ -39,7 +40,8 @@ def describe_protocol(
 ) -> dict:
     """Everything that the answers depend on, except for the served model, which is added as `server`; answers of
     another protocol are not reused."""
-    asked = [(one.prompt, question.options, question.gold) for (_, question), one in zip(items, prompted, strict=True)]
+    rights = [question.answers if settings.protocol == "short" else question.gold for _, question in items]
+    asked = [(one.prompt, one.options, right) for one, right in zip(prompted, rights, strict=True)]
     protocol = {
         "name": settings.protocol,
         "task": settings.task,
@@ -49,6 +51,8 @@ def describe_protocol(
     if settings.protocol == "cot":
         names = ("n_samples", "temperature", "max_tokens", "seed", "base_url", "select", "few_shot")
         protocol |= {name: getattr(settings, name) for name in names}
+    if settings.protocol == "short":
+        protocol |= {name: getattr(settings, name) for name in ("max_tokens", "few_shot")}
     if settings.base_url:
         protocol["base_url"] = Address.parse(settings.base_url).public
     if not settings.base_url:
@@ -146,19 +150,27 @@ def build_result(
     for index, document in enumerate(documents):
         split, questions = split_of(index, len(documents)), []
         for question in document.questions:
-            answer = select_answer(question.id, attempts[question.id], protocol)
-            score = {"gold": question.gold, "hard": question.hard, "answer": answer}
+            choices, score = score_question(question, attempts[question.id], protocol)
             scored.append({"id": question.id, "document": document.uid, "split": split} | score)
-            entry = {"id": question.id, "question": question.text, "options": list(question.options)}
+            entry = {"id": question.id, "question": question.text} | choices
             if retrieved:  # in prompt order
                 entry["passages"] = [[chunk.source, chunk.number] for chunk in next(chunks)]
             questions.append(entry | score | {"attempts": attempts[question.id]})
         head = {name: getattr(document, name) for name in ("uid", "title", "author", "year")}
         entries.append(head | {"split": split, "questions": questions})
-    result = {"protocol": protocol, "model": model, "metrics": scoring.metrics(scored)}
+    metrics = short_answers.metrics if protocol["name"] == "short" else scoring.metrics
+    result = {"protocol": protocol, "model": model, "metrics": metrics(scored)}
     if retrieved:
         result["retrieval"] = {"passages": retrieved.total} | retrieved.stages
     return result | {"leakage": measure_contamination(documents, scored, model), "documents": entries}
+
+
+def score_question(question: Question | ShortQuestion, attempts: list[dict], protocol: dict) -> tuple[dict, dict]:
+    """The options of a question, or its right answers, and the score of its attempts."""
+    if isinstance(question, ShortQuestion):
+        return {"answers": list(question.answers)}, short_answers.score(question, attempts)
+    answer = select_answer(question.id, attempts, protocol)
+    return {"options": list(question.options)}, {"gold": question.gold, "hard": question.hard, "answer": answer}
 
 
 def select_answer(question_id: str, attempts: list[dict], protocol: dict) -> int | None:
@@ -169,7 +181,8 @@ def select_answer(question_id: str, attempts: list[dict], protocol: dict) -> int
 
 def compare(one: Path, other: Path) -> dict:
     """The paired difference of two evaluations: `difference` of accuracies (other minus one), its `ci95` and `p`
-    (intervals.paired_difference), both `accuracies`, and of `n` questions those that only one answers correctly.
+    (intervals.paired_difference), both `accuracies`, and of `n` questions those that only one answers correctly. For
+    short answers an accuracy is the rate of exact matches, and `f1` holds the same for F1.
 
     Raises UserError where protocols, questions or options differ.
     """
@@ -183,11 +196,16 @@ def compare(one: Path, other: Path) -> dict:
         example = f"{len(unmatched)} are in one of them only, for example {min(unmatched)[1]}"
         raise UserError(f"{one} and {other}: not the same questions; {example}")
     keys = list(scored[0])
-    first, second = (np.array([correct[key] for key in keys], float) for correct in scored)
+    values = [np.array([one[key] for key in keys], float) for one in scored]  # (questions, measures)
+    exact, *others = [compare_values(*columns, keys) for columns in zip(*(one.T for one in values), strict=True)]
+    return {"n": len(keys)} | exact | dict(zip(["f1"], others, strict=False))
+
+
+def compare_values(first: np.ndarray, second: np.ndarray, keys: list[tuple[str, str]]) -> dict:
+    """The paired difference of two scores of the same questions, whose `keys` are (document, question)."""
     difference, interval, p = paired_difference(first, second, [document for document, _ in keys])
     return {
-        "n": len(keys),
-        "accuracies": [round(float(correct.mean()), 4) for correct in (first, second)],
+        "accuracies": [round(float(scores.mean()), 4) for scores in (first, second)],
         "difference": difference,
         "ci95": interval,
         "p": p,
@@ -197,25 +215,48 @@ def compare(one: Path, other: Path) -> dict:
 
 
 def check_same_protocol(one: Path, other: Path, first: dict, second: dict) -> None:
-    for name in sorted((first.keys() | second.keys()) - MAY_DIFFER):
+    for name in sorted((first.keys() | second.keys()) - MAY_DIFFER, key=lambda name: (name != "name", name)):
         if first.get(name) != second.get(name):
             values = f"{first.get(name)} and {second.get(name)}"
             raise UserError(f"{one} and {other}: other {name} ({values}); evaluate both in the same way")
 
 
-def scored_questions(path: Path, result: dict) -> Iterator[tuple[tuple[str, str], bool]]:
-    """Yield ((document, question), correct) for every question."""
+def scored_questions(path: Path, result: dict) -> Iterator[tuple[tuple[str, str], list]]:
+    """Yield ((document, question), [correct]) for every question; for a short answer [exact match, F1]."""
     for document in result["documents"]:
         for question in document["questions"]:
             if "answer" not in question:
                 raise UserError(f"{path}: written by an earlier version; delete it and run evaluation.py again")
-            yield (document["uid"], question["id"]), question["answer"] == question["gold"]
+            if short_answers.MEASURES[0] in question:
+                scores = [question[name] for name in short_answers.MEASURES]
+            else:
+                scores = [question["answer"] == question["gold"]]
+            yield (document["uid"], question["id"]), scores
 
 
 def print_comparison(files: list[Path]) -> None:
     result = compare(*files)
-    low, high = result["ci95"]
     first, second = result["accuracies"]
-    print(f"{files[0]}: {first:.1%}\n{files[1]}: {second:.1%}, of the same {result['n']:,} questions")
+    measure = " exact match" if "f1" in result else ""
+    print(f"{files[0]}: {first:.1%}{measure}\n{files[1]}: {second:.1%}, of the same {result['n']:,} questions")
+    if "f1" in result:
+        first, second = result["f1"]["accuracies"]
+        print(f"F1: {first:.1%} and {second:.1%}, {describe_difference(result['f1'])}")
+    print_result(result, describe_difference(result))
+
+
+def describe_difference(compared: dict) -> str:
+    low, high = compared["ci95"]
     interval = f"95%: {low:+.1%} to {high:+.1%}, by article"
-    print_result(result, f"difference {result['difference']:+.1%} ({interval}), p = {result['p']:.4f}")
+    return f"difference {compared['difference']:+.1%} ({interval}), p = {compared['p']:.4f}"
+
+
+def describe_metrics(metrics: dict) -> str:
+    """`accuracy 57.1% (46.4%–67.9%) of 84 questions`, or exact match and F1 of short answers."""
+    measures = [("exact_match", "ci95"), ("f1", "f1_ci95")] if "f1" in metrics else [("accuracy", "ci95")]
+    words = {"exact_match": "exact match", "f1": "F1"}
+    parts = []
+    for name, interval in measures:
+        low, high = metrics[interval]
+        parts.append(f"{words.get(name, name)} {metrics[name]:.1%} ({low:.1%}–{high:.1%})")
+    return f"{', '.join(parts)} of {metrics['n']:,} questions"

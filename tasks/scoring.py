@@ -205,7 +205,7 @@ def cot_attempt(question: PromptedQuestion, text: str) -> dict:
 
 def reparse_attempt(question: PromptedQuestion, attempt: dict) -> dict:
     """A journaled attempt, with its answer as the parser now reads it: an earlier version may have written it."""
-    if "scores" in attempt or "error" in attempt:
+    if {"scores", "error", "short_answer"} & attempt.keys():
         return attempt
     return attempt | cot_attempt(question, attempt["reasoning"])
 

@@ -16,7 +16,7 @@ from tests.fake_openai import ENTITIES
 from tests.inference.test_completions import RUN_ON
 from tests.inference.test_server_habits import LEDGER
 from tests.tasks.test_quiz import options as quiz_command
-from tests.tasks.test_quiz import scripted_reply
+from tests.tasks.test_quiz import scripted_reply, write_corpus
 from utils import paths
 
 CALLS = 1 + 3 + 2  # entities, pairs, triples
@@ -127,11 +127,7 @@ def test_generation_in_batches(home, server, fault):
 
 
 def test_quiz(home, server, fault, tmp_path):
-    corpus = tmp_path / "islands"
-    corpus.mkdir()
-    for line in (ROOT / "data/example/articles.jsonl").read_text().splitlines()[:2]:
-        article = json.loads(line)
-        (corpus / f"{article['article_id']}.md").write_text(f"# {article['title']}\n\n{article['article']}")
+    corpus = write_corpus(tmp_path / "islands", 2)
     server.replies = lambda prompt: quiz_reply(fault, scripted_reply(prompt))
     server.answer = " C\nQuestion: Which? Answer: A"
     base = ("--base_model", "base", "--base_model_url", server.url)
@@ -148,13 +144,12 @@ def test_quiz(home, server, fault, tmp_path):
 
 
 def quiz_reply(fault: Fault, reply: str) -> str:
-    if '"questions"' not in reply:
+    if '"question"' not in reply:
         return reply
     inner = reply.split("```json\n")[1].split("\n```")[0]
     if fault.write is listed_objects:
         value = json.loads(inner)
-        for question in value["questions"]:
-            question |= {"right": {"text": question["right"]}, "wrong": [{"text": text} for text in question["wrong"]]}
+        value |= {"right": {"text": value["right"]}, "wrong": [{"text": text} for text in value["wrong"]]}
         return json.dumps(value)
     return fault.write(inner.replace("what is lost?", "what is lost,\nin the end?") if not fault.line else inner)
 

@@ -72,9 +72,14 @@ def corpus_file(task: str) -> Path:
     return raw_dir() / f"{short_name(task)}.jsonl"
 
 
-def questions_file(task: str) -> Path:
-    """Output of make_questions.py: questions about such a corpus, in the same schema."""
-    return raw_dir() / f"{short_name(task)}_questions.jsonl"
+def questions_file(task: str, kind: str = "choice") -> Path:
+    """Output of make_questions.py: questions about such a corpus, in the same schema; `kind` is `choice` or `short`."""
+    return raw_dir() / f"{short_name(task)}_questions{'' if kind == 'choice' else f'.{kind}'}.jsonl"
+
+
+def quiz_journal(task: str) -> Path:
+    """Replies to make_questions.py, for quizzes of both kinds."""
+    return raw_dir() / f"{short_name(task)}_questions.calls.jsonl"
 
 
 def prices_file() -> Path:
@@ -139,11 +144,11 @@ def weights_state(model: str) -> list:
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files] or [model]
 
 
-def evaluation_file(model: str, search: str | None = None) -> Path:
-    """Output of evaluation.py; `search` is the name of an open-book evaluation's settings."""
-    if search:
-        return out_dir() / "rag" / f"qualityqa-{short_name(model)}-{search}.json"
-    return out_dir() / f"qualityqa-{short_name(model)}.json"
+def evaluation_file(model: str, search: str | None = None, kind: str = "choice") -> Path:
+    """Output of evaluation.py; `search` is the name of an open-book evaluation's settings, `kind` that of the
+    questions: `choice` or `short`."""
+    name = f"{'qualityqa' if kind == 'choice' else 'shortqa'}-{short_name(model)}"
+    return out_dir() / "rag" / f"{name}-{search}.json" if search else out_dir() / f"{name}.json"
 
 
 def cache_dir() -> Path:

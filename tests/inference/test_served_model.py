@@ -244,3 +244,15 @@ def test_models_without_instructions_have_the_keys_of_earlier_versions(home):
     before = paths.vectors_file(plain.label).read_bytes()
     embed(TEXTS, plain, "document")
     assert paths.vectors_file(plain.label).read_bytes() == before
+
+
+def test_server_on_this_machine_at_another_port():
+    """llama_server.py takes a free port at each start; the replies of the same model are used again."""
+    given = {"address": "http://127.0.0.1:8001/v1", "model": "m", "root": None, "fixed": "a"}
+    one = ServedModel(**given)
+    assert one.is_same_at_any_port(given | {"address": "http://localhost:8002/v1"}) is True
+    assert one.is_same_at_any_port(given | {"address": "http://127.0.0.1:8002/v1", "fixed": "b"}) is False
+    assert (
+        one.is_same_at_any_port(given | {"address": "http://127.0.0.1:8002/v1", "fixed": None}) is False
+    )  # nothing tells
+    assert one.is_same_at_any_port(given | {"address": "http://10.0.0.1:8001/v1"}) is False

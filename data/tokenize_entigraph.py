@@ -18,12 +18,17 @@ from pathlib import Path
 import numpy as np
 
 from data.generation import filters, methods
+from data.generation.coverage import Statements
 from data.generation.passages import locate_passages, read_passages
 from data.generation.sections import document_uid
 from tasks.documents import Document, article_text, load_task, task_files
 from utils import cli, paths
 from utils.errors import UserError, run
 from utils.tokenizer import load_tokenizer, write_documents
+
+WELL_TOLD = 0.9  # fraction of the statements that the passages tell; below it `auto` mixes in the articles
+ARTICLE_SHARE = 0.45  # of the training text, and at most MAX_COPIES: what helped a 1.5B generator (LOG.md)
+MAX_COPIES = 3
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -34,6 +39,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--method", choices=methods.METHODS, default="entigraph", help="step 1's generation method")
     add("--input", type=Path, nargs="+", metavar="FOLDER", help="folders of passages (default: step 1's)")
     add("--drop_cut", action="store_true", help="leave out replies cut at --max_tokens instead of trimming them")
+    articles_help = "mix in N copies of every article, or `auto`: up to 3 if the passages tell less than 90% of them"
+    add("--with_articles", type=copies, default=0, metavar="N", help=articles_help)
     add("--raw", action="store_true", help="tokenize the articles instead of the passages")
     add(
         "--min_quality",
@@ -52,16 +59,26 @@ def min_quality(text: str) -> float | str:
     return text if text == "auto" else cli.non_negative_float(text)
 
 
+def copies(text: str) -> int | str:
+    return text if text == "auto" else cli.non_negative_int(text)
+
+
 def main() -> None:
     args = parse_arguments()
+    made_from: dict = {"seed": args.seed}
     if args.raw:
         target, sources = paths.articles_bin(args.task), task_files(args.task)
         build = partial(shuffled_articles, load_task(args.task), args.seed)
     else:
         target = paths.passages_bin(args.task, args.model, args.method)
         sources = args.input or [paths.passages_dir(args.task, args.model, args.method)]
-        build = partial(read_passages, *select_passages(args, sources))
-    made_from = {"seed": args.seed, "sources": list(map(str, sources))}
+        files, locations = select_passages(args, sources)
+        articles = []
+        if args.with_articles:
+            articles, mixed = choose_articles(args, files, locations)
+            made_from |= mixed
+        build = partial(shuffled_texts, files, locations, articles, args.seed)
+    made_from["sources"] = list(map(str, sources))
     sidecar = write_documents(target, build, load_tokenizer(args.tokenizer), made_from)
     result = {"file": str(target), "tokens": sidecar["tokens"], "documents": sidecar["documents"]}
     cli.print_result(result, f"tokenizer {sidecar['tokenizer']}, encoder {sidecar['encoder']}")
@@ -91,7 +108,45 @@ def select_passages(args: argparse.Namespace, folders: list[Path]) -> tuple[list
         summary = f"{kept.sum():,} of {len(kept):,} passages are left"
         print(f"--min_quality {args.min_quality}: {summary}" + (f"; dropped: {dropped}" if dropped else ""))
         locations = locations[kept]
-    return files, np.random.default_rng(args.seed).permutation(locations)
+    return files, locations
+
+
+def choose_articles(args: argparse.Namespace, files: list[Path], locations: np.ndarray) -> tuple[list[str], dict]:
+    """The copies of articles to mix in, and what the sidecar says about them."""
+    documents = load_task(args.task)
+    told, passage_bytes = measure_coverage(documents, files, locations)
+    texts = [article_text(document) for document in documents]
+    count = args.with_articles
+    if count == "auto":
+        wanted = ARTICLE_SHARE / (1 - ARTICLE_SHARE) * passage_bytes / sum(len(text.encode()) for text in texts)
+        count = 0 if told >= WELL_TOLD else min(max(round(wanted), 1), MAX_COPIES)
+    advice = "" if told >= WELL_TOLD else "; training on the articles alone may do better"
+    print(f"{told:.0%} of the source is told by the passages{advice}; {count} copies of each article are mixed in")
+    return texts * count, {"told_once": round(told, 4), "copies_of_articles": count}
+
+
+def measure_coverage(documents: list[Document], files: list[Path], locations: np.ndarray) -> tuple[float, int]:
+    """The fraction of all statements of the documents that a passage tells, and the bytes of the passages."""
+    known = {document.uid: Statements(document.title, document.text) for document in documents}
+    told = {uid: np.zeros(len(statements.texts), bool) for uid, statements in known.items()}
+    size = 0
+    for (index, _), text in zip(locations, read_passages(files, locations), strict=True):
+        size += len(text.encode())
+        if (uid := document_uid(files[index].stem)) in known:
+            told[uid] |= known[uid].told_by(text)
+    every = np.concatenate([*told.values(), np.zeros(0, bool)])
+    return float(every.mean()) if len(every) else 1.0, size
+
+
+def shuffled_texts(files: list[Path], locations: np.ndarray, articles: list[str], seed: int) -> Iterator[str]:
+    """Passages and articles in a seeded order; one passage in memory at a time."""
+    if not articles:
+        yield from read_passages(files, np.random.default_rng(seed).permutation(locations))
+        return
+    order = np.random.default_rng(seed).permutation(len(locations) + len(articles))
+    passages = read_passages(files, locations[order[order < len(locations)]])
+    for place in order:
+        yield next(passages) if place < len(locations) else articles[place - len(locations)]
 
 
 def reasons_to_drop(

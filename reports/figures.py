@@ -1,10 +1,10 @@
-"""Bar charts of accuracies."""
+"""Bar charts of accuracies, and training losses."""
 
 from pathlib import Path
 
 from utils.io import atomic_write
 
-COLORS = {"base": "#9aa5b1", "raw": "#d9a441", "entigraph": "#2f6f9f"}
+COLORS = {"base": "#9aa5b1", "raw": "#d9a441", "entigraph": "#2f6f9f", "synthetic": "#2f6f9f", "open": "#6b5b95"}
 CHANCE_PERCENT = 25  # four options
 GROUP_WIDTH = 0.8  # of the distance between two groups
 
@@ -36,6 +36,27 @@ def draw_accuracies(
     axes.set(ylabel="accuracy, %", ylim=(0, 100), title=title)
     axes.set_xticks(range(len(groups)), groups)
     figure.legend(frameon=False, loc="outside lower center", ncols=2)
+    save(figure, path)
+
+
+def draw_losses(path: Path, losses: dict[str, list[float]], labels: dict[str, str]) -> None:
+    """Write the training loss by step of several runs as a PNG file; keys as for draw_accuracies."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 3), layout="constrained")
+    for name, values in losses.items():
+        axes.plot(range(1, len(values) + 1), values, color=COLORS[name], label=labels[name], linewidth=1)
+    axes.set(xlabel="step", ylabel="training loss, nats per token")
+    axes.legend(frameon=False)
+    save(figure, path)
+
+
+def save(figure, path: Path) -> None:
+    from matplotlib import pyplot
+
     with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=150)
+        figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
     pyplot.close(figure)

@@ -151,6 +151,11 @@ def evaluation_file(model: str, search: str | None = None, kind: str = "choice")
     return out_dir() / "rag" / f"{name}-{search}.json" if search else out_dir() / f"{name}.json"
 
 
+def report_dir(task: str) -> Path:
+    """Plan and report of own_corpus.sh."""
+    return out_dir() / short_name(task)
+
+
 def cache_dir() -> Path:
     """Cached embeddings and reranker scores, by content."""
     return home() / "data" / "dataset" / "cache"

@@ -1,0 +1,270 @@
+"""Report of own_corpus.sh: out/NAME/report.html and report.png. Called by own_corpus.sh."""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+
+from data.generation.coverage import Statements, stems
+from data.generation.passages import training_text
+from data.generation.sections import document_uid
+from reports import page
+from reports.figures import draw_accuracies, draw_losses
+from reports.tables import format_accuracy, print_table
+from tasks.documents import Document, Question, load_task
+from tasks.results import compare
+from utils import paths
+from utils.cli import make_parser, non_negative_int, print_result
+from utils.errors import run
+from utils.io import atomic_write, read_json, read_jsonl, write_json
+
+MADE_BY = "run: bash scripts/own_corpus.sh"
+LABELS = {"base": "base model", "raw": "documents alone", "synthetic": "passages", "open": "base model, open book"}
+SHOWN_DOCUMENTS, SHOWN_PASSAGES, SHOWN_QUESTIONS = 30, 3, 3
+BINS = (0, 1, 2, 3)  # tellings; the last is "and more"
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    for name in ("task", "model", "method"):
+        parser.add_argument(f"--{name}", required=True)
+    for name in ("base", "raw", "synthetic"):
+        parser.add_argument(f"--{name}", required=True, help="an evaluated checkpoint")
+    parser.add_argument("--open_book", type=Path, required=True, help="output of the base model's open-book evaluation")
+    parser.add_argument("--begun", type=non_negative_int, required=True, help="start of the run, Unix time in s")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    folder, documents = paths.report_dir(args.task), load_task(args.task)
+    files = {name: paths.evaluation_file(getattr(args, name)) for name in ("base", "raw", "synthetic")}
+    files["open"] = args.open_book
+    results = {name: read_json(file, MADE_BY) for name, file in files.items()}
+    metrics = {name: result["metrics"] for name, result in results.items()}
+    passages = read_passages(args)
+    tellings = tellings_of_questions(documents, passages)
+    gain = compare(files["raw"], files["synthetic"])
+    draw_accuracies(
+        folder / "report.png", [""], {name: [values] for name, values in metrics.items()}, LABELS, args.task
+    )
+    losses = {name: losses_of(getattr(args, name)) for name in ("raw", "synthetic")}
+    draw_losses(folder / "losses.png", losses, LABELS)
+    inspection = read_json(paths.out_dir() / f"inspection-{passages_folder(args).name}.json", MADE_BY)
+    by_tellings = accuracy_by_tellings(results["synthetic"], tellings)
+    sections = [
+        ("What it learnt", accuracy_section(metrics, gain, folder)),
+        ("What to do next", page.bullets(advice(metrics, gain, inspection["figures"], by_tellings))),
+        ("Three questions", questions_section(results)),
+        ("What was told", coverage_section(inspection, by_tellings)),
+        ("Passages beside their source", passages_section(documents, passages)),
+        ("What was read, and what it cost", cost_section(args, documents)),
+        ("The entities of a document", graph_section(inspection)),
+        ("Training", page.image((folder / "losses.png").read_bytes(), "training loss by step")),
+    ]
+    with atomic_write(folder / "report.html") as file:
+        file.write(page.page(f"What a model learnt from {args.task}", sections).encode())
+    report(args, metrics, gain, inspection["figures"], folder)
+
+
+def report(args: argparse.Namespace, metrics: dict, gain: dict, figures: dict, folder: Path) -> None:
+    """Print the table, write report.json and print it."""
+    rows = [(LABELS[name], format_accuracy(one["accuracy"], one["ci95"]), one["n"]) for name, one in metrics.items()]
+    print_table([("", "accuracy (95% interval)", "questions"), *rows])
+    result = {name: {key: one[key] for key in ("accuracy", "ci95", "n")} for name, one in metrics.items()}
+    result |= {"gain": {key: gain[key] for key in ("difference", "ci95", "p")}, "told_once": figures["told_once"]}
+    result |= {"tellings_median": figures["tellings_median"], "passages": figures["passages"]}
+    write_json(folder / "report.json", result)
+    result |= {"seconds": round(time.time() - args.begun), "report": str(folder / "report.html")}
+    difference = format_accuracy(gain["difference"], gain["ci95"], "+")
+    print_result(result, f"passages minus documents alone: {difference} -> {folder / 'report.html'}")
+
+
+def passages_folder(args: argparse.Namespace) -> Path:
+    return paths.passages_dir(args.task, args.model, args.method)
+
+
+def read_passages(args: argparse.Namespace) -> dict[str, list[dict]]:
+    """The records of passages by document, in the order of their ids."""
+    records: dict[str, list[dict]] = {}
+    for file in sorted(passages_folder(args).glob("*.jsonl")):
+        kept = [record | {"text": text} for record in read_jsonl(file, MADE_BY) if (text := training_text(record))]
+        records.setdefault(document_uid(file.stem), []).extend(sorted(kept, key=lambda record: str(record["id"])))
+    return records
+
+
+def tellings_of_questions(documents: list[Document], passages: dict[str, list[dict]]) -> dict[tuple[str, str], int]:
+    """How many passages tell the statement that a question asks about, by document and question."""
+    counts = {}
+    for document in documents:
+        statements = Statements(document.title, document.text)
+        tellings = statements.tellings(record["text"] for record in passages.get(document.uid, []))
+        for question in document.questions if len(statements.texts) else []:
+            counts[document.uid, question.id] = int(tellings[statement_of(question, statements)])
+    return counts
+
+
+def statement_of(question: Question, statements: Statements) -> int:
+    """Index of the statement with the most words of the right option, then of the question."""
+    answer, asked = stems(question.options[question.gold]), stems(question.text)
+    return max(
+        range(len(statements.texts)),
+        key=lambda n: (len(answer & statements.stems[n]), len(asked & statements.stems[n])),
+    )
+
+
+def accuracy_by_tellings(result: dict, tellings: dict[tuple[str, str], int]) -> dict[int, tuple[int, int]]:
+    """Right answers and questions by tellings, one of BINS."""
+    bins: dict[int, list[bool]] = {number: [] for number in BINS}
+    for document in result["documents"]:
+        for question in document["questions"]:
+            if (document["uid"], question["id"]) in tellings:
+                count = min(tellings[document["uid"], question["id"]], BINS[-1])
+                bins[count].append(question["answer"] == question["gold"])
+    return {number: (sum(right), len(right)) for number, right in bins.items()}
+
+
+def losses_of(checkpoint: str) -> list[float]:
+    lines = read_jsonl(Path(paths.resolve_checkpoint(checkpoint)) / "metrics.jsonl", MADE_BY)
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def accuracy_section(metrics: dict, gain: dict, folder: Path) -> str:
+    rows = [(LABELS[name], format_accuracy(one["accuracy"], one["ci95"]), one["n"]) for name, one in metrics.items()]
+    difference = format_accuracy(gain["difference"], gain["ci95"], "+")
+    return (
+        page.image((folder / "report.png").read_bytes(), "accuracies with 95% intervals")
+        + page.table(("model", "accuracy (95% interval, by document)", "questions"), rows)
+        + page.paragraph(f"Passages minus documents alone: {difference}, p = {gain['p']:.3f}. By chance 25% are right.")
+        + page.paragraph(
+            "Both were trained on equally many tokens; differences between training runs are not included."
+        )
+    )
+
+
+def advice(metrics: dict, gain: dict, figures: dict, by_tellings: dict[int, tuple[int, int]]) -> list[str]:
+    """Sentences about what the figures suggest."""
+    told, lines = figures["told_once"], []
+    if told < 0.9:
+        lines.append(f"{told:.0%} of the statements are told by a passage: more --tokens tell more of them.")
+    if gain["difference"] <= 0:
+        lines.append("The passages did not beat the documents alone: a stronger generator, or more --tokens, may.")
+    elif gain["ci95"][0] <= 0:
+        lines.append(
+            "The passages were better than the documents alone, but chance alone could do that: ask more questions (--per_document)."
+        )
+    else:
+        lines.append("The passages beat the documents alone by more than chance: more --tokens may add to it.")
+    if metrics["open"]["accuracy"] > metrics["synthetic"]["accuracy"]:
+        lines.append(
+            "Looking the answers up (open book) is still better: combine both, see docs/evaluation.md, step 6."
+        )
+    if metrics["base"]["accuracy"] > 0.4:
+        lines.append("The base model knows many answers already: questions that it cannot answer say more.")
+    if by_tellings[0][1] and by_tellings[3][1]:
+        never, often = (by_tellings[n][0] / by_tellings[n][1] for n in (0, 3))
+        lines.append(
+            f"Facts that were never told are answered in {never:.0%} of the cases, those told three times and more in {often:.0%}."
+        )
+    return lines
+
+
+def questions_section(results: dict) -> str:
+    """Questions that the models answer differently, first those that only the passages teach."""
+    rows = {}
+    for name, result in results.items():
+        for document in result["documents"]:
+            for question in document["questions"]:
+                rows.setdefault((document["title"], question["id"]), {})[name] = question
+    complete = [row for row in rows.values() if row.keys() == results.keys()]
+    complete.sort(
+        key=lambda row: [is_right(row["synthetic"]), not is_right(row["raw"]), not is_right(row["base"])], reverse=True
+    )
+    parts = []
+    for row in complete[:SHOWN_QUESTIONS]:
+        options = row["base"]["options"]
+        right = f"right answer: {options[row['base']['gold']]}"
+        answers = [
+            (LABELS[name], chosen_option(question), "yes" if is_right(question) else "no")
+            for name, question in row.items()
+        ]
+        parts.append(
+            page.paragraph(row["base"]["question"], "big")
+            + page.paragraph(right)
+            + page.table(("model", "answer", "right"), answers)
+        )
+    return "".join(parts)
+
+
+def is_right(question: dict) -> bool:
+    return question["answer"] == question["gold"]
+
+
+def chosen_option(question: dict) -> str:
+    return "no answer" if question["answer"] is None else question["options"][question["answer"]]
+
+
+def coverage_section(inspection: dict, by_tellings: dict[int, tuple[int, int]]) -> str:
+    figures = inspection["figures"]
+    sentence = (
+        f"{figures['passages']:,} passages tell {figures['told_once']:.0%} of {figures['statements']:,} statements at "
+        f"least once; the median is {figures['tellings_median']:g} passages."
+    )
+    rows = [
+        (f"{number} and more" if number == BINS[-1] else str(number), asked, f"{right / asked:.0%}" if asked else "–")
+        for number, (right, asked) in by_tellings.items()
+    ]
+    least = [(count, f"{title}: {statement}") for title, statement, count in inspection["least_told"]]
+    return (
+        page.paragraph(sentence)
+        + page.table(("passages that tell the fact asked about", "questions", "answered rightly"), rows)
+        + page.paragraph("The least told statements:")
+        + page.table(("passages", "statement"), least)
+    )
+
+
+def passages_section(documents: list[Document], passages: dict[str, list[dict]]) -> str:
+    """Passages of different documents, each beside the statements that it tells."""
+    parts = []
+    for document in [document for document in documents if passages.get(document.uid)][:SHOWN_PASSAGES]:
+        statements = Statements(document.title, document.text)
+        told = [statements.told_by(record["text"]) for record in passages[document.uid]]
+        best = int(np.argmax([one.sum() for one in told]))
+        source = [text for text, is_told in zip(statements.texts, told[best], strict=True) if is_told]
+        left = page.paragraph(f"Passage about {document.title}") + page.paragraphs(passages[document.uid][best]["text"])
+        parts.append(page.side_by_side(left, page.paragraph("It tells, of the source:") + page.bullets(source)))
+    return "".join(parts)
+
+
+def cost_section(args: argparse.Namespace, documents: list[Document]) -> str:
+    summary = read_json(passages_folder(args) / "summary.json", MADE_BY)
+    plan = read_json(paths.report_dir(args.task) / "plan.json", MADE_BY)
+    usd = "no price is known" if summary["usd"] is None else f"${summary['usd']:,.2f}"
+    rows = [
+        ("calls for entities and passages", f"{summary['calls']:,}"),
+        ("prompt tokens, of them from a cache", f"{summary['prompt_tokens']:,}, {summary['cached_tokens']:,}"),
+        ("reply tokens", f"{summary['completion_tokens']:,}"),
+        ("dollars", usd),
+        (
+            "hours, planned (with the quiz) and measured (without)",
+            f"{plan['seconds'] / 3600:.2f}, {summary['seconds'] / 3600:.2f}",
+        ),
+    ]
+    sizes = [(document.title, len(document.text.split())) for document in documents]
+    shown = page.table(("document", "words"), [(title, f"{words:,}") for title, words in sizes[:SHOWN_DOCUMENTS]])
+    more = len(sizes) - SHOWN_DOCUMENTS
+    return page.table(("", ""), rows) + shown + (page.paragraph(f"and {more:,} more documents") if more > 0 else "")
+
+
+def graph_section(inspection: dict) -> str:
+    listed = [document for document in inspection["documents"] if document["entities"]]
+    if not listed:
+        return page.paragraph("No entities were asked for.")
+    document = max(listed, key=lambda document: len(document["pairs"]))
+    note = f"{document['title']}: lines are pairs that a passage is about; red names do not occur in the document."
+    return page.paragraph(note) + page.graph(document["entities"], document["pairs"], document["strangers"])
+
+
+if __name__ == "__main__":
+    run(main)

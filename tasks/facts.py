@@ -3,18 +3,16 @@
 import functools
 import math
 import re
-from collections.abc import Iterable
 
 import numpy as np
 
 from tasks.documents import Document
+from utils.sentences import split_sentences
 from utils.words import words_of
 
 # Content words of a sentence to ask about, if it has a name or number, and if not: `It lies before me now, good as new`
 # says little.
 MIN_CONTENT_WORDS, MIN_PLAIN_WORDS = 5, 8
-ABBREVIATION = re.compile(r"(?:^|[\s(])(?:[A-Z]|Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|No|Nos|vs|cf|e\.g|i\.e|approx|Fig)\.$")
-SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+(?=[\"'“‘(\[]?[^\Wa-z_])|(?<=[。！？])(?![”’」』])")
 GOLDEN = (math.sqrt(5) - 1) / 2
 STOPWORDS = frozenset(
     words_of(
@@ -28,29 +26,13 @@ STOPWORDS = frozenset(
 def sentences_of(text: str) -> list[str]:
     """The sentences of a text that state something: with MIN_CONTENT_WORDS content words, a name or number among
     them, or with MIN_PLAIN_WORDS."""
-    sentences: list[str] = []
-    for line in text.split("\n"):
-        start = len(sentences)
-        for piece in _split_after(line, SENTENCE_END):
-            if len(sentences) > start and ABBREVIATION.search(sentences[-1]):
-                sentences[-1] += f" {piece}"
-            else:
-                sentences.append(piece)
+    sentences = split_sentences(text)
     return [sentence for sentence in sentences if len(content_words(sentence)) >= _least_words(sentence)]
 
 
 def _least_words(sentence: str) -> int:
     named = re.search(r"\d|(?<=[^\W\d_][ ,])[^\Wa-z_]\w", sentence)
     return MIN_CONTENT_WORDS if named else MIN_PLAIN_WORDS
-
-
-def _split_after(line: str, pattern: re.Pattern) -> Iterable[str]:
-    start = 0
-    for match in [*pattern.finditer(line), None]:
-        end = match.end() if match else len(line)
-        if piece := line[start:end].strip():
-            yield piece
-        start = end
 
 
 def choose_sentences(document: Document, number: int, seed: int) -> list[tuple[int, str]]:

@@ -27,7 +27,7 @@ from tasks.scoring import SELECTION_RULES
 from utils import cli
 from utils.cli import non_negative_float, non_negative_int, positive_float, positive_int
 from utils.errors import UserError, run
-from utils.io import read_json, write_json
+from utils.io import write_json
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -87,7 +87,7 @@ def main() -> None:
     if args.compare:
         results.print_comparison(args.compare)
         return
-    task = readers.import_corpus(args.corpus) if args.corpus else args.task
+    task = readers.import_corpus(args.corpus, args.strict) if args.corpus else args.task
     documents = load_task(task)
     items = [(document, question) for document in documents for question in document.questions]
     if not items:
@@ -115,7 +115,7 @@ def main() -> None:
     if attempts:
         write_json(target, results.build_result(documents, attempts, protocol, settings.model, retrieved))
         partial.unlink(missing_ok=True)
-    result = read_json(target, "run evaluation.py again")
+    result = results.read_result(target)
     print_contamination(result)
     report(target, result["metrics"])
 

@@ -4,18 +4,22 @@
     python interactive.py --model_path ckpts/SmolLM2-135M-Instruct
     python interactive.py --base_url http://127.0.0.1:8000/v1    # vLLM or another OpenAI-compatible server
     python interactive.py --web --articles --task example        # a page on http://127.0.0.1:7860
+    python interactive.py --web --compare ckpts/SmolLM2-135M-Instruct --task example   # two models side by side
     echo "Tell me about the article ..." | python interactive.py
 
 A model without a chat template continues the given text. /help lists the commands.
 """
 
 import argparse
+import functools
 import sys
 
-from chat.conversation import Engine, Sampling, parse_temperature
+from chat.compare import OPEN_BOOK, Comparer, Corpus, Side, label_sides
+from chat.conversation import Conversation, Engine, Sampling, parse_temperature
 from chat.repl import Repl, print_notice
 from chat.web import WebSettings, serve
 from tasks.documents import load_task
+from tasks.rag import message_search
 from tasks.readers import import_corpus
 from utils import cli, paths
 from utils.cli import positive_fraction, positive_int
@@ -26,19 +30,26 @@ from utils.io import read_json
 def main() -> None:
     args = parse_arguments()
     validate(args)
-    titles = article_titles(args)
+    task = import_corpus(args.corpus, args.strict) if args.corpus else args.task
+    titles = [document.title for document in load_task(task or "quality")] if args.articles else []
+    find_corpus = functools.cache(lambda: Corpus(task, message_search(load_task(task))) if task else None)
+    corpus = find_corpus() if args.compare else None  # its errors, before a model is loaded
     engine = make_engine(args)
     if engine.is_base_model and args.system:
         raise UserError("--system: a base model takes no system message; leave it out")
+    comparer = Comparer(functools.partial(open_engine, args), find_corpus)
+    sides = [Side(engine, engine.name, Conversation(args.system))]
+    sides += [comparer.second_side(sides[0], args.compare, "--compare")] if args.compare else []
+    label_sides(sides)
     sampling = Sampling(args.temperature, args.top_p, args.max_tokens, args.seed)
     if args.web:
-        serve(engine, WebSettings(sampling, args.system, titles, args.host, args.port))
+        serve(sides, WebSettings(sampling, args.system, titles, args.host, args.port, corpus))
         return
-    if engine.is_base_model:
+    if any(side.engine.is_base_model for side in sides):
         print_notice("Base model: it continues the text of each message, and sees no earlier messages.")
     if sys.stdin.isatty():
         print_notice("/help lists the commands, Ctrl-D quits.")
-    Repl(engine, sampling, args.system).run()
+    Repl(sides, sampling, comparer).run()
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -56,6 +67,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     cli.add_base_url_flag(group, "chat with a model on this OpenAI-compatible server")
     group.add_argument("--model", help="the server's name for the model; by default the only one it lists")
     group.add_argument("--complete", action="store_true", help="continue text, as with a base model")
+    compare_help = f"a second model beside it (checkpoint or server's model), or {OPEN_BOOK}: the same, with passages"
+    group.add_argument("--compare", metavar="MODEL", help=compare_help)
 
 
 def add_reply_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +88,9 @@ def add_web_arguments(parser: argparse.ArgumentParser) -> None:
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 listens on all")
     add("--port", type=positive_int, default=7860, help="port to listen on")
     add("--articles", action="store_true", help="offer the corpus's titles as example messages")
+    group = parser.add_argument_group("corpus: titles of --articles, passages of --compare")
     cli.add_corpus_flags(group)
+    parser.set_defaults(task=None)  # no passages are searched; titles are QuALITY's
 
 
 def validate(args: argparse.Namespace) -> None:
@@ -83,33 +98,34 @@ def validate(args: argparse.Namespace) -> None:
         raise UserError(f"--model {args.model}: names a server's model; use it with --base_url, without --model_path")
     if args.articles and not args.web:
         raise UserError("--articles: shown on the web page only; add --web")
-    if args.corpus and not args.articles:
-        raise UserError(f"--corpus {args.corpus}: used for the titles only; add --web --articles")
-
-
-def article_titles(args: argparse.Namespace) -> list[str]:
-    if not args.articles:
-        return []
-    task = import_corpus(args.corpus) if args.corpus else args.task
-    return [document.title for document in load_task(task)]
+    if (args.corpus or args.task) and args.web and not (args.articles or args.compare):
+        raise UserError("--task and --corpus: for titles and passages only; add --articles or --compare MODEL")
 
 
 def make_engine(args: argparse.Namespace) -> Engine:
-    """A server's model or a local checkpoint."""
+    """The model to chat with: a server's or a local checkpoint."""
+    name = args.model or args.model_path
+    if args.base_url:
+        engine = open_engine(args, name, "--model")
+        if not name:
+            print_notice(f"using {engine.name}")
+        return engine
+    return open_engine(args, name or newest_instruct_checkpoint(), "--model_path")
+
+
+def open_engine(args: argparse.Namespace, name: str | None, flag: str) -> Engine:
+    """A model of the server, or a local checkpoint."""
     # Heavy imports, after parsing: openai or torch, not both.
     if args.base_url:
         from chat.api_engine import ApiEngine
 
-        name = args.model or args.model_path
-        engine = ApiEngine(name, args.base_url, args.complete)
-        if not name:
-            print_notice(f"using {engine.name}")
-        return engine
-    checkpoint = args.model_path or newest_instruct_checkpoint()
-    from chat.local_engine import LocalEngine
+        return ApiEngine(name, args.base_url, args.complete, flag)
+    from chat.local_engine import LocalEngine, memory_notice
 
     cli.silence_transformers()
-    return LocalEngine(checkpoint, args.complete)
+    if flag != "--model_path" and (notice := memory_notice(name)):
+        print_notice(notice)
+    return LocalEngine(name, args.complete, flag)
 
 
 def newest_instruct_checkpoint() -> str:

@@ -26,15 +26,16 @@ class ApiEngine:
 
     concurrency = 8  # more wait in Gradio's queue
 
-    def __init__(self, name: str | None, base_url: str, complete: bool = False):
+    def __init__(self, name: str | None, base_url: str, complete: bool = False, flag: str = "--model"):
         self._key, self._address = find_key(base_url), Address.parse(check_url(base_url))
         self._url, self._fields = self._address.public, Fields()
         self._api = openai.OpenAI(api_key=self._key, max_retries=2, **self._address.openai_settings())
         self.is_base_model = complete
-        self.name, self.context = self._find_model(name)
+        self.name, self.context = self._find_model(name, flag)
 
-    def _find_model(self, name: str | None) -> tuple[str, int]:
-        """Name and context length of the model; without a name, the only model on the server."""
+    def _find_model(self, name: str | None, flag: str) -> tuple[str, int]:
+        """Name and context length of the model; without a name, the only model on the server. A second model (another
+        `flag` than --model) must be on its list: some servers answer for every name with their only model."""
         try:
             models = parse_models(self._api.get("/models", cast_to=object))
         except API_ERRORS as error:
@@ -45,8 +46,14 @@ class ApiEngine:
             raise UserError(f"--base_url {self._url}: no OpenAI-compatible server; does its address end in /v1?")
         if name is None and len(models) != 1:
             raise UserError(f"--model: the server lists {', '.join(sorted(models)) or 'no models'}; name one")
+        if flag != "--model" and models and name not in models:
+            raise UserError(f"{flag} {name}: the server lists {', '.join(sorted(models))}; name one of them")
         name = name or next(iter(models))
         return name, models.get(name) or context_of_folder(name) or UNKNOWN_CONTEXT
+
+    def with_own_cache(self) -> "ApiEngine":
+        """This engine: the server has the cache."""
+        return self
 
     def count_tokens(self, messages: list[dict]) -> int:
         return sum(len(message["content"].encode()) for message in messages) // BYTES_PER_TOKEN + 1

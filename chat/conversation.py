@@ -52,6 +52,9 @@ class Engine(Protocol):
     def stream(self, messages: list[dict], sampling: Sampling, status: ReplyStatus) -> Iterator[str]:
         """Yield the reply in pieces and update `status`. Raises ContextExceeded or another UserError."""
 
+    def with_own_cache(self) -> "Engine":
+        """The same model for a second conversation that takes turns with the first."""
+
 
 class ContextExceeded(UserError):
     """A prompt longer than the context window."""
@@ -80,25 +83,48 @@ class Conversation:
                 return message["content"]
         return None
 
+    def last_message(self) -> str | None:
+        """The text of the last user message."""
+        users = [message["content"] for message in self.turns if message["role"] == "user"]
+        return users[-1] if users else None
+
     def reset(self) -> None:
         self.turns = []
 
     def save(self, path: Path) -> None:
         """Write one line of JSONL, as read by data/tokenize_instruct.py. Raises UserError if the file exists."""
-        if path.exists():
-            raise UserError(f"{path}: exists already; name another file")
-        with atomic_write(path.absolute()) as file:
-            file.write(json.dumps({"messages": self.messages()}, ensure_ascii=False).encode() + b"\n")
+        save_records(path, [{"messages": self.messages()}])
 
     def load(self, path: Path) -> None:
         """Continue the first conversation of a JSONL file. Raises UserError if it has none."""
-        records = read_jsonl(path, "name a file that /save wrote")
-        messages = records[0].get("messages") if records else None
+        records = load_records(path)
+        self.load_messages(path, records[0].get("messages") if records else None)
+
+    def load_messages(self, path: Path, messages: object) -> None:
+        """Continue the messages of a record in `path`. Raises UserError if they are no conversation."""
         if problem := conversation_error(messages):
             raise UserError(f"{path}: {problem}")
         first = messages[0] if messages[0]["role"] == "system" else None
         self.system = replace_surrogates(first["content"]) if first else ""
         self.turns = [make_message(m["role"], m["content"]) for m in messages[bool(first) :]]
+
+
+def save_records(path: Path, records: list[dict]) -> None:
+    """Write conversations as lines of JSONL. Raises UserError if the file exists."""
+    if path.exists():
+        raise UserError(f"{path}: exists already; name another file")
+    with atomic_write(path.absolute()) as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+
+
+def load_records(path: Path) -> list[dict]:
+    return read_jsonl(path, "name a file that /save wrote")
+
+
+def reply_budget(engine: Engine, max_tokens: int) -> int:
+    """Tokens of the context window that a prompt may have, a quarter or `max_tokens` being kept for the reply."""
+    return engine.context - min(max_tokens, engine.context // 4)
 
 
 def stream_reply(
@@ -110,7 +136,7 @@ def stream_reply(
     Raises ContextExceeded if the last message and the system message alone are too long, UserError if the
     server fails.
     """
-    refusal, budget = None, engine.context - min(sampling.max_tokens, engine.context // 4)
+    refusal, budget = None, reply_budget(engine, sampling.max_tokens)
     while fitting := drop_oldest_turns(messages, budget, engine.count_tokens):
         kept, dropped = fitting
         with contextlib.closing(engine.stream(kept, sampling, status)) as pieces:

@@ -1,15 +1,21 @@
 """Local chat engine: a checkpoint in this process, streaming token by token with a key-value cache."""
 
+import copy
+import re
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
 from chat.conversation import UNKNOWN_CONTEXT, ReplyStatus, Sampling
 from inference.local_model import LocalModel
-from utils import chat_template, probe
+from utils import chat_template, paths, probe
 from utils.checkpoint import context_length
+from utils.io import read_json
 from utils.tokenizer import encode_texts
+
+GB = 1e9
 
 
 class LocalEngine:
@@ -18,14 +24,20 @@ class LocalEngine:
 
     concurrency = 1
 
-    def __init__(self, name: str, complete: bool = False):
-        self._local = LocalModel(name)
+    def __init__(self, name: str, complete: bool = False, flag: str = "--model_path"):
+        self._local = LocalModel(name, flag)
         self.name, self.tokenizer, self._model = name, self._local.tokenizer, self._local.model
         self.is_base_model = complete or self.tokenizer.chat_template is None
         self.context: int = context_length(self._model) or UNKNOWN_CONTEXT
         self._reuse, self._rope_boundary = probe.cache_reuse(self._model), probe.rope_boundary(self._model)
         self._cached_ids: list[int] = []
         self._lock = threading.Lock()  # on the web page a stopped reply may still be computing its last token
+
+    def with_own_cache(self) -> "LocalEngine":
+        """The same weights with a cache of its own."""
+        other = copy.copy(self)
+        other._cached_ids = []
+        return other
 
     def count_tokens(self, messages: list[dict]) -> int:
         return len(self.encode(messages))
@@ -78,6 +90,31 @@ class LocalEngine:
         if boundary is not None and (len(self._cached_ids) > boundary) != (len(ids) > boundary):
             return 0
         return cached if self._reuse == "any" or cached == len(self._cached_ids) else 0
+
+
+def memory_notice(name: str) -> str | None:
+    """A sentence with both sizes if the weights of a checkpoint folder may not fit into the free memory."""
+    config = Path(paths.resolve_checkpoint(name)) / "config.json"
+    if not config.is_file():
+        return None  # on the Hub
+    content = read_json(config, "download it again")
+    saved = content.get("dtype") or content.get("torch_dtype") or "float32"
+    stored_bytes = 4 if saved == "float32" else 2
+    in_memory_bytes = 2 if torch.cuda.is_available() else 4
+    files = sum(size for _, size, _ in (row for row in paths.weights_state(name) if len(row) == 3))
+    needed, free = files * in_memory_bytes / stored_bytes, free_memory()
+    if free is None or needed < free:
+        return None
+    return f"{name}: its weights take {needed / GB:.1f} GB of memory, {free / GB:.1f} GB are free; it may not fit"
+
+
+def free_memory() -> int | None:
+    """Free bytes of the GPU, else of the machine; None where the system does not tell."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    meminfo = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable:\s*(\d+) kB", meminfo.read_text()) if meminfo.is_file() else None
+    return int(found[1]) * 1024 if found else None
 
 
 class StreamedText:

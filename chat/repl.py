@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from chat.conversation import Conversation, Engine, ReplyStatus, Sampling, parse_temperature, stream_reply
+from chat.compare import Comparer, Side, format_passages, label_sides, load_sides, no_passages, save_sides
+from chat.conversation import ReplyStatus, Sampling, parse_temperature
 from inference.completions import strip_reasoning
+from inference.retrieval import Chunk
 from utils import paths
 from utils.errors import UserError, first_line
 
@@ -23,20 +25,24 @@ Ctrl-C stops a reply, Ctrl-D quits.
   /save FILE          save as one line of JSONL, for data/tokenize_instruct.py
   /load FILE          continue a saved conversation
   /temperature [T]    show or set the sampling temperature; 0 is greedy
+  /compare [MODEL]    show the second model, or compare with this one; open_book: the same model, with the passages
+                      found in the corpus in its prompt; /compare - ends the comparison
   /speed              turn tokens/s after every reply on or off
   /help  /quit"""
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 
 
 class Repl:
-    """Reads messages and commands; replies go to stdout, everything else to stderr."""
+    """Reads messages and commands; replies go to stdout, with labels and passages if two models are compared, everything
+    else to stderr."""
 
-    def __init__(self, engine: Engine, sampling: Sampling, system: str):
-        self.engine, self.sampling, self.conversation = engine, sampling, Conversation(system)
+    def __init__(self, sides: list[Side], sampling: Sampling, comparer: Comparer):
+        self.sides, self.sampling, self.comparer = sides, sampling, comparer
         self.interactive = sys.stdin.isatty()
         self.replies = 0  # added to the seed
         self.show_speed = False
         self.unanswered: str | None = None  # the message that /retry sends after an error
+        self.asked: str | None = None  # the last message
 
     def run(self) -> None:
         """Run until /quit or the end of the input; input from a pipe stops at the first error."""
@@ -54,49 +60,68 @@ class Repl:
                 print_notice(f"error: {error}" + ("; /retry asks again" if self.unanswered else ""))
 
     def command(self, name: str, argument: str) -> None:
-        methods = (self.reset, self.system, self.retry, self.save, self.load, self.temperature, self.speed, self.help)
-        commands = {method.__name__: method for method in methods}
+        methods = (self.reset, self.system, self.retry, self.save, self.load, self.temperature, self.compare)
+        commands = {method.__name__: method for method in (*methods, self.speed, self.help)}
         if name not in commands:
             raise UserError(f"there is no /{name}; /help lists the commands")
         commands[name](argument.strip())
 
     def ask(self, message: str) -> None:
-        """Run one turn. Without a reply the message is removed from the conversation, and /retry sends it again."""
-        if self.engine.is_base_model:
-            self.conversation.reset()
-        self.conversation.add_user(message)
-        self.unanswered, status, start = message, ReplyStatus(), time.monotonic()
-        reply = self.print_reply(status)
+        """Run one turn. A model that gave no reply does not have the message in its conversation; if none gave one, or
+        after an error, /retry sends it again."""
+        self.unanswered = self.asked = message
+        self.replies += 1
+        compared = len(self.sides) > 1
+        corpus = self.comparer.find_corpus() if compared else None
+        passages = corpus.search(message) if corpus else []
+        before = [list(side.conversation.turns) for side in self.sides]
+        try:
+            answered = [self.ask_side(side, message, passages) for side in self.sides]
+        except UserError:
+            self.restore(before)
+            raise
+        if any(answered):
+            self.unanswered = None
+        if compared:
+            print(clean(f"── passages ──\n{format_passages(passages) or no_passages(corpus)}\n"), flush=True)
+
+    def ask_side(self, side: Side, message: str, passages: list[Chunk]) -> bool:
+        """Print one model's reply and add it to its conversation. Returns False if there is none."""
+        if len(self.sides) > 1:
+            print(clean(f"── {side.label} ──"), flush=True)
+        if side.engine.is_base_model:
+            side.conversation.reset()
+        side.conversation.add_user(message)
+        status, start = ReplyStatus(), time.monotonic()
+        reply = self.print_reply(side, passages, status)
         if not reply:
-            self.conversation.pop_turn()
+            side.conversation.pop_turn()
             print_notice("[no reply; /retry asks again]")
-            return
-        self.unanswered = None
+            return False
         answer = strip_reasoning(reply, message)
         if answer != reply:
             print_notice("[what is before the closing tag is reasoning, and no part of the conversation]")
-        self.conversation.add_assistant(answer)
+        side.conversation.add_assistant(answer)
         if self.show_speed:
             speed = status.tokens / (time.monotonic() - start)
             print_notice(f"[{status.tokens} tokens, {speed:.1f} tokens/s]")
+        return True
 
-    def print_reply(self, status: ReplyStatus) -> str:
+    def print_reply(self, side: Side, passages: list[Chunk], status: ReplyStatus) -> str:
         """Print the reply as it arrives and return it; Ctrl-C ends it early."""
-        self.replies += 1
         sampling = replace(self.sampling, seed=self.sampling.seed + self.replies)
-        reply, messages = "", self.conversation.messages()
+        reply = ""
         try:
-            with contextlib.closing(stream_reply(self.engine, messages, sampling, status, print_notice)) as pieces:
+            with contextlib.closing(side.stream(passages, sampling, status, print_notice)) as pieces:
                 for piece in pieces:
                     reply += piece
-                    print(CONTROL_CHARACTERS.sub("", piece), end="", flush=True)
+                    print(clean(piece), end="", flush=True)
         except KeyboardInterrupt:
             if not self.interactive:
                 raise
             print_notice("\n[stopped]")
         except UserError:
             print(flush=True)
-            self.conversation.pop_turn()
             raise
         else:
             print(flush=True)
@@ -104,41 +129,50 @@ class Repl:
                 print_notice("[reply cut off at --max_tokens or the end of the context window]")
         return reply
 
+    def restore(self, turns: list[list[dict]]) -> None:
+        for side, kept in zip(self.sides, turns, strict=True):
+            side.conversation.turns = kept
+
     def retry(self, _: str) -> None:
-        turns = list(self.conversation.turns)
-        message = self.unanswered or self.conversation.pop_turn()
+        message = self.unanswered or self.asked or self.sides[0].conversation.last_message()
         if message is None:
             raise UserError("no message to send again")
+        turns = [list(side.conversation.turns) for side in self.sides]
+        for side in self.sides:
+            if not self.unanswered and side.conversation.last_message() == message:
+                side.conversation.pop_turn()
         try:
             self.ask(message)
         finally:
-            if self.unanswered:  # the earlier reply is kept
-                self.conversation.turns = turns
+            if self.unanswered:  # the earlier replies are kept
+                self.restore(turns)
 
     def reset(self, _: str) -> None:
-        self.conversation.reset()
-        self.unanswered = None
+        for side in self.sides:
+            side.conversation.reset()
+        self.unanswered = self.asked = None
         print_notice("new conversation")
 
     def system(self, text: str) -> None:
-        if text and self.engine.is_base_model:
+        chats = [side for side in self.sides if not side.engine.is_base_model]
+        if text and not chats:
             raise UserError("/system: a base model takes no system message")
-        if text:
-            self.conversation.system = "" if text == "-" else text
-        print_notice(f"system message: {self.conversation.system or 'none'}")
+        for side in chats if text else []:
+            side.conversation.system = "" if text == "-" else text
+        print_notice(f"system message: {(chats or self.sides)[0].conversation.system or 'none'}")
 
     def save(self, name: str) -> None:
-        if not self.conversation.turns:
+        if not any(side.conversation.turns for side in self.sides):
             raise UserError("/save: the conversation is empty")
         with named_file("/save", name) as path:
-            self.conversation.save(path)
+            save_sides(path, self.sides)
         print_notice(f"saved: {path}")
 
     def load(self, name: str) -> None:
         with named_file("/load", name) as path:
-            self.conversation.load(path)
-        self.unanswered = None
-        print_notice(f"loaded: {path}, {len(self.conversation.turns) // 2} turns")
+            load_sides(path, self.sides)
+        self.unanswered = self.asked = None
+        print_notice(f"loaded: {path}, {len(self.sides[0].conversation.turns) // 2} turns")
 
     def temperature(self, text: str) -> None:
         if text:
@@ -148,6 +182,19 @@ class Repl:
                 raise UserError(f"/temperature {error}") from error
         print_notice(f"temperature: {self.sampling.temperature}")
 
+    def compare(self, name: str) -> None:
+        """Compare with the model `name` from the next message on; `-` ends the comparison, no name shows it."""
+        if name and len(self.sides) > 1:
+            ended = self.sides.pop().label  # before another model is loaded: it frees its memory
+            print_notice(f"comparison with {ended} ended")
+        if name not in ("", "-"):
+            self.sides.append(self.comparer.second_side(self.sides[0], name, "/compare"))
+            label_sides(self.sides)
+        if len(self.sides) == 1:
+            print_notice("no comparison; /compare MODEL or /compare open_book begins one")
+            return
+        print_notice(f"comparing {' and '.join(side.label for side in self.sides)}; /compare - ends it")
+
     def speed(self, _: str) -> None:
         self.show_speed = not self.show_speed
         print_notice(f"tokens/s after every reply: {'on' if self.show_speed else 'off'}")
@@ -156,9 +203,13 @@ class Repl:
         print_notice(HELP)
 
 
+def clean(text: str) -> str:
+    return CONTROL_CHARACTERS.sub("", text)
+
+
 def print_notice(text: str) -> None:
     """Print text that is not the model's to stderr."""
-    print(CONTROL_CHARACTERS.sub("", text), file=sys.stderr, flush=True)
+    print(clean(text), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Chat on a web page, with Gradio's ChatInterface."""
+"""Chat on a web page, with Gradio: one model, or two side by side."""
 
 import contextlib
 import functools
@@ -12,11 +12,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from chat.conversation import Conversation, Engine, ReplyStatus, Sampling, make_message, stream_reply
+from chat.compare import Corpus, Side, no_passages, side_by_side, with_titles
+from chat.conversation import Conversation, Engine, ReplyStatus, Sampling, make_message
 from inference.completions import strip_reasoning
+from inference.retrieval import Chunk
 from utils.errors import UserError
 
 NOTICE = "Notice"  # the title of a message that is not the model's
+COLUMN_PIXELS = 320  # of a model's column; two of them and their gap do not fit on a phone
+PRIVATE = {"api_visibility": "private"}
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,15 @@ class WebSettings:
     titles: list[str]  # articles offered as example messages
     host: str
     port: int
+    corpus: Corpus | None = None  # searched for every message of a comparison
 
 
-def serve(engine: Engine, settings: WebSettings) -> None:
-    """Serve the page until Ctrl-C. Raises UserError if Gradio is missing or the port is taken."""
+def serve(sides: list[Side], settings: WebSettings) -> None:
+    """Serve the page for one model, or for two side by side, until Ctrl-C. Raises UserError if Gradio is missing or the
+    port is taken."""
     check_port(settings.host, settings.port)
-    page = make_page(engine, settings)
-    page.queue(default_concurrency_limit=engine.concurrency)
+    page = make_page(sides[0].engine, settings) if len(sides) == 1 else make_comparison_page(sides, settings)
+    page.queue(default_concurrency_limit=min(side.engine.concurrency for side in sides))
     page.launch(
         server_name=settings.host,
         server_port=settings.port,
@@ -73,18 +79,69 @@ def import_gradio():
 
 def make_page(engine: Engine, settings: WebSettings):
     """The Gradio page. Conversations are stored in the visitor's browser only."""
-    mode = " (base model: continues your text)" if engine.is_base_model else ""
     return import_gradio().ChatInterface(
         fn=make_reply_function(engine, settings),
         chatbot=verbatim_chatbot()(render_markdown=False, height="70vh", show_label=False, buttons=[]),
         title="Chat",
-        description=html.escape(f"{Path(engine.name).name}{mode}"),
-        examples=[f'Tell me about the article "{title}".' for title in settings.titles] or None,
+        description=html.escape(describe(engine, Path(engine.name).name)),
+        examples=example_messages(settings) or None,
         example_labels=settings.titles or None,
         save_history=True,
         flagging_mode="never",
         api_visibility="private",
     )
+
+
+def describe(engine: Engine, label: str) -> str:
+    return f"{label}{' (base model: continues your text)' if engine.is_base_model else ''}"
+
+
+def example_messages(settings: WebSettings) -> list[str]:
+    return [f'Tell me about the article "{title}".' for title in settings.titles]
+
+
+def make_comparison_page(sides: list[Side], settings: WebSettings):
+    """The page of a comparison: a column for each model, on narrow screens one below the other, and the passages found
+    beneath. Conversations are stored in the open page only."""
+    gradio = import_gradio()
+    with gradio.Blocks(title="Chat: two models") as page:
+        with gradio.Row():
+            columns = []
+            for side in sides:
+                with gradio.Column(min_width=COLUMN_PIXELS):
+                    label = describe(side.engine, side.label)
+                    columns.append(verbatim_chatbot()(label=label, render_markdown=False, height="50vh", buttons=[]))
+        box = gradio.Textbox(
+            placeholder="One message for both models", show_label=False, submit_btn=True, stop_btn=False
+        )
+        with gradio.Row():
+            stop = gradio.Button("Stop", size="sm")
+            reset = gradio.Button("New conversation", size="sm")
+        if settings.titles:
+            examples = [[message] for message in example_messages(settings)]
+            gradio.Examples(examples, [box], example_labels=settings.titles)
+        passages = gradio.HTML(passages_html(settings.corpus, None))
+        asked = box.submit(
+            make_comparison_function(sides, settings), [box, *columns], [box, *columns, passages], **PRIVATE
+        )
+        stop.click(None, cancels=[asked], **PRIVATE)
+        empty = ("", *([] for _ in columns), passages_html(settings.corpus, None))
+        clearing = [reset.click, *(column.clear for column in columns)]  # a column's bin, too, clears both
+        gradio.on(clearing, lambda: empty, None, [box, *columns, passages], cancels=[asked], **PRIVATE)
+    return page
+
+
+def passages_html(corpus: Corpus | None, passages: list[Chunk] | None) -> str:
+    """The passages found, escaped; before the first message (None) what will stand there."""
+    if corpus and passages is None:
+        return f"<p>Passages of {html.escape(corpus.task)} that a search finds for your message will be shown here.</p>"
+    if not passages:
+        return f"<p>{html.escape(no_passages(corpus))}</p>"
+    parts = [
+        f"{f'<h4>{html.escape(name)}</h4>' if name else ''}<p>{html.escape(text)}</p>"
+        for name, text in with_titles(passages)
+    ]
+    return f'<h3>Passages found in {html.escape(corpus.task)}</h3><div class="passages">{"".join(parts)}</div>'
 
 
 @functools.cache
@@ -114,34 +171,67 @@ def map_texts(data, change: Callable[[str], str]):
 
 def make_reply_function(engine: Engine, settings: WebSettings):
     """Gradio's callback: a message and the history -> the messages that answer it, growing."""
+    side = Side(engine, engine.name, Conversation(settings.system))
     counter = itertools.count(1)  # added to the seed
 
     def reply(message: str, history: list[dict]) -> Iterator[list[dict]]:
-        conversation = to_conversation([] if engine.is_base_model else history, settings.system)
-        conversation.add_user(message)
         sampling = replace(settings.sampling, seed=settings.sampling.seed + next(counter))
-        status, notices, text = ReplyStatus(), [], ""
-
-        def notice(sentence: str) -> None:
-            notices.append(make_message("assistant", sentence) | {"metadata": {"title": NOTICE}})
-
-        pieces = stream_reply(engine, conversation.messages(), sampling, status, notice)
-        try:
-            with contextlib.closing(pieces):
-                for piece in pieces:
-                    text += piece
-                    yield [*notices, make_message("assistant", text)]
-            text = strip_reasoning(text, message)
-            if not text:
-                notice("the reply is empty")
-            if status.finish_reason == "length":
-                notice("reply cut off at the longest length")
-        except UserError as error:  # an incomplete reply becomes part of the notice, not of the history
-            notice(f"{text} … {error}" if text else str(error))
-            text = ""
-        yield [*notices, *([make_message("assistant", text)] if text else [])]
+        yield from stream_messages(side, message, history, [], sampling)
 
     return reply
+
+
+def make_comparison_function(sides: list[Side], settings: WebSettings):
+    """Gradio's callback: a message and a history for each model -> an empty text box, the growing histories, and the
+    passages."""
+    counter = itertools.count(1)  # added to the seed
+
+    def reply(message: str, *histories: list[dict]) -> Iterator[tuple]:
+        if not message.strip():
+            return
+        sampling = replace(settings.sampling, seed=settings.sampling.seed + next(counter))
+        passages = settings.corpus.search(message) if settings.corpus else []
+        shown = passages_html(settings.corpus, passages)
+        asked = [[*history, make_message("user", message)] for history in histories]
+        yield "", *asked, shown
+        with contextlib.ExitStack() as stack:
+            streams = [
+                stack.enter_context(contextlib.closing(stream_messages(side, message, history, passages, sampling)))
+                for side, history in zip(sides, histories, strict=True)
+            ]
+            for latest in side_by_side(streams):
+                yield "", *(history + (new or []) for history, new in zip(asked, latest, strict=True)), shown
+
+    return reply
+
+
+def stream_messages(
+    side: Side, message: str, history: list[dict], passages: list[Chunk], sampling: Sampling
+) -> Iterator[list[dict]]:
+    """Yield the messages that answer `message` after Gradio's `history`, growing: notices, then the reply."""
+    base = side.engine.is_base_model
+    conversation = to_conversation([] if base else history, side.conversation.system)
+    conversation.add_user(message)
+    status, notices, text = ReplyStatus(), [], ""
+
+    def notice(sentence: str) -> None:
+        notices.append(make_message("assistant", sentence) | {"metadata": {"title": NOTICE}})
+
+    pieces = replace(side, conversation=conversation).stream(passages, sampling, status, notice)
+    try:
+        with contextlib.closing(pieces):
+            for piece in pieces:
+                text += piece
+                yield [*notices, make_message("assistant", text)]
+        text = strip_reasoning(text, message)
+        if not text:
+            notice("the reply is empty")
+        if status.finish_reason == "length":
+            notice("reply cut off at the longest length")
+    except UserError as error:  # an incomplete reply becomes part of the notice, not of the history
+        notice(f"{text} … {error}" if text else str(error))
+        text = ""
+    yield [*notices, *([make_message("assistant", text)] if text else [])]
 
 
 def to_conversation(history: list[dict], system: str) -> Conversation:

@@ -26,6 +26,7 @@ from data.generation.import_json import import_passages
 from data.generation.live_run import LiveRun
 from data.generation.methods import GenerationSettings
 from data.generation.passages import PassageStore
+from data.generation.sections import server_limit, split_long
 from inference.batch_api import pending_calls
 from inference.budget import Ledger
 from inference.prices import Price, find_price
@@ -55,6 +56,7 @@ def add_method_flags(group) -> None:
     add("--max_entities", type=positive_int, help="use the first entities (or strategies) of an article (default all)")
     add("--max_pairs", type=non_negative_int, help="pairs per article (default all)")
     add("--max_triples", type=non_negative_int, default=1000, help="triples per article; 40 entities have 9,880")
+    add("--aim_tellings", type=positive_int, metavar="K", help="ask for what is told least, until all is told K times")
     add("--samples", type=positive_int, default=1, help="passages per pair, triple or other request")
     cli.add_seed_flag(group, "of the samples of pairs and triples, and of each call")
 
@@ -70,11 +72,14 @@ def add_server_flags(group) -> None:
     add("--requests_per_minute", type=positive_float, help="rate limit (default: adapted to the server's refusals)")
     add("--tokens_per_minute", type=positive_float, help="rate limit in prompt and reply tokens (default none)")
     add("--timeout", type=positive_float, default=600.0, help="seconds per try of a call")
+    section_help = "split longer documents into sections (default: what the server's context leaves)"
+    add("--section_tokens", type=positive_int, help=section_help)
 
 
 def add_cost_flags(group) -> None:
     add, prices = group.add_argument, paths.prices_file()
     add("--budget_usd", type=positive_float, help="hard limit in dollars, earlier runs included (default none)")
+    add("--target_tokens", type=positive_int, help="stop once the passages have this many tokens (default none)")
     add("--max_tokens_total", type=positive_int, help="hard limit in prompt and reply tokens (default none)")
     add("--prices", type=Path, default=prices, help="dollars per million tokens (default data/prices.json)")
 
@@ -92,15 +97,19 @@ def validate(args: argparse.Namespace) -> None:
         raise UserError("articles: missing; give 0, 0-9, 0,3,7 or all")
     if args.import_json and args.method != "entigraph":
         raise UserError(f"--method {args.method}: --import_json reads EntiGraph's passages; omit --method")
+    if args.batch and (args.aim_tellings or args.target_tokens):
+        raise UserError("--batch: --aim_tellings and --target_tokens look at each reply; omit --batch")
 
 
 def main() -> None:
     args = parse_arguments()
     if args.corpus:
-        args.task = readers.import_corpus(args.corpus)
+        args.task = readers.import_corpus(args.corpus, args.strict)
     documents = load_task(args.task)
     indices = parse_indices("all" if args.articles is None else args.articles, len(documents))
-    selected = [documents[index] for index in indices]
+    makes_calls = not (args.dry_run or args.batch or args.import_json)
+    limit = args.section_tokens or (makes_calls and server_limit(args.model, args.base_url, args.max_tokens))
+    selected = split_long([documents[index] for index in indices], limit)
     settings = GenerationSettings.from_args(args)
     folder = paths.passages_dir(args.task, args.model, args.method)
     price = find_price(args.prices, args.model)

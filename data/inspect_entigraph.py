@@ -1,4 +1,4 @@
-"""Quality of step 1's passages: duplicates, refusals, copied text, entities that are not in their document.
+"""Quality of step 1's passages: duplicates, refusals, loops, copies, and how much of the documents they tell.
 
     python data/inspect_entigraph.py                               # QuALITY, gpt-4-turbo
     python data/inspect_entigraph.py --task example --input data/example/passages
@@ -8,10 +8,12 @@ the entity graph of a document.
 """
 
 import argparse
+import itertools
 from pathlib import Path
 
 from data.generation import methods
 from data.generation.corpus_stats import CorpusStats
+from data.generation.sections import document_uid
 from tasks.documents import load_task
 from utils import cli, paths
 from utils.errors import UserError, run
@@ -19,11 +21,15 @@ from utils.io import write_json
 
 LABELS = {
     "documents": "documents",
-    "passages": "complete passages",
-    "truncated": "truncated at --max_tokens",
+    "passages": "passages",
+    "truncated": "cut at --max_tokens",
+    "trimmed": "of them kept up to their last complete sentence",
     "filtered": "blocked by a content filter",
+    "blank": "replies without text",
     "failed": "failed calls",
     "refusals": "refusals",
+    "looping": "passages that repeat themselves (distinct-3 below 0.5)",
+    "repeat_prompt": "passages that repeat the prompt",
     "exact_duplicates": "exact duplicates of an earlier passage",
     "near_duplicates": "near duplicates (Jaccard 0.8 of 5-word shingles)",
     "entities": "entities",
@@ -33,6 +39,9 @@ LABELS = {
     "distinct_3_passage": "distinct-3 within a passage, mean",
     "distinct_3_corpus": "distinct-3 over all passages",
     "unknown_files": "files of documents that are not in the task",
+    "statements": "statements of the documents",
+    "told_once": "of them told by at least one passage, fraction",
+    "tellings_median": "passages that tell a statement, median",
 }
 
 
@@ -48,22 +57,27 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     folder = args.input or paths.passages_dir(args.task, args.model, args.method)
-    files = sorted(folder.glob("*.jsonl"))
+    files = sorted(folder.glob("*.jsonl"), key=lambda file: (document_uid(file.stem), file.stem))
     if not files:
         raise UserError(f"{folder}: contains no passages; run: python data/entigraph.py all")
     documents = {document.uid: document for document in load_task(args.task)}
     stats = CorpusStats()
-    for file in cli.progress_bar(iterable=files, unit="document"):
-        if file.stem in documents:
-            stats.add(file, documents[file.stem])
+    journals = itertools.groupby(files, key=lambda file: document_uid(file.stem))
+    for uid, group in cli.progress_bar(iterable=journals, unit="document"):
+        if uid in documents:
+            stats.add(list(group), documents[uid])
         else:
-            stats.unknown_files += 1
+            stats.unknown_files += len(list(group))
     figures = stats.figures()
     target = paths.out_dir() / f"inspection-{folder.name}.json"
-    details = {"passages": stats.passages, "documents": stats.documents}
+    least_told = stats.least_told()
+    details = {"passages": stats.passages, "documents": stats.documents, "least_told": least_told}
     write_json(target, {"folder": str(folder), "figures": figures} | details)
     for name, label in LABELS.items():
         print(f"{label:52}{figures[name]:>12,}")
+    print(f"\nThe {len(least_told)} least told statements (data/generation/coverage.py says what telling means):")
+    for title, statement, count in least_told:
+        print(f"{count:6}  {title}: {statement}")
     cli.print_result(figures, str(target))
 
 

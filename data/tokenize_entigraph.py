@@ -10,6 +10,7 @@ shuffled by --seed; memory does not grow with their number.
 """
 
 import argparse
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 
 from data.generation import filters, methods
 from data.generation.passages import locate_passages, read_passages
+from data.generation.sections import document_uid
 from tasks.documents import Document, article_text, load_task, task_files
 from utils import cli, paths
 from utils.errors import UserError, run
@@ -31,17 +33,23 @@ def parse_arguments() -> argparse.Namespace:
     cli.add_generator_flag(parser)
     add("--method", choices=methods.METHODS, default="entigraph", help="step 1's generation method")
     add("--input", type=Path, nargs="+", metavar="FOLDER", help="folders of passages (default: step 1's)")
+    add("--drop_cut", action="store_true", help="leave out replies cut at --max_tokens instead of trimming them")
     add("--raw", action="store_true", help="tokenize the articles instead of the passages")
     add(
         "--min_quality",
-        type=cli.non_negative_float,
+        type=min_quality,
         default=0.0,
         metavar="Q",
-        help="drop repeated passages and those below this score, 0 to 1 (see data/generation/filters.py); 0 keeps all",
+        help="drop repeated passages and those below this score, 0 to 1 (see data/generation/filters.py), or with "
+        "`auto` repeated ones, refusals and loops; 0 keeps all",
     )
     cli.add_tokenizer_flag(parser)
     cli.add_seed_flag(parser, "of the order of documents")
     return parser.parse_args()
+
+
+def min_quality(text: str) -> float | str:
+    return text if text == "auto" else cli.non_negative_float(text)
 
 
 def main() -> None:
@@ -68,30 +76,43 @@ def select_passages(args: argparse.Namespace, folders: list[Path]) -> tuple[list
     """Journals, and the shuffled locations of the passages that --min_quality keeps."""
     made_by = f"run: python data/entigraph.py all --task {args.task} --model {args.model}"
     made_by += f" --method {args.method}" if args.method != "entigraph" else ""
-    files, locations = locate_passages(folders, made_by)
-    if args.min_quality > 0:
-        kept = passes_filter(files, locations, load_task(args.task), args.min_quality)
+    counts: Counter[str] = Counter()
+    files, locations = locate_passages(folders, made_by, args.drop_cut, counts)
+    if counts:
+        print(
+            f"replies cut at --max_tokens: {counts['trimmed']:,} trimmed to whole sentences, {counts['cut']:,} left out"
+        )
+    if args.min_quality:
+        reasons = reasons_to_drop(files, locations, load_task(args.task), args.min_quality)
+        kept = np.array([not reason for reason in reasons])
         if not kept.any():
             raise UserError(f"--min_quality {args.min_quality}: no passage is left; lower it")
-        print(f"--min_quality {args.min_quality}: {kept.sum():,} of {len(kept):,} passages are left")
+        dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(Counter(filter(None, reasons)).items()))
+        summary = f"{kept.sum():,} of {len(kept):,} passages are left"
+        print(f"--min_quality {args.min_quality}: {summary}" + (f"; dropped: {dropped}" if dropped else ""))
         locations = locations[kept]
     return files, np.random.default_rng(args.seed).permutation(locations)
 
 
-def passes_filter(files: list[Path], locations: np.ndarray, documents: list[Document], min_score: float) -> np.ndarray:
-    """(passages,) bool: first occurrence of its text, and a score of at least `min_score`."""
+def reasons_to_drop(
+    files: list[Path], locations: np.ndarray, documents: list[Document], min_score: float | str
+) -> list[str]:
+    """For each passage the reason to drop it, empty for one to keep."""
     articles = {document.uid: document.text for document in documents}
     seen: set[bytes] = set()
-    current, source, kept = None, set(), []
+    current, source, reasons = None, set(), []
     for (index, _), text in zip(locations, read_passages(files, locations), strict=True):
         if index != current:
-            article = filters.words_of(articles.get(files[index].stem, ""))
+            article = filters.words_of(articles.get(document_uid(files[index].stem), ""))
             current, source = index, set(filters.ngrams(article, filters.COPIED_N))
         words = filters.words_of(text)
         digest = filters.text_digest(words)
-        kept.append(digest not in seen and filters.passage_score(words, text, source) >= min_score)
+        reason = "repeated" if digest in seen else filters.fault(words, text) if min_score == "auto" else ""
+        if not reason and min_score != "auto" and filters.passage_score(words, text, source) < min_score:
+            reason = "below the score"
+        reasons.append(reason)
         seen.add(digest)
-    return np.array(kept)
+    return reasons
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from inference.client import Client
 from utils.errors import UserError
 
 CONTEXT_STEP = 256  # tokens; llama.cpp rounds the context of a slot up to a multiple of it
@@ -140,16 +139,6 @@ def start_server(gguf: Path, slots: int, context: int, threads: int, cache_bytes
     params.verbosity = 0
     server = xllamacpp.Server(params)
     return server, f"{server.listening_address}/v1"
-
-
-async def slots_of(client: Client) -> int:
-    """Requests that a llama.cpp server computes at once, each in a slot that holds one prompt; 0 for other servers."""
-    models = {} if client.is_openai else await client.get("/models")
-    listed = models["data"] if isinstance(models.get("data"), list) else []
-    if not any(isinstance(model, dict) and model.get("owned_by") == "llamacpp" for model in listed):
-        return 0
-    slots = (await client.get("/props", of_root=True)).get("total_slots")
-    return slots if isinstance(slots, int) else 0
 
 
 def count_tokens(base_url: str, prompt: str) -> int:

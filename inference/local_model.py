@@ -16,14 +16,14 @@ class LocalModel:
     """A causal language model with its tokenizer: bf16 on a GPU, fp32 on the CPU.
 
     Of the checkpoint's generation_config.json only the end tokens are kept, as its penalties, beams and suppressed
-    tokens would change greedy and sampled text.
+    tokens would change greedy and sampled text. Errors name `flag`, the option that gave the name.
     """
 
-    def __init__(self, name: str):
-        self.name, self.device = name, "cuda" if torch.cuda.is_available() else "cpu"
+    def __init__(self, name: str, flag: str = "--model_path"):
+        self.name, self.flag, self.device = name, flag, "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
-        self.model = load_checkpoint(name, dtype, "--model_path").to(self.device).eval()
-        self.tokenizer = load_tokenizer(name, "--model_path")
+        self.model = load_checkpoint(name, dtype, flag).to(self.device).eval()
+        self.tokenizer = load_tokenizer(name, flag)
         self.end_ids = end_ids(self.model, self.tokenizer)
         self.model.generation_config = GenerationConfig(eos_token_id=self.end_ids, pad_token_id=self.end_ids[0])
 
@@ -81,7 +81,7 @@ class LocalModel:
         if largest >= rows:
             token = self.tokenizer.convert_ids_to_tokens(largest)
             raise UserError(
-                f"--model_path {self.name}: the tokenizer has the token {token!r} (id {largest}), the model {rows} "
+                f"{self.flag} {self.name}: the tokenizer has the token {token!r} (id {largest}), the model {rows} "
                 "embeddings; save the model's own tokenizer into its folder"
             )
 

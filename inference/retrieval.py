@@ -68,26 +68,39 @@ def dense(chunks: list[Chunk], queries: list[str], embedder: Embedder, limit: in
     return [list(dict.fromkeys(owners[row].tolist()))[:limit] for row in nearest]
 
 
-def bm25(chunks: list[Chunk], queries: list[str], limit: int) -> list[list[int]]:
-    """For each query the `limit` best chunks by BM25 over English stems; they share a word with the query.
+class Bm25:
+    """An index of chunks by BM25 over English stems.
 
     In scripts without spaces between words, such as Chinese, every character is a word (utils/words.py).
     """
-    import bm25s
-    import Stemmer
 
-    settings = {"stopwords": "en", "stemmer": Stemmer.Stemmer("english"), "show_progress": False}
-    settings["token_pattern"] = word_pattern(shortest=2)
-    index = bm25s.BM25()
-    index.index(
-        bm25s.tokenize([normalize("NFC", chunk.named_text) for chunk in chunks], **settings), show_progress=False
-    )
-    rankings = []
-    for words in bm25s.tokenize([normalize("NFC", query) for query in queries], return_ids=False, **settings):
-        scores = index.get_scores(words) if words else np.zeros(len(chunks))
-        best = np.argsort(-scores, kind="stable")[:limit]
-        rankings.append([int(number) for number in best if scores[number] > 0])
-    return rankings
+    def __init__(self, chunks: list[Chunk]):
+        import bm25s
+        import Stemmer
+
+        self._settings = {"stopwords": "en", "stemmer": Stemmer.Stemmer("english"), "show_progress": False}
+        self._settings["token_pattern"] = word_pattern(shortest=2)
+        self._index = bm25s.BM25()
+        self._index.index(self._tokenize([chunk.named_text for chunk in chunks]), show_progress=False)
+        self._count = len(chunks)
+
+    def search(self, queries: list[str], limit: int) -> list[list[int]]:
+        """For each query the numbers of the `limit` best chunks, best first; they share a word with the query."""
+        rankings = []
+        for words in self._tokenize(queries, return_ids=False):
+            scores = self._index.get_scores(words) if words else np.zeros(self._count)
+            best = np.argsort(-scores, kind="stable")[:limit]
+            rankings.append([int(number) for number in best if scores[number] > 0])
+        return rankings
+
+    def _tokenize(self, texts: list[str], **settings: bool):
+        import bm25s
+
+        return bm25s.tokenize([normalize("NFC", text) for text in texts], **self._settings, **settings)
+
+
+def bm25(chunks: list[Chunk], queries: list[str], limit: int) -> list[list[int]]:
+    return Bm25(chunks).search(queries, limit)
 
 
 def fuse(rankings: list[list[int]], limit: int) -> list[int]:

@@ -110,7 +110,7 @@ def read_work(args: argparse.Namespace) -> tuple[list, int]:
     if args.context_tokens or not (options.task or options.corpus or is_step_1):
         return [], options.max_tokens
     try:
-        task = readers.import_corpus(options.corpus) if options.corpus else options.task or "quality"
+        task = readers.import_corpus(options.corpus, strict=False) if options.corpus else options.task or "quality"
         documents = load_task(task)
     except UserError as error:
         raise UserError(f"{error}; or give --context_tokens, and no documents are read") from error

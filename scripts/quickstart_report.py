@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from data.generation.passages import FINISHED, finish_reason
+from data.generation.passages import training_text
 from reports.figures import draw_accuracies
 from reports.tables import format_accuracy, print_table
 from utils import paths
@@ -54,11 +54,11 @@ def main() -> None:
 
 
 def count_passages(folder: Path) -> dict[str, int]:
-    """The numbers of answered `calls` and of finished `passages` (summaries included) in a folder of journals."""
+    """The numbers of answered `calls` and of `passages` (summaries included) in a folder of journals."""
     records = [record for path in sorted(folder.glob("*.jsonl")) for record in read_jsonl(path, MADE_BY)]
     return {
         "calls": sum(record["finish_reason"] != "error" for record in records),
-        "passages": sum(finish_reason(record) == FINISHED for record in records),
+        "passages": sum(bool(training_text(record)) for record in records),
     }
 
 

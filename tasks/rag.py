@@ -1,6 +1,7 @@
 """Open-book evaluation: options of the search, the chunks retrieved for every question, and their recall."""
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from inference import retrieval
@@ -14,6 +15,7 @@ from utils.io import blocking_lock
 
 ORDERS = ("best_last", "best_first")
 QUERIES = ("full", "question")
+SHOWN, SHOWN_CHARACTERS = 3, 512  # passages shown with a message of a chat, and their length
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,14 @@ def retrieve(documents: list[Document], items: list[Item], settings: SearchSetti
     best = [row[: settings.top_k] for row in list(rankings.values())[-1]]
     step = -1 if settings.order == "best_last" else 1
     return Retrieved([[chunks[n] for n in row[::step]] for row in best], stages, len(chunks))
+
+
+def message_search(documents: list[Document]) -> Callable[[str], list[Chunk]]:
+    """A search for the passages to show with a message of a chat, best first: by BM25, which finds the right article
+    as often as vectors do (LOG.md, 2026-11-24), without a model and within milliseconds."""
+    chunks = split_documents(documents, SearchSettings(chunk_size=SHOWN_CHARACTERS))
+    index = retrieval.Bm25(chunks)
+    return lambda message: [chunks[number] for number in index.search([message], SHOWN)[0]]
 
 
 def split_documents(documents: list[Document], settings: SearchSettings) -> list[Chunk]:

@@ -14,13 +14,13 @@ from tasks import scoring
 from tasks.attempts import AttemptSettings
 from tasks.contamination import measure_contamination
 from tasks.documents import Document, Item, split_of
-from tasks.intervals import paired_difference
+from tasks.intervals import accuracy_interval, paired_difference
 from tasks.multiple_choice import PromptedQuestion
 from tasks.rag import Retrieved, SearchSettings
 from utils import paths
 from utils.cli import print_result
 from utils.errors import UserError
-from utils.io import json_digest, read_json
+from utils.io import json_digest, read_json, write_json
 
 UNKNOWN_MODEL = "the earlier answers may be of another model of this name; they are used"
 # Entries of the protocol that two compared evaluations may differ in.
@@ -120,6 +120,20 @@ def is_finished(target: Path, protocol: dict, served: ServedModel | None) -> boo
     return False
 
 
+def read_result(target: Path) -> dict:
+    """The content of an output file, whose interval is replaced by that of this version: until November 2026 it was a
+    bootstrap percentile interval, too narrow with few documents."""
+    result = read_json(target, "run evaluation.py again")
+    questions = [(document["uid"], q) for document in result["documents"] for q in document["questions"]]
+    if all("answer" in question for _, question in questions):
+        right = np.array([question["answer"] == question["gold"] for _, question in questions], float)
+        interval = accuracy_interval(right, [uid for uid, _ in questions])
+        if interval != result["metrics"]["ci95"]:
+            result["metrics"]["ci95"] = interval
+            write_json(target, result)
+    return result
+
+
 def archived_file(target: Path, protocol: dict) -> Path:
     return target.parent / "earlier" / f"{target.stem}.{json_digest(protocol)}.json"
 
@@ -203,5 +217,5 @@ def print_comparison(files: list[Path]) -> None:
     low, high = result["ci95"]
     first, second = result["accuracies"]
     print(f"{files[0]}: {first:.1%}\n{files[1]}: {second:.1%}, of the same {result['n']:,} questions")
-    interval = f"95%: {low:+.1%} to {high:+.1%}, resampling articles"
+    interval = f"95%: {low:+.1%} to {high:+.1%}, by article"
     print_result(result, f"difference {result['difference']:+.1%} ({interval}), p = {result['p']:.4f}")

@@ -69,6 +69,7 @@ class FakeOpenAI:
     models: tuple[str, ...] = ("fake",)
     max_model_len: int | None = None  # listed for every model
     slots: int = 0  # of a server that lists its models as llama.cpp's does; 0: another server
+    slot_context: int | None = None  # tokens, listed for llama.cpp's slots
     listed: object = None  # reply to /models, instead of the list
     max_bytes: int = 1 << 30  # of the messages of a stream; beyond it a 400 like vLLM's
     pieces: list[str] | None = None  # of every stream, instead of the default
@@ -159,7 +160,8 @@ class FakeOpenAI:
         if path == "/models":
             return _send(writer, 200, self._list_models())
         if path == "/props" and self.slots:
-            return _send(writer, 200, {"total_slots": self.slots})
+            settings = {"n_ctx": self.slot_context} if self.slot_context else {}
+            return _send(writer, 200, {"total_slots": self.slots, "default_generation_settings": settings})
         if path.endswith(("completions", "embeddings", "rerank")) and self.habits.is_fixed(json.loads(content)):
             return self._identify(writer, json.loads(content))
         self.paths.append(path)

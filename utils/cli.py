@@ -86,6 +86,11 @@ def add_task_flag(group, help: str = "quality, example, or your own corpus (data
 def add_corpus_flags(group) -> None:
     add_task_flag(group)
     group.add_argument("--corpus", type=Path, metavar="DIR", help=CORPUS_HELP)
+    add_strict_flag(group)
+
+
+def add_strict_flag(group) -> None:
+    group.add_argument("--strict", action="store_true", help="a file of --corpus that cannot be read is an error")
 
 
 def add_generator_flag(group) -> None:

@@ -58,10 +58,19 @@ def read_text(path: Path, made_by: str) -> str:
         raise UserError(f"{path}: not UTF-8 text ({error.reason})") from error
 
 
-def read_jsonl(path: Path, made_by: str) -> list[dict]:
-    """All objects of a JSONL file. Only newlines separate lines: `str.splitlines` would also split at U+2028."""
-    lines = read_text(path, made_by).split("\n")
-    return [_parse_object(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
+def read_jsonl(path: Path, made_by: str, errors: list[str] | None = None) -> list[dict]:
+    """All objects of a JSONL file. Only newlines separate lines: `str.splitlines` would also split at U+2028. With
+    `errors`, sentences about malformed lines are added there instead of raising UserError."""
+    objects = []
+    for number, line in enumerate(read_text(path, made_by).split("\n"), 1):
+        try:
+            if line.strip():
+                objects.append(_parse_object(line, path, number))
+        except UserError as error:
+            if errors is None:
+                raise
+            errors.append(str(error))
+    return objects
 
 
 def iterate_jsonl(path: Path) -> Iterator[tuple[int, dict]]:

@@ -34,7 +34,7 @@ class BatchRun(GenerationRun):
 
     async def _submit(self) -> None:
         submitted = self.batches.requests_under_way()
-        new = (request for request in self._all_missing_requests() if request.id not in submitted)
+        new = (request for request in self._all_missing_requests() if not request.is_answered(submitted))
         sent = await self.batches.submit((request.id, self.sent_body(request)) for request in new)
         print(f"{sent:,} calls submitted in batches, {len(submitted):,} were under way before")
         if not sent and not submitted:
@@ -55,6 +55,7 @@ class BatchRun(GenerationRun):
 
     async def _collect(self) -> None:
         missing = {request.id: request for request in self._all_missing_requests()}
+        missing |= {earlier.id: earlier for request in missing.values() if (earlier := request.earlier())}
         async for batch, status, lines in self.batches.collect():
             responses = {line["custom_id"]: line.get("response") or {} for line in lines}
             unknown = responses.keys() - missing.keys() - set().union(*self.store.done.values())

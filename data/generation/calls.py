@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from data.generation import methods
 from data.generation.methods import GenerationSettings, PassageRequest
-from data.generation.passages import FAILED, FILTERED, FINISHED, PassageStore
+from data.generation.passages import BLANK, FAILED, FILTERED, FINISHED, PassageStore
 from inference.budget import Ledger
 from inference.completions import PROMPT_CUT, Reply
 from tasks.documents import Document
@@ -28,6 +28,7 @@ class CallSettings:
     response_format: str  # of list requests: json_object or json_schema
     requests_per_minute: float | None  # None: adapted to the server's refusals
     tokens_per_minute: float | None
+    target_tokens: int | None  # of passages; then no further call is started
 
     @classmethod
     def from_args(cls, args: Namespace) -> "CallSettings":
@@ -57,13 +58,13 @@ class GenerationRun:
         return None if request.id in self.store.done[uid] else request
 
     def missing_requests(self, uid: str, kind_index: int) -> Iterator[PassageRequest]:
-        """Unanswered requests for one kind of passage."""
+        """Unanswered requests for one kind of passage; none with --aim_tellings, which plans its own."""
         items = self.store.listed_items.get(uid, [])[: self.settings.max_listed_items]
-        if self.settings.list_kind and not items:
+        if self.settings.aim_tellings or (self.settings.list_kind and not items):
             return
         done, kind = self.store.done[uid], self.settings.kinds[kind_index]
         for request in methods.passage_requests(self.documents[uid], kind, items, self.settings):
-            if request.id not in done:
+            if not request.is_answered(done):
                 yield request
 
     def count_missing(self, uid: str) -> int:
@@ -79,8 +80,11 @@ class GenerationRun:
         return fields
 
     def record_reply(self, request: PassageRequest, reply: Reply) -> bool:
-        """Record a reply; False, and no record, if it answers a list request without a list."""
+        """Record a reply; False, and no record, if it is blank or answers a list request without a list."""
         content = {"text": reply.text}
+        if is_blank(reply):
+            self.last_error = f"{request.document.title}: the reply is blank"
+            return False
         if request.kind == self.settings.list_kind:
             try:
                 summary, items = methods.parse_list(reply.text, request.kind)
@@ -102,6 +106,8 @@ class GenerationRun:
             content |= {"reply": reply.text, "usage": reply.usage}
             if reply.finish_reason in (FILTERED, PROMPT_CUT):
                 content["finish_reason"] = reply.finish_reason
+            elif is_blank(reply):
+                content["finish_reason"] = BLANK
         self._append(request, content)
 
     def _append(self, request: PassageRequest, content: dict) -> None:
@@ -123,11 +129,16 @@ class GenerationRun:
         return {"type": "json_schema", "json_schema": {"name": kind, "strict": True, "schema": schema}}
 
 
+def is_blank(reply: Reply) -> bool:
+    """True for a reply without text that the model ended by itself. It is a failure, and asked for again."""
+    return not reply.text.strip() and reply.finish_reason in (FINISHED, BLANK)
+
+
 def write_summary(store: PassageStore, ledger: Ledger) -> dict:
     """Write summary.json, the figures of all runs and all documents of a folder, and return them."""
     store.open_remaining()
     figures = ledger.summary() | {
-        "failed": store.finish_reasons[FAILED],
+        "failed": store.finish_reasons[FAILED] + store.finish_reasons[BLANK],
         "documents": sum(map(bool, store.done.values())),
         "records": sum(map(len, store.done.values())),
         "finish_reasons": dict(sorted(store.finish_reasons.items())),

@@ -117,7 +117,7 @@ class _Estimator:
         items = self.store.listed_items.get(document.uid, [])[: self.settings.max_listed_items]
         if not done or (self.settings.list_kind and not items):
             return 0
-        return sum(r.id in done for r in methods.passage_requests(document, kind, items, self.settings))
+        return sum(r.is_answered(done) for r in methods.passage_requests(document, kind, items, self.settings))
 
     def _prefix_tokens(self, document: Document) -> int:
         """Length of the prompt prefix that all requests about a document share."""

@@ -15,6 +15,11 @@ COPIED_N = 8  # consecutive words of the source; shorter than most quotations
 DISTINCT_N = 3
 NEAR = 0.8  # Jaccard similarity of the sets of 5-word shingles
 SHINGLE_N = 5
+LOOPING = 0.5  # distinct-3 below it; 0.86 and more in the shipped passages, 0.15 and 0.30 in loops of a 1.5B model
+PROMPT_N = 5
+COPIED_PROMPT = (
+    10  # 5-grams of the prompt; none in the shipped passages, 19 to 48 where a 1.5B model repeats an outline
+)
 PERMUTATIONS = 128  # of MinHash: a standard error of 0.035 at a similarity of 0.8
 REFUSAL = re.compile(
     r"(i['’]?m sorry|i am sorry|sorry|i can['’]?t|i cannot|i am unable|i['’]m unable"
@@ -46,6 +51,23 @@ def distinct_share(words: list[str], n: int = DISTINCT_N) -> float:
 def is_refusal(text: str) -> bool:
     """True if `text` begins like a refusal."""
     return bool(REFUSAL.match(text.lstrip(" \n*#>\"'")))
+
+
+def is_looping(words: list[str]) -> bool:
+    """True if the passage repeats itself: most of its 3-grams occur more than once."""
+    return distinct_share(words) < LOOPING
+
+
+def repeats_prompt(words: list[str], prompt: set[tuple[str, ...]]) -> bool:
+    """True if a passage contains COPIED_PROMPT or more of `prompt`, the set of its prompt template's PROMPT_N-grams."""
+    return sum(gram in prompt for gram in ngrams(words, PROMPT_N)) >= COPIED_PROMPT
+
+
+def fault(words: list[str], text: str) -> str:
+    """The reason why a passage is of no use for training: `refusal` or `looping`; empty if there is none."""
+    if not words or is_refusal(text):
+        return "refusal"
+    return "looping" if is_looping(words) else ""
 
 
 def passage_score(words: list[str], text: str, source: set[tuple[str, ...]]) -> float:

@@ -5,18 +5,23 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
+from data.generation.aiming import plan_requests
 from data.generation.call_queue import CallQueue, DocumentQueue
 from data.generation.calls import GenerationRun
+from data.generation.coverage import Statements
 from data.generation.methods import PassageRequest
 from data.generation.passages import FILTERED
 from inference.budget import BudgetExhausted
 from inference.client import Client, for_each
 from inference.completions import PROMPT_CUT, CallFailed, CallStopped, PromptCut
-from inference.llama_cpp import slots_of
 from inference.rate_limiter import RateLimiter
+from inference.server_facts import read_facts
 from utils.cli import progress_bar
 from utils.errors import UserError
+from utils.io import read_journal
 
 LIST_TRIES = 3  # a reply without a list is paid for, so the tries are bounded
 FIGURES_INTERVAL_S = 0.5  # between two updates of the bar's figures: 15 us, and 2.5 us per lost call
@@ -25,6 +30,11 @@ FIGURES_INTERVAL_S = 0.5  # between two updates of the bar's figures: 15 us, and
 class LiveRun(GenerationRun):
     """Calls answered one by one, `concurrency` in flight at a time; with llama.cpp's server one per slot."""
 
+    def __init__(self, *parts: Any):
+        super().__init__(*parts)
+        self.failed_ids: set[str] = set()
+        self._statements: dict[str, Statements] = {}
+
     async def run(self) -> None:
         """Send every missing request. Raises UserError if a call failed or the server refuses all calls."""
         calls = self.call_settings
@@ -32,36 +42,60 @@ class LiveRun(GenerationRun):
         limiter = RateLimiter(calls.requests_per_minute, calls.tokens_per_minute)
         self.client = Client(self.settings.model, calls.base_url, limiter, self.ledger, calls.timeout_s)
         self.refusal: UserError | None = None
-        self.budget_spent = self.interrupted = False
+        self.stopped, self.budget_spent, self.interrupted = self._has_target_tokens(), False, False
         self._next_figures_s = 0.0
         total = sum(bool(self.missing_list_request(uid)) + self.count_missing(uid) for uid in self.documents)
         try:
-            concurrency = await self._set_up_queue()
+            await self._choose_order()
             asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._interrupt)
             with progress_bar(total=total, unit="call") as self.bar:
                 try:
-                    await for_each(range(concurrency), self._work, concurrency)
+                    await self._send_all()
                 finally:
                     self.bar.set_postfix_str(self._figures(), refresh=False)
         finally:
             await self.client.close()
         self._report()
 
-    async def _set_up_queue(self) -> int:
-        """Choose the order of calls; returns the number of calls in flight."""
-        requests = (list(self.documents), self.missing_list_request, self.missing_requests, len(self.settings.kinds))
-        concurrency, slots = self.call_settings.concurrency, await slots_of(self.client)
-        if not slots:
-            self.queue = CallQueue(*requests)
-            return concurrency
-        concurrency = min(concurrency, slots)  # further calls would wait in the server, up to their timeout
-        order = "the calls of a document follow each other, so that its prefix is computed once"
-        self.queue = DocumentQueue(*requests)
-        if self.ledger.has_budget:
-            order = "documents take turns, because of the budget"
-            self.queue = CallQueue(*requests)
-        self.client.say([f"llama.cpp, slots: {slots}, calls in flight: {concurrency}; {order}"])
-        return concurrency
+    async def _choose_order(self) -> None:
+        """Choose the order of calls and their number in flight."""
+        self._queue_type, self._concurrency = CallQueue, self.call_settings.concurrency
+        if slots := (await read_facts(self.client)).slots:
+            # Further calls would wait in the server, up to their timeout.
+            self._concurrency = min(self._concurrency, slots)
+            order = "the calls of a document follow each other, so that its prefix is computed once"
+            if self.ledger.has_budget:
+                order = "documents take turns, because of the budget"
+            else:
+                self._queue_type = DocumentQueue
+            self.client.say([f"llama.cpp, slots: {slots}, calls in flight: {self._concurrency}; {order}"])
+
+    async def _send_all(self) -> None:
+        if not self.stopped:
+            await self._send(self.missing_requests, len(self.settings.kinds))
+        while self.settings.aim_tellings and not self.stopped and (plan := self._plan()):
+            self.bar.total += sum(map(len, plan.values()))
+            await self._send(lambda uid, _, plan=plan: iter(plan.get(uid, [])), 1)
+
+    async def _send(self, requests: Callable[[str, int], Iterator[PassageRequest]], kinds: int) -> None:
+        """Send the missing list requests, and `requests(uid, kind)` of all documents."""
+        self.queue = self._queue_type(list(self.documents), self._untried_list_request, requests, kinds)
+        await for_each(range(self._concurrency), self._work, self._concurrency)
+
+    def _untried_list_request(self, uid: str) -> PassageRequest | None:
+        request = self.missing_list_request(uid)
+        return request if request and request.id not in self.failed_ids else None
+
+    def _plan(self) -> dict[str, list[PassageRequest]]:
+        """The next requests of --aim_tellings, by document; those that failed in this run are not repeated."""
+        plans = {}
+        for uid, document in self.documents.items():
+            statements = self._statements.setdefault(uid, Statements(document.title, document.text))
+            path, done = self.store.path(uid), self.store.done[uid] | self.failed_ids
+            records = list(read_journal(path)) if path.exists() else []
+            items = self.store.listed_items.get(uid, [])[: self.settings.max_listed_items]
+            plans[uid] = plan_requests(document, statements, records, items, done, self.settings)
+        return {uid: plan for uid, plan in plans.items() if plan}
 
     async def _work(self, _: int) -> None:
         while request := await self.queue.next():
@@ -77,7 +111,16 @@ class LiveRun(GenerationRun):
                 self._stop()
             except CallStopped:
                 pass
+            if not success:
+                self.failed_ids.add(request.id)
             self.queue.call_ended(request, request.document.uid, success)
+            if self._has_target_tokens():
+                self._stop()
+
+    def _has_target_tokens(self) -> bool:
+        """True if the passages on disk have the tokens that --target_tokens asks for."""
+        target = self.call_settings.target_tokens
+        return bool(target) and self.store.passage_tokens() >= target
 
     async def _answer(self, request: PassageRequest) -> bool:
         """Send a request and record its reply; False if the call failed or a list request got no list."""
@@ -104,6 +147,7 @@ class LiveRun(GenerationRun):
 
     def _stop(self) -> None:
         """Start no further call; calls in flight are paid for and may end."""
+        self.stopped = True
         self.queue.stop()
         self.client.stop()
 
@@ -136,13 +180,15 @@ class LiveRun(GenerationRun):
 
     def _report(self) -> None:
         if self.incomplete:
-            print(f"{self.incomplete} replies of this run are incomplete (truncated or filtered); step 2 omits them")
+            print(f"{self.incomplete} replies of this run are incomplete; step 2 trims those cut at --max_tokens")
         if cut := self.store.finish_reasons[PROMPT_CUT]:
             print(f"{cut} prompts were cut by the server; their replies are kept out; --retry_failed asks again")
         if self.refusal:
             raise self.refusal
         if self.interrupted:
             raise KeyboardInterrupt
+        if self._has_target_tokens():
+            print(f"the passages have {self.store.passage_tokens():,} tokens, which --target_tokens asks for")
         if self.budget_spent:
             print("The budget is spent; the same command with a larger budget resumes from here.")
         if self.failed:

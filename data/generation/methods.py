@@ -6,17 +6,19 @@ import re
 import unicodedata
 from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import comb
 
 import numpy as np
 
+from data.generation.styles import draw_style
 from inference.completions import json_object_in, text_of
 from tasks.documents import Document, article_text
 from tasks.prompts import fill, task_prompt
 from utils import paths
 from utils.io import json_digest, read_text, sha256_text
 
+FACTS = "facts"  # kind of passages about named sentences of the document (--aim_tellings)
 MIN_LISTED_ITEMS = 3  # fewer entities make no triple; an article of QuALITY has about 30
 MAX_NAME_WORDS = 12  # words of an entity; anything longer is a sentence
 
@@ -47,7 +49,8 @@ class GenerationSettings:
     """The options that determine the requests for a document.
 
     `limits` is the maximum number of item groups by kind of passage (absent or None: no limit); every group
-    gets `samples` requests. Only the first `max_listed_items` of a document's list are used.
+    gets `samples` requests. Only the first `max_listed_items` of a document's list are used. With `aim_tellings` the
+    requests are chosen by data/generation/aiming.py, and the limits bound what it chooses from.
     """
 
     model: str
@@ -56,12 +59,13 @@ class GenerationSettings:
     samples: int = 1
     seed: int = 0
     max_listed_items: int | None = None
+    aim_tellings: int | None = None
 
     @classmethod
     def from_args(cls, args: Namespace) -> "GenerationSettings":
         """From the options of entigraph.py."""
         limits = {"pair": args.max_pairs, "triple": args.max_triples}
-        return cls(args.model, args.method, limits, args.samples, args.seed, args.max_entities)
+        return cls(args.model, args.method, limits, args.samples, args.seed, args.max_entities, args.aim_tellings)
 
     @property
     def list_kind(self) -> str | None:
@@ -75,7 +79,11 @@ class GenerationSettings:
 
 @dataclass(frozen=True)
 class PassageRequest:
-    """One request about a document and some of its listed items."""
+    """One request about a document and some of its listed items.
+
+    `seed` draws the style; the record id does not depend on it. `has_earlier_prompt`: with the prompt that earlier
+    versions of this repository sent.
+    """
 
     document: Document
     kind: str
@@ -83,6 +91,8 @@ class PassageRequest:
     model: str
     method: str = "entigraph"
     sample: int = 0
+    seed: int = 0
+    has_earlier_prompt: bool = False
 
     @property
     def prompt_file(self) -> str:
@@ -104,16 +114,32 @@ class PassageRequest:
             "title": self.document.title,
             "entities": "\n".join(f"- {entity}" for entity in self.entities),
         }
-        return fill(self._template(), filling)
+        return fill(self._template(), filling | {"style": draw_style(self.id, self.seed)})
+
+    def earlier(self) -> "PassageRequest | None":
+        """The same request with the prompt of earlier versions, None if it is the same."""
+        if self.has_earlier_prompt or self.prompt_file not in _earlier_prompts():
+            return None
+        return replace(self, has_earlier_prompt=True)
+
+    def is_answered(self, done: set[str]) -> bool:
+        """True if `done`, record ids, has the reply to this request or to its earlier prompt: it was paid for."""
+        return self.id in done or bool(done and (earlier := self.earlier()) and earlier.id in done)
 
     def _template(self) -> str:
         """The document comes first and the entities last, since servers cache the longest shared prefix."""
-        return task_prompt("document") + _read_prompt(self.prompt_file)
+        folder = "earlier/" if self.has_earlier_prompt else ""
+        return task_prompt("document") + _read_prompt(folder + self.prompt_file)
 
 
 @functools.cache
 def _read_prompt(name: str) -> str:
     return read_text(paths.generation_prompts_dir() / name, "it ships with the repository")
+
+
+@functools.cache
+def _earlier_prompts() -> set[str]:
+    return {path.name for path in (paths.generation_prompts_dir() / "earlier").glob("*.md")}
 
 
 def list_request(document: Document, settings: GenerationSettings) -> PassageRequest:
@@ -141,7 +167,7 @@ def passage_requests(
     chosen = rng.permutation(comb(len(items), size))[: settings.limits.get(kind)].astype(np.int32)
     for sample, index in itertools.product(range(settings.samples), chosen):
         group = tuple(items[position] for position in nth_combination(len(items), size, int(index)))
-        yield PassageRequest(document, kind, group, settings.model, settings.method, sample)
+        yield PassageRequest(document, kind, group, settings.model, settings.method, sample, settings.seed)
 
 
 def nth_combination(total: int, size: int, index: int) -> list[int]:

@@ -13,10 +13,15 @@ from inference.completions import PROMPT_CUT, common_reason, strip_reasoning
 from tasks.documents import Document
 from utils.errors import UserError
 from utils.io import Journal, append_record, iterate_jsonl, read_journal
+from utils.sentences import complete_part
+from utils.words import words_of
 
 FINISHED = "stop"  # finish_reason of a reply that the model ended by itself
 FILTERED = "content_filter"  # finish_reason of a reply blocked by the server's content filter
 FAILED = "error"  # finish_reason of a record without a usable reply
+BLANK = "empty"  # finish_reason of a reply without text: a failure that is counted by itself
+CUT = "length"  # finish_reason of a reply that reached --max_tokens
+MIN_TRIMMED_WORDS = 100  # a cut reply with fewer words in its complete sentences is left out
 MAY_MENTION = "</think>"  # the prompt of a record is not at hand: only whole leading blocks are reasoning
 
 
@@ -73,6 +78,11 @@ class PassageStore:
         append_record(self.path(uid), record)
         self._count(uid, record, list_id)
 
+    def passage_tokens(self) -> int:
+        """Reply tokens of all passages, lists and summaries not included."""
+        kinds = {kind for method in methods.METHODS.values() for kind in method.group_sizes} | {methods.FACTS}
+        return sum(counts["completion_tokens"] for kind, counts in self.usage.items() if kind in kinds)
+
     def path(self, uid: str) -> Path:
         return self.folder / f"{uid}.jsonl"
 
@@ -80,12 +90,12 @@ class PassageStore:
         reason = finish_reason(record)
         # A list is kept: with other entities, the passages about the present ones would be paid for in vain.
         kept = reason == FINISHED or not self.retry_failed or "summary" in record
-        return reason != FAILED and kept
+        return reason not in (FAILED, BLANK) and kept
 
     def _count(self, uid: str, record: dict, list_id: str | None) -> None:
         reason = finish_reason(record)
         self.finish_reasons[reason] += 1
-        if reason == FAILED:
+        if reason in (FAILED, BLANK):
             return
         self.done[uid].add(record.get("id", ""))
         if record.get("usage") and reason != PROMPT_CUT:
@@ -95,12 +105,14 @@ class PassageStore:
             self.list_prompt_tokens[uid] = (record.get("usage") or {}).get("prompt_tokens", 0)
 
 
-def locate_passages(folders: list[Path], made_by: str) -> tuple[list[Path], np.ndarray]:
+def locate_passages(
+    folders: list[Path], made_by: str, drop_cut: bool = False, counts: Counter | None = None
+) -> tuple[list[Path], np.ndarray]:
     """The journals of some folders, and the location of every passage in them.
 
-    The training corpus is every summary and every non-empty text with finish_reason `stop`, one document
-    each. Returns the files and an (n, 2) int64 array of file index and byte offset (16 bytes per passage),
-    ordered by file, then record id, which does not depend on the order in which calls were answered.
+    The training corpus is every `training_text`, one document each. Returns the files and an (n, 2) int64 array of file index and byte offset (16 bytes per passage),
+    ordered by file, then record id, which does not depend on the order in which calls were answered. Cut replies are
+    added to `counts` as `trimmed` or `cut` (left out).
     Raises UserError for a folder without journals, and if there is no passage.
     """
     files: list[Path] = []
@@ -110,7 +122,7 @@ def locate_passages(folders: list[Path], made_by: str) -> tuple[list[Path], np.n
         if not journals:
             raise UserError(f"{folder}: contains no passages; {made_by}")
         for path in journals:
-            offsets = _passage_offsets(path)
+            offsets = _passage_offsets(path, drop_cut, counts if counts is not None else Counter())
             locations.append(np.array([(len(files), offset) for offset in offsets]).reshape(-1, 2))
             files.append(path)
     if not sum(map(len, locations)):
@@ -127,12 +139,16 @@ def read_passages(files: list[Path], locations: np.ndarray) -> Iterator[str]:
             yield training_text(json.loads(opened[index].readline()))
 
 
-def training_text(record: dict) -> str:
-    """The text of a record in the training corpus, empty for a record that is not in it."""
-    if finish_reason(record) != FINISHED:
-        return ""
+def training_text(record: dict, drop_cut: bool = False) -> str:
+    """The text of a record in the training corpus, empty for a record that is not in it: every summary and text that
+    the model ended by itself, and, without `drop_cut`, cut texts up to their last complete sentence."""
+    reason = finish_reason(record)
     # Earlier versions kept the reasoning of a reply, and the server's own words for its end.
-    return record.get("summary") or strip_reasoning(record.get("text") or "", prompt=MAY_MENTION)
+    text = strip_reasoning(record.get("text") or "", prompt=MAY_MENTION)
+    if reason == CUT and not drop_cut and not record.get("summary"):
+        trimmed = complete_part(text)
+        return trimmed if len(words_of(trimmed)) >= MIN_TRIMMED_WORDS else ""
+    return (record.get("summary") or text) if reason == FINISHED else ""
 
 
 def finish_reason(record: dict) -> str:
@@ -140,7 +156,13 @@ def finish_reason(record: dict) -> str:
     return common_reason(record.get("finish_reason"))
 
 
-def _passage_offsets(path: Path) -> list[int]:
+def _passage_offsets(path: Path, drop_cut: bool, counts: Counter) -> list[int]:
     """Byte offsets of a journal's passages, ordered by record id."""
-    passages = ((str(record.get("id")), offset) for offset, record in iterate_jsonl(path) if training_text(record))
+    passages = []
+    for offset, record in iterate_jsonl(path):
+        text = training_text(record, drop_cut)
+        if text:
+            passages.append((str(record.get("id")), offset))
+        if finish_reason(record) == CUT:
+            counts["trimmed" if text else "cut"] += 1
     return [offset for _, offset in sorted(passages)]

@@ -3,13 +3,20 @@ import random
 import signal
 import time
 from collections import Counter
+from itertools import islice
 from math import comb
 
+import numpy as np
 import pytest
 
+from data.generation.coverage import Statements
+from data.generation.methods import GenerationSettings, passage_requests
+from tasks.documents import load_task
 from tests.conftest import error_line, run_script, start_script, succeed
 from tests.fake_openai import ENTITIES
 from utils import paths
+from utils.io import append_record
+from utils.sentences import split_sentences
 
 CALLS = 1 + comb(len(ENTITIES), 2) + comb(len(ENTITIES), 3)  # of one article: 36
 
@@ -246,8 +253,11 @@ def test_budget_is_never_exceeded_and_spread_evenly(home, server, tmp_path, flag
     server.latency, server.fault_share = 0.05, 0.1
     command = entigraph(server, *options, "--timeout", 1, articles="all")
     for _ in range(3):
+        before = server.requests
         process = start_script(*command)
-        time.sleep(1.5)
+        while server.requests == before and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(0.7)
         process.kill()
         process.communicate()
     run_script(*command)
@@ -341,3 +351,114 @@ def test_insufficient_quota_stops_and_keeps_the_calls_in_flight(home, server):
     line = error_line(*entigraph(server, "--concurrency", 4))
     assert "quota" in line
     assert len(records()) >= 4
+
+
+def test_blank_replies_are_failures_of_their_own_kind(home, server):
+    """A blank reply is asked for again with another seed, three times at most, counted, and retried by the next run."""
+    server.replies = lambda prompt: " \n" if "Write a piece about the two" in prompt else default_reply(prompt)
+    line = error_line(*entigraph(server, "--max_pairs", 1, "--max_triples", 1))
+    assert "1 calls failed" in line and "blank" in line
+    summary = json.loads((paths.passages_dir("example", "m") / "summary.json").read_text())
+    assert summary["failed"] == 1
+    assert summary["finish_reasons"] == {"empty": 1, "stop": 2}
+    asked = [body for body in server.bodies if "Write a piece about the two" in json.dumps(body)]
+    assert len({body["seed"] for body in asked}) == len(asked) == 3
+    server.replies = None
+    succeed(*entigraph(server, "--max_pairs", 1, "--max_triples", 1))
+    assert Counter(record["finish_reason"] for record in records()) == {"stop": 3}
+
+
+def default_reply(prompt: str) -> str:
+    return json.dumps({"entities": ENTITIES, "summary": "s"}) if '"entities"' in prompt else "A piece."
+
+
+def test_replies_to_earlier_prompts_are_not_paid_for_again(home, server):
+    """A run of an earlier version goes on with the requests that it did not make."""
+    settings = GenerationSettings("m", limits={"pair": 3, "triple": 0})
+    document = load_task("example")[0]
+    succeed(*entigraph(server, "--max_pairs", 0, "--max_triples", 0))
+    folder, billed = paths.passages_dir("example", "m"), sum(server.billed.values())
+    for request in islice(passage_requests(document, "pair", ENTITIES, settings), 2):
+        record = {"id": request.earlier().id, "kind": "pair", "entities": list(request.entities), "text": "Paid."}
+        append_record(folder / f"{document.uid}.jsonl", record | {"finish_reason": "stop", "usage": {}})
+    succeed(*entigraph(server, "--max_pairs", 3, "--max_triples", 0))
+    assert sum(server.billed.values()) == billed + 1
+
+
+def told(task="example", article=0) -> np.ndarray:
+    document = load_task(task)[article]
+    file = paths.passages_dir(task, "m") / f"{document.uid}.jsonl"
+    texts = [record["text"] for line in file.read_text().splitlines() if "text" in (record := json.loads(line))]
+    return Statements(document.title, document.text).tellings(texts)
+
+
+def test_aim_tellings_asks_until_everything_is_told(home, server):
+    """The fake server names the two entities of a pair, and repeats the sentences that it is asked to tell."""
+    command = entigraph(server, "--aim_tellings", 2, "--concurrency", 4)
+    succeed(*command)
+    assert told().min() >= 2
+    kinds = Counter(record["kind"] for record in records())
+    assert kinds["facts"] > kinds["pair"]
+    calls = sum(server.billed.values())
+    succeed(*command)
+    assert sum(server.billed.values()) == calls
+
+
+def test_aim_tellings_continues_after_kills(home, server):
+    server.latency, rng, kills, concurrency = 0.05, random.Random(5), 5, 3
+    command = entigraph(server, "--aim_tellings", 2, "--concurrency", concurrency)
+    for _ in range(kills):
+        before = server.requests
+        process = start_script(*command)
+        while server.requests == before and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.15))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    succeed(*command)
+    assert told().min() >= 2
+    assert sum(server.billed.values()) - len(records()) <= kills * concurrency
+
+
+def test_failed_requests_of_a_plan_are_not_repeated_forever(home, server):
+    server.faults = [None] + [400] * 6
+    line = error_line(*entigraph(server, "--aim_tellings", 1, "--concurrency", 2))
+    assert "6 calls failed" in line
+    succeed(*entigraph(server, "--aim_tellings", 1))
+    assert told().min() >= 1
+
+
+def test_target_tokens_ends_a_run(home, server):
+    for options in ((), ("--aim_tellings", 9)):
+        succeed(*entigraph(server, "--target_tokens", 100, "--concurrency", 1, *options))
+        passages = [record for record in records() if record["kind"] != "entities"]
+        assert sum(record["usage"]["completion_tokens"] for record in passages) == 100
+
+
+def test_aim_tellings_needs_live_calls(home, server):
+    assert "--batch" in error_line(*entigraph(server, "--aim_tellings", 2, "--batch", "submit"))
+
+
+def test_documents_longer_than_the_context_are_split(home, server):
+    """The fake server lists a context of 1,024 tokens; the articles have about 1,000 by bytes."""
+    server.max_model_len, server.models = 1024, ("m",)
+    command = entigraph(server, "--max_pairs", 2, "--max_triples", 0, "--max_tokens", 100)
+    out = succeed(*command)
+    assert "1 of 1 documents are longer than 512 tokens: split into " in out
+    journals = sorted(path.name for path in paths.passages_dir("example", "m").glob("*.jsonl"))
+    assert len(journals) > 1 and all(".section" in name for name in journals)
+    text = " ".join(load_task("example")[0].text.split())
+    sent = [json.dumps(body, ensure_ascii=False) for body in server.bodies]
+    assert all(len(body.encode()) < 1024 * 4 for body in sent)
+    for sentence in split_sentences(text):
+        assert any(sentence in " ".join(json.loads(body)["messages"][0]["content"].split()) for body in sent), sentence
+    billed = sum(server.billed.values())
+    succeed(*command)
+    assert sum(server.billed.values()) == billed
+    figures = json.loads(succeed("data/inspect_entigraph.py", "--task", "example", "--model", "m").splitlines()[-1])
+    assert figures["documents"] == 1 and figures["unknown_files"] == 0
+
+
+def test_section_tokens_splits_without_asking_the_server(home, server):
+    out = succeed(*entigraph(server, "--section_tokens", 300, "--dry_run"))
+    assert "split into" in out and server.paths == []

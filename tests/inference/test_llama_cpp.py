@@ -1,12 +1,10 @@
 """GGUF metadata, memory and the choice of slots, without a server; scripts/test_llama_server.py runs the real one."""
 
-import asyncio
 from pathlib import Path
 
 import pytest
 
 from inference import llama_cpp
-from inference.client import Client
 from inference.llama_cpp import CONTEXT_STEP, MIN_CONTEXT, ModelSize
 from utils.errors import UserError
 
@@ -112,28 +110,3 @@ def test_available_memory_is_that_of_the_machine_or_less():
     meminfo = Path("/proc/meminfo").read_text()
     total = 1024 * int(meminfo.split("MemTotal:")[1].split()[0])
     assert 0 < llama_cpp.available_memory() <= total
-
-
-@pytest.fixture
-def slots_of(home, server):
-    """The slots of the fake server."""
-
-    async def ask():
-        client = Client("m", server.url)
-        try:
-            return await llama_cpp.slots_of(client)
-        finally:
-            await client.close()
-
-    return lambda: asyncio.run(ask())
-
-
-@pytest.mark.parametrize("listed", [[], {"data": None}, {"data": ["x", {"owned_by": "x"}]}, "no"])
-def test_other_servers_have_no_slots(server, slots_of, listed):
-    server.slots, server.listed = 2, listed
-    assert slots_of() == 0
-
-
-def test_slots_of_llama_cpp(server, slots_of):
-    server.slots = 2
-    assert slots_of() == 2

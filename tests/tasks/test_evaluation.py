@@ -317,3 +317,19 @@ def test_incompatible_options(home, tiny_model):
     assert "--few_shot 9" in error_line(
         "evaluation.py", "--task", "example", "--few_shot", 9, "--model_path", tiny_model
     )
+
+
+def test_interval_of_an_earlier_version_is_replaced(home, tiny_model):
+    """Nothing is asked again, and a second time nothing is written."""
+    command = ("evaluation.py", "--model_path", tiny_model, "--task", "example", "--protocol", "loglik")
+    succeed(*command)
+    target = paths.evaluation_file(tiny_model)
+    content = target.read_bytes()
+    result = json.loads(content)
+    result["metrics"]["ci95"] = [0.2, 0.3]
+    target.write_text(json.dumps(result))
+    assert json.loads(succeed(*command).splitlines()[-1])["ci95"] == json.loads(content)["metrics"]["ci95"]
+    assert target.read_bytes() == content
+    stamp = target.stat().st_mtime_ns
+    succeed(*command)
+    assert target.stat().st_mtime_ns == stamp

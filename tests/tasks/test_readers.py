@@ -5,7 +5,7 @@ import pytest
 
 from tasks import readers
 from tasks.documents import article_text, load_task
-from tests.conftest import error_line, succeed
+from tests.conftest import error_line, run_script, succeed
 from utils import paths
 from utils.errors import UserError
 
@@ -290,3 +290,74 @@ def test_pdf_keeps_lists_and_verse(tmp_path):
     _, text = readers.read_pdf(tmp_path / "a.pdf")
     verse = "The lamp is lit,\nthe fog is near,\nwe wait for it."
     assert text == f"- open the case\n- turn the key\n- close it\n\n{verse}\n\n{long} is short.\n\n12 lamps"
+
+
+def test_what_cannot_be_read_is_left_out_in_one_line_each(home, tmp_path):
+    """An empty file, a scanned PDF, a broken PDF, a file of 40 MiB, Latin-1, two files of one title, the same file
+    twice, loops of links, bad records, a file that may not be read."""
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    (folder / "a.txt").write_text("A first document.")
+    (folder / "copy").mkdir()
+    (folder / "copy/a.txt").write_text("A first document.")
+    (folder / "other").mkdir()
+    (folder / "other/a.txt").write_text("Another document of this name.")
+    (folder / "empty.txt").write_text("")
+    (folder / "zeros.txt").write_bytes(b"\0\1\2\3" * 100)
+    (folder / "latin.txt").write_bytes(
+        "Der Leuchtturmwärter zählte täglich die Möwen über der Brücke.".encode("latin-1")
+    )
+    (folder / "long.txt").write_text("word " * (8 << 20))
+    (folder / "broken.pdf").write_bytes(b"%PDF-1.4 nonsense")
+    write_pdf(folder / "scanned.pdf", [])
+    (folder / "loop").symlink_to(folder)
+    (folder / "dead.txt").symlink_to(folder / "dead.txt")
+    lines = [
+        '{"title": "R1", "text": "one"}',
+        '{"title": "R2", "te',
+        '{"title": 3, "text": "x"}',
+        '{"title": "R4", "text": "four"}',
+    ]
+    (folder / "records.jsonl").write_text("\n".join(lines))
+    done = run_script("data/read_documents.py", folder)
+    assert done.returncode == 0, done.stderr
+    documents = {document.title: document.text for document in load_task("mixed")}
+    assert documents.keys() == {"a", "a (other/a.txt)", "latin", "R1", "R4"}
+    assert "Leuchtturmwärter zählte täglich die Möwen" in documents["latin"]
+    said = done.stderr.splitlines()
+    for name in ("empty.txt", "zeros.txt", "latin.txt", "long.txt", "broken.pdf", "scanned.pdf", "loop", "dead.txt"):
+        assert sum(f"{folder / name}:" in line for line in said) == 1, name
+    assert sum("copy/a.txt" in line for line in said) == 1
+    assert sum("other/a.txt" in line for line in said) == 1
+    assert "2 records were left out, the first: " in done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["documents"] == 5
+    assert "error: " in error_line("data/read_documents.py", folder, "--strict")
+
+
+def test_thousands_of_files(home, tmp_path):
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for number in range(5000):
+        (folder / f"note {number}.txt").write_text(f"The note {number}.")
+    out = succeed("data/read_documents.py", folder)
+    assert "and 4,980 shorter ones" in out
+    assert json.loads(out.splitlines()[-1])["documents"] == 5000
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("latin-1", "The café kept its façade."),
+        ("cp1252", "Le phare était fermé — “jamais”, dit-il, à Noël."),
+        ("cp1250", "Žluťoučký kůň úpěl ďábelské ódy nad řekou"),
+        ("cp1251", "Маяк зажгли в тысяча восемьсот пятьдесят девятом году, и служила там Одиль."),
+        ("gb18030", "灯塔建于一八五九年，奥迪尔守了三十九年。"),
+        ("shift_jis", "灯台は千八百五十九年に点灯された。オディールが守った。"),
+        ("utf-16", "plain text"),
+    ],
+)
+def test_encodings_other_than_utf_8(tmp_path, encoding, text):
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+    assert readers.read_plain(tmp_path / "a.txt", strict=False)[1] == text
+    with pytest.raises(UserError, match="not UTF-8"):
+        readers.read_plain(tmp_path / "a.txt")

@@ -3,7 +3,7 @@ import time
 import numpy as np
 import pytest
 
-from tasks import scoring
+from tasks import intervals, scoring
 from tasks.intervals import accuracy_interval, paired_difference
 from tasks.multiple_choice import PromptedQuestion
 from tasks.scoring import SELECTION_RULES, metrics, parse_answer, select
@@ -218,6 +218,69 @@ def test_interval_coverage():
         naive += abs(right.mean() - 0.56) <= half
     assert 930 <= covered <= 970
     assert naive < 850
+
+
+@pytest.mark.parametrize("questions", [7, 17])
+@pytest.mark.parametrize("articles", [8, 12, 30, 130])
+def test_interval_coverage_by_number_of_articles(articles, questions):
+    """The same simulation: 93 to 97% with few articles, too, and with the quickstart's twelve of seven questions."""
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(1000):
+        low, high = accuracy_interval(*simulated_answers(rng, articles, questions, 0.56, 0.1))
+        covered += low <= 0.56 <= high
+    assert 930 <= covered <= 970
+
+
+@pytest.mark.parametrize("gain", [0, 0.2])
+@pytest.mark.parametrize("articles", [8, 12, 30, 130])
+def test_coverage_of_the_difference(articles, gain, monkeypatch):
+    """Intervals of paired differences: `other` answers 30% of the questions anew, at random, and 40% of those that are
+    then wrong correctly with `gain` 0.2."""
+    monkeypatch.setattr(intervals, "FLIPS", 1)  # the p-value is not tested here
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(1000):
+        one, documents = simulated_answers(rng, articles, 10, 0.5, 0.1)
+        other = np.where(rng.random(len(one)) < 0.3, rng.random(len(one)) < 0.5, one).astype(float)
+        other = np.maximum(other, rng.random(len(one)) < 2 * gain)
+        low, high = paired_difference(one, other, documents)[1]
+        covered += low <= gain <= high
+    assert 930 <= covered <= 970
+
+
+def test_intervals_at_the_edges():
+    """All right, all wrong, one document, no questions, two questions: inside 0..1, and never of zero width."""
+    twelve = [number // 7 for number in range(84)]
+    low, high = accuracy_interval(np.ones(84), twelve)
+    assert 0.9 < low < 0.96
+    assert high == 1
+    assert accuracy_interval(np.zeros(84), twelve) == pytest.approx([0, 1 - low])
+    one_wrong = np.ones(84)
+    one_wrong[0] = 0
+    assert accuracy_interval(one_wrong, twelve)[0] < low
+    assert accuracy_interval(np.ones(10), ["a"] * 10) == [0, 1]
+    assert accuracy_interval(np.array([]), []) is None
+    low, high = accuracy_interval(np.array([1.0, 0.0]), ["a", "b"])
+    assert 0 <= low < 0.1
+    assert 0.9 < high <= 1
+    alike = accuracy_interval(np.array([1.0, 0.0] * 12), [number // 2 for number in range(24)])  # half of each document
+    assert alike == pytest.approx([0.5 - 0.2, 0.5 + 0.2], abs=0.02)
+
+
+def test_differences_at_the_edges():
+    """One document says nothing about others; a model that is right everywhere against one that never is stays below
+    +1; one question of 84 is no difference."""
+    twelve = [number // 7 for number in range(84)]
+    zeros, ones = np.zeros(84), np.ones(84)
+    difference, (low, high), _ = paired_difference(zeros, ones, twelve)
+    assert (difference, high) == (1, 1)
+    assert 0.8 < low < 0.95
+    assert paired_difference(ones, zeros, twelve)[1] == pytest.approx([-1, -low])
+    assert paired_difference(zeros, ones, ["a"] * 84)[1] == [-1, 1]
+    assert paired_difference(ones, ones, ["a"] * 84)[1] == [0, 0]
+    one = zeros.copy()
+    one[0] = 1
+    low, high = paired_difference(zeros, one, twelve)[1]
+    assert -0.05 < low < 0 < high < 0.05
 
 
 def test_paired_difference():

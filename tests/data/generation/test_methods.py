@@ -32,10 +32,36 @@ def test_samples_are_seeded_and_nested():
 
 def test_ids_and_prompts_are_stable():
     """After a change of ids, existing replies would be requested and paid for again."""
-    text = "".join(request.id + request.prompt() for request in requests(max_triples=5, samples=2))
-    assert (
-        hashlib.sha256(text.encode()).hexdigest() == "de09c6684080c4503dd87041274a61c28064cea98cfb928aafe7af2f53b10012"
-    )
+    present = requests(max_triples=5, samples=2)
+    digests = []
+    for asked in (present, [request.earlier() for request in present]):
+        text = "".join(request.id + request.prompt() for request in asked)
+        digests.append(hashlib.sha256(text.encode()).hexdigest())
+    assert digests == [
+        "89c7e7dc8d0f111f88de890fa46a55bcbd2669ffbce9e172beb6e0807cae7926",
+        "de09c6684080c4503dd87041274a61c28064cea98cfb928aafe7af2f53b10012",  # of the prompts before 2026-11-27
+    ]
+
+
+def test_a_reply_to_an_earlier_prompt_is_not_asked_for_again():
+    request = requests()[0]
+    assert not request.is_answered(set())
+    assert request.is_answered({request.id})
+    assert request.is_answered({request.earlier().id})
+    assert not request.is_answered({requests()[1].id})
+    assert request.earlier().earlier() is None
+    listing = methods.list_request(DOCUMENT, methods.GenerationSettings("m"))
+    assert listing.earlier() is None and listing.is_answered({listing.id})
+
+
+def test_the_style_differs_between_calls_and_seeds_but_not_the_record_id():
+    styles = {request.prompt().rsplit("Write it as ", 1)[1] for request in requests()}
+    assert len(styles) > 30  # of 56 requests, with 200 styles
+    assert [r.prompt() for r in requests()] == [r.prompt() for r in requests()]
+    first = {request.id: request.prompt() for request in requests(seed=0)}
+    second = {request.id: request.prompt() for request in requests(seed=1)}
+    assert first.keys() == second.keys()
+    assert sum(first[id] != second[id] for id in first) > 40
 
 
 def test_ids_differ_between_requests():

@@ -1,9 +1,10 @@
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
 
-from data.generation.passages import PassageStore, locate_passages, read_passages
+from data.generation.passages import PassageStore, locate_passages, read_passages, training_text
 from utils.errors import UserError
 
 
@@ -86,3 +87,43 @@ def test_failed_calls_are_dropped_and_truncated_replies_only_with_retry_failed(t
     store.append("u", RECORDS[2])
     assert store.finish_reasons == {"stop": 2, "length": 1}
     assert json.loads(path.read_text().splitlines()[-1]) == RECORDS[2]
+
+
+SENTENCES = [f"Sentence number {n} tells of the lamp, the keeper and the reef." for n in range(12)]
+
+
+def cut_record(text: str) -> dict:
+    return {"id": "c", "kind": "pair", "text": text, "finish_reason": "length"}
+
+
+def test_a_cut_reply_is_kept_up_to_its_last_complete_sentence(tmp_path):
+    whole = " ".join(SENTENCES)
+    assert training_text(cut_record(whole + " And then the kee")) == whole
+    assert training_text(cut_record(whole)) == whole
+    assert training_text(cut_record(whole + "\n\n## The second name\n\n- a list item")) == whole
+    assert training_text(cut_record(whole + " And then the kee"), drop_cut=True) == ""
+    (tmp_path / "u.jsonl").write_text(json.dumps(cut_record(whole + " And th")) + "\n")
+    counts = Counter()
+    files, locations = locate_passages([tmp_path], "", counts=counts)
+    assert list(read_passages(files, locations)) == [whole] and counts == {"trimmed": 1}
+    with pytest.raises(UserError, match="no complete passage"):
+        locate_passages([tmp_path], "", drop_cut=True, counts=counts)
+    assert counts == {"trimmed": 1, "cut": 1}
+
+
+def test_a_cut_reply_with_fewer_than_a_hundred_words_is_left_out():
+    assert training_text(cut_record(" ".join(SENTENCES[:8]) + " And then")) == ""  # 96 words
+    assert training_text(cut_record(" ".join(SENTENCES[:9]) + " And then")) == " ".join(SENTENCES[:9])
+    assert training_text(cut_record("word " * 300)) == ""  # no sentence ends
+
+
+def test_a_cut_list_with_its_summary_is_not_trimmed():
+    assert training_text({"kind": "entities", "summary": "A summary.", "finish_reason": "length"}) == ""
+
+
+def test_blank_replies_are_asked_for_again(tmp_path):
+    (tmp_path / "u.jsonl").write_text('{"id": "1", "kind": "pair", "finish_reason": "empty", "error": "blank"}\n')
+    store = PassageStore(tmp_path)
+    store.open("u", None)
+    assert store.done == {"u": set()}
+    assert (tmp_path / "u.jsonl").read_text() == ""

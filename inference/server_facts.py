@@ -1,0 +1,30 @@
+"""What a server says about itself: the context of a model, and llama.cpp's slots."""
+
+from dataclasses import dataclass
+
+from inference.client import Client
+
+
+@dataclass(frozen=True)
+class ServerFacts:
+    """`context_tokens` of one request, prompt and reply together; None if the server does not say. `slots` are the
+    requests that a llama.cpp server computes at once, each with its own prompt cache; 0 for other servers."""
+
+    context_tokens: int | None = None
+    slots: int = 0
+
+
+async def read_facts(client: Client) -> ServerFacts:
+    """The facts of the client's model, from /models (vLLM and others) and /props (llama.cpp)."""
+    if client.is_openai:
+        return ServerFacts()
+    listed = (await client.get("/models")).get("data")
+    models = [model for model in listed if isinstance(model, dict)] if isinstance(listed, list) else []
+    if not any(model.get("owned_by") == "llamacpp" for model in models):
+        lengths = [model.get("max_model_len") for model in models if model.get("id") == client.model]
+        return ServerFacts(next((length for length in lengths if isinstance(length, int)), None))
+    properties = await client.get("/props", of_root=True)
+    settings = properties.get("default_generation_settings")
+    context = settings.get("n_ctx") if isinstance(settings, dict) else None
+    slots = properties.get("total_slots")
+    return ServerFacts(context if isinstance(context, int) else None, slots if isinstance(slots, int) else 0)

@@ -39,7 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--method", choices=methods.METHODS, default="entigraph", help="step 1's generation method")
     add("--input", type=Path, nargs="+", metavar="FOLDER", help="folders of passages (default: step 1's)")
     add("--drop_cut", action="store_true", help="leave out replies cut at --max_tokens instead of trimming them")
-    articles_help = "mix in N copies of every article, or `auto`: up to 3 if the passages tell less than 90% of them"
+    articles_help = "mix in N copies of every article, or `auto`: up to 3 if the passages tell less than 90%% of them"
     add("--with_articles", type=copies, default=0, metavar="N", help=articles_help)
     add("--raw", action="store_true", help="tokenize the articles instead of the passages")
     add(

@@ -75,7 +75,8 @@ step "Your documents"
 task=$(json_value task show "$python" data/read_documents.py "$dir" "${strict[@]}")
 
 step "Plan"
-plan=("$python" scripts/own_corpus_plan.py --task "$task" "${generator[@]}" --per_document "$per_document" "${yes[@]}")
+plan=("$python" scripts/own_corpus_plan.py --task "$task" "${generator[@]}" --per_document "$per_document"
+    --max_tokens 600 "${yes[@]}")
 [ -z "$tokens" ] || plan+=(--tokens "$tokens")
 [ -z "$budget" ] || plan+=(--budget_usd "$budget")
 target=$(json_value target_tokens ask "${plan[@]}")

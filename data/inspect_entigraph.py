@@ -39,6 +39,7 @@ LABELS = {
     "distinct_3_passage": "distinct-3 within a passage, mean",
     "distinct_3_corpus": "distinct-3 over all passages",
     "unknown_files": "files of documents that are not in the task",
+    "supported_sentences": "sentences of passages that their document supports, fraction",
     "statements": "statements of the documents",
     "told_once": "of them told by at least one passage, fraction",
     "tellings_median": "passages that tell a statement, median",
@@ -70,14 +71,19 @@ def main() -> None:
             stats.unknown_files += len(list(group))
     figures = stats.figures()
     target = paths.out_dir() / f"inspection-{folder.name}.json"
-    least_told = stats.least_told()
+    least_told, least_supported = stats.least_told(), stats.least_supported()
     details = {"passages": stats.passages, "documents": stats.documents, "least_told": least_told}
+    details["least_supported"] = least_supported
     write_json(target, {"folder": str(folder), "figures": figures} | details)
     for name, label in LABELS.items():
-        print(f"{label:52}{figures[name]:>12,}")
+        print(f"{label:60}{figures[name]:>12,}")
     print(f"\nThe {len(least_told)} least told statements (data/generation/coverage.py says what telling means):")
     for title, statement, count in least_told:
         print(f"{count:6}  {title}: {statement}")
+    if least_supported:
+        print("\nThe passages with the largest share of sentences that their document does not support:")
+    for share, title, sentence, reason in least_supported:
+        print(f"{share:6.0%}  {title}: {sentence} ({reason})")
     cli.print_result(figures, str(target))
 
 

@@ -11,11 +11,12 @@ from data.generation import filters
 from data.generation.coverage import Statements
 from data.generation.methods import distinct_names
 from data.generation.passages import BLANK, CUT, FAILED, FILTERED, FINISHED, finish_reason, training_text
+from data.generation.support import Source
 from tasks.documents import Document
 from utils import paths
 from utils.io import read_journal, read_text
 
-LEAST_TOLD = 10
+SHOWN = 10  # statements and passages
 
 
 @functools.cache
@@ -36,13 +37,15 @@ class CorpusStats:
         self.gram_count = self.entities = self.absent_entities = self.unknown_files = 0
         self.passages: dict[str, list] = {"kind": [], "words": [], "copied": [], "distinct": []}
         self.documents: list[dict] = []
+        self.sentences = self.unsupported = 0
+        self._least_supported: list[tuple[float, str, str, str]] = []  # share, title, sentence, reason
         self.statements: list[tuple[str, str, int]] = []  # title, statement, passages that tell it
         self.duplicates = filters.Duplicates()
 
     def add(self, files: list[Path], document: Document) -> None:
         """Count the journals of a document, several if it was split into sections."""
         source = set(filters.ngrams(filters.words_of(document.text), filters.COPIED_N))
-        statements, tellings = Statements(document.title, document.text), []
+        statements, known, tellings = Statements(document.title, document.text), Source(document), []
         entities, pairs = [], []
         for record in itertools.chain.from_iterable(map(read_journal, files)):
             reason = finish_reason(record)
@@ -54,6 +57,7 @@ class CorpusStats:
             if text := training_text(record):
                 self.flags["trimmed"] += reason == CUT
                 self._add_passage(f"{document.uid}/{record['id']}", record["kind"], text, source)
+                self._add_support(document.title, known.check(text))
                 tellings.append(text)
         entities = distinct_names(entities)
         absent = filters.entities_not_in(entities, document.text)
@@ -65,9 +69,21 @@ class CorpusStats:
         counts = statements.tellings(tellings)
         self.statements += zip([document.title] * len(counts), statements.texts, counts.tolist(), strict=True)
 
-    def least_told(self, number: int = LEAST_TOLD) -> list[tuple[str, str, int]]:
+    def least_told(self, number: int = SHOWN) -> list[tuple[str, str, int]]:
         """Title, statement and tellings of the statements told by the fewest passages."""
         return sorted(self.statements, key=lambda row: row[2])[:number]
+
+    def least_supported(self, number: int = SHOWN) -> list[tuple[float, str, str, str]]:
+        """Of the passages with the largest share of unsupported sentences: that share, the title, and the first of those
+        sentences with the reason."""
+        return sorted(self._least_supported, key=lambda row: -row[0])[:number]
+
+    def _add_support(self, title: str, checked: tuple[int, list[tuple[str, str]]]) -> None:
+        count, faults = checked
+        self.sentences += count
+        self.unsupported += len(faults)
+        if faults:
+            self._least_supported.append((round(len(faults) / count, 4), title, *faults[0]))
 
     def figures(self) -> dict:
         total = len(self.passages["words"])
@@ -93,6 +109,7 @@ class CorpusStats:
             "distinct_3_passage": round(means["distinct"], 4),
             "distinct_3_corpus": round(len(self.grams) / max(1, self.gram_count), 4),
             "unknown_files": self.unknown_files,
+            "supported_sentences": round(1 - self.unsupported / max(1, self.sentences), 4),
             "statements": len(counts),
             "told_once": round(float(np.mean(counts > 0)), 4) if len(counts) else 0.0,
             "tellings_median": float(np.median(counts)) if len(counts) else 0.0,

@@ -3,16 +3,17 @@
     python data/read_documents.py DIR             # txt, md, html, pdf and jsonl files under DIR
 
 Writes data/dataset/raw/NAME.jsonl, where NAME is the folder's name and the task of all other steps, as --corpus DIR
-does. A file that cannot be read is left out with one line that says why; --strict makes it an error.
+does, and out/NAME/left_out.json. A file that cannot be read is left out with one line that says why; --strict makes it an error.
 """
 
 import argparse
 from pathlib import Path
 
 from tasks.documents import load_task
-from tasks.readers import import_corpus
+from tasks.readers import write_corpus
 from utils import cli, paths
 from utils.errors import run
+from utils.io import write_json
 from utils.words import words_of
 
 SHOWN = 20  # documents in the table
@@ -28,7 +29,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    task = import_corpus(args.folder, args.strict)
+    task, left_out = write_corpus(args.folder, args.strict)
+    write_json(paths.report_dir(task) / "left_out.json", left_out)
     documents = load_task(task)
     sizes = [len(document.text.encode()) for document in documents]
     largest = sorted(range(len(documents)), key=lambda index: -sizes[index])[:SHOWN]
@@ -38,7 +40,7 @@ def main() -> None:
         print(f"{document.title[:58]:60}{len(words_of(document.text)):12,}{tokens(sizes[index]):16,}")
     if len(documents) > SHOWN:
         print(f"and {len(documents) - SHOWN:,} shorter ones")
-    figures = {"task": task, "documents": len(documents), "tokens": tokens(sum(sizes))}
+    figures = {"task": task, "documents": len(documents), "left_out": len(left_out), "tokens": tokens(sum(sizes))}
     longest = tokens(max(sizes))
     summary = f"{len(documents):,} documents, about {figures['tokens']:,} tokens, the longest {longest:,}"
     target = paths.corpus_file(task)

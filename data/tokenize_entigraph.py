@@ -121,7 +121,9 @@ def choose_articles(args: argparse.Namespace, files: list[Path], locations: np.n
         wanted = ARTICLE_SHARE / (1 - ARTICLE_SHARE) * passage_bytes / sum(len(text.encode()) for text in texts)
         count = 0 if told >= WELL_TOLD else min(max(round(wanted), 1), MAX_COPIES)
     advice = "" if told >= WELL_TOLD else "; training on the articles alone may do better"
-    print(f"{told:.0%} of the source is told by the passages{advice}; copies of each article that are mixed in: {count}")
+    print(
+        f"{told:.0%} of the source is told by the passages{advice}; copies of each article that are mixed in: {count}"
+    )
     return texts * count, {"told_once": round(told, 4), "copies_of_articles": count}
 
 

@@ -255,7 +255,10 @@ def cost_section(args: argparse.Namespace, documents: list[Document]) -> str:
     sizes = [(document.title, len(document.text.split())) for document in documents]
     shown = page.table(("document", "words"), [(title, f"{words:,}") for title, words in sizes[:SHOWN_DOCUMENTS]])
     more = len(sizes) - SHOWN_DOCUMENTS
-    return page.table(("", ""), rows) + shown + (page.paragraph(f"and {more:,} more documents") if more > 0 else "")
+    shown += page.paragraph(f"and {more:,} more documents") if more > 0 else ""
+    left_out = read_json(paths.report_dir(args.task) / "left_out.json", MADE_BY)
+    reasons = page.paragraph("Left out:") + page.bullets(left_out) if left_out else ""
+    return page.table(("", ""), rows) + shown + reasons
 
 
 def graph_section(inspection: dict) -> str:

@@ -34,8 +34,13 @@ RESERVED_TASKS = ("quality", "example")
 
 
 def import_corpus(folder: Path, strict: bool = True) -> str:
+    """As write_corpus; returns the task alone."""
+    return write_corpus(folder, strict)[0]
+
+
+def write_corpus(folder: Path, strict: bool = True) -> tuple[str, list[str]]:
     """Read all documents under a folder, sorted by path, into data/dataset/raw/NAME.jsonl, where NAME is the
-    folder's name; returns NAME, the task.
+    folder's name; returns NAME, the task, and a sentence about each file that was left out.
 
     What cannot be read is left out, with one line on stderr for each; with `strict` it raises UserError. Raises
     UserError too where nothing is left, and where NAME.jsonl was made from something else.
@@ -61,7 +66,7 @@ def import_corpus(folder: Path, strict: bool = True) -> str:
         for article in articles:
             line = json.dumps(article | {"corpus": str(folder)}, ensure_ascii=False)
             file.write(line.encode("utf-8", "replace") + b"\n")  # unpaired surrogates become ?
-    return task
+    return task, left_out
 
 
 def read_folder(folder: Path, strict: bool = False) -> tuple[list[dict], list[str]]:

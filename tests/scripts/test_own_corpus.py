@@ -99,10 +99,10 @@ def test_a_mixed_folder_from_documents_to_report(generator, tiny_model, tmp_path
     assert result["base"]["n"] == result["synthetic"]["n"] > 0
     assert result["told_once"] == 1
     first = report_files("mixed")
-    assert first.keys() == {"plan.json", "report.html", "report.json", "report.png", "losses.png"}
+    assert first.keys() == {*("left_out.json", "plan.json", "report.html", "report.json", "report.png", "losses.png")}
     html = first["report.html"].decode()
     assert not re.search(r"""(src|href)=["'](?!data:)""", html) and "<script" not in html
-    for part in ("The second", "Keeper3", "What to do next", "<svg", "data:image/png"):
+    for part in ("empty.txt: no text found", "The second", "Keeper3", "What to do next", "<svg", "data:image/png"):
         assert part in html, part
     calls = sum(generator.billed.values())
     again = run(*command(folder, generator, tiny_model))

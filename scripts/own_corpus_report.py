@@ -61,7 +61,7 @@ def main() -> None:
         ("Passages beside their source", passages_section(documents, passages)),
         ("What was read, and what it cost", cost_section(args, documents)),
         ("The entities of a document", graph_section(inspection)),
-        ("Training", page.image((folder / "losses.png").read_bytes(), "training loss by step")),
+        ("Training", training_section(args, folder)),
     ]
     with atomic_write(folder / "report.html") as file:
         file.write(page.page(f"What a model learnt from {args.task}", sections).encode())
@@ -259,6 +259,13 @@ def cost_section(args: argparse.Namespace, documents: list[Document]) -> str:
     left_out = read_json(paths.report_dir(args.task) / "left_out.json", MADE_BY)
     reasons = page.paragraph("Left out:") + page.bullets(left_out) if left_out else ""
     return page.table(("", ""), rows) + shown + reasons
+
+
+def training_section(args: argparse.Namespace, folder: Path) -> str:
+    forgetting = read_json(paths.out_dir() / f"forgetting-{paths.short_name(args.synthetic)}.json", MADE_BY)
+    before, after = (forgetting[name]["perplexity"] for name in ("before", "after"))
+    sentence = f"Perplexity on general text: {before:.1f} before training on the passages, {after:.1f} after."
+    return page.image((folder / "losses.png").read_bytes(), "training loss by step") + page.paragraph(sentence)
 
 
 def graph_section(inspection: dict) -> str:

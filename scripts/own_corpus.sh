@@ -94,7 +94,8 @@ quiz="${SCP_HOME:-.}/data/dataset/raw/${task}_questions.jsonl"
 if [ -n "$questions" ]; then
     show cp "$questions" "$quiz"
 else
-    ask "$python" data/make_questions.py --task "$task" "${generator[@]}" --per_document "$per_document" --seed "$seed"
+    ask "$python" data/make_questions.py --task "$task" "${generator[@]}" --per_document "$per_document" --seed "$seed" \
+        || { [ $? -eq 2 ] && [ -f "$quiz" ] && echo "Some questions failed; continuing with those that were kept."; }
 fi
 
 step "Steps 2 and 3: passages, documents and replay -> tokens"

@@ -97,6 +97,12 @@ def validate(args: argparse.Namespace) -> None:
         raise UserError("articles: missing; give 0, 0-9, 0,3,7 or all")
     if args.import_json and args.method != "entigraph":
         raise UserError(f"--method {args.method}: --import_json reads EntiGraph's passages; omit --method")
+    if args.aim_tellings and args.method != "entigraph":
+        raise UserError(f"--method {args.method}: --aim_tellings chooses pairs and triples of EntiGraph; omit one")
+    if args.aim_tellings and args.dry_run:
+        raise UserError(
+            "--dry_run: the calls of --aim_tellings depend on the replies; scripts/own_corpus_plan.py plans"
+        )
     if args.batch and (args.aim_tellings or args.target_tokens):
         raise UserError("--batch: --aim_tellings and --target_tokens look at each reply; omit --batch")
 

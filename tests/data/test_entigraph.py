@@ -435,8 +435,10 @@ def test_target_tokens_ends_a_run(home, server):
         assert sum(record["usage"]["completion_tokens"] for record in passages) == 100
 
 
-def test_aim_tellings_needs_live_calls(home, server):
-    assert "--batch" in error_line(*entigraph(server, "--aim_tellings", 2, "--batch", "submit"))
+@pytest.mark.parametrize("options", [("--batch", "submit"), ("--dry_run",), ("--method", "rephrase")])
+def test_what_aim_tellings_cannot_do(home, server, options):
+    assert options[0] in error_line(*entigraph(server, "--aim_tellings", 2, *options))
+    assert server.requests == 0
 
 
 def test_documents_longer_than_the_context_are_split(home, server):

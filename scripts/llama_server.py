@@ -62,7 +62,11 @@ def slot_count(text: str) -> int | str:
 
 def main() -> None:
     args = parse_arguments()
-    server, base_url = start(args)
+    try:
+        server, base_url = start(args)
+    except KeyboardInterrupt:
+        print("interrupted before the command was started", file=sys.stderr, flush=True)
+        os._exit(130)  # as below
     environment = os.environ | {"OPENAI_BASE_URL": base_url, "OPENAI_API_KEY": "local"}
     with subprocess.Popen(args.command, env=environment) as process:
         try:

@@ -26,7 +26,7 @@ from data.generation.import_json import import_passages
 from data.generation.live_run import LiveRun
 from data.generation.methods import GenerationSettings
 from data.generation.passages import PassageStore
-from data.generation.sections import server_limit, split_long
+from data.generation.sections import split_for_server, split_long
 from inference.batch_api import pending_calls
 from inference.budget import Ledger
 from inference.prices import Price, find_price
@@ -113,9 +113,9 @@ def main() -> None:
         args.task = readers.import_corpus(args.corpus, args.strict)
     documents = load_task(args.task)
     indices = parse_indices("all" if args.articles is None else args.articles, len(documents))
-    makes_calls = not (args.dry_run or args.batch or args.import_json)
-    limit = args.section_tokens or (makes_calls and server_limit(args.model, args.base_url, args.max_tokens))
-    selected = split_long([documents[index] for index in indices], limit)
+    selected = split_long([documents[index] for index in indices], args.section_tokens)
+    if not (args.section_tokens or args.dry_run or args.batch or args.import_json):
+        selected = split_for_server(selected, args.model, args.base_url, args.max_tokens)
     settings = GenerationSettings.from_args(args)
     folder = paths.passages_dir(args.task, args.model, args.method)
     price = find_price(args.prices, args.model)

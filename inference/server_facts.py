@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from inference.client import Client
+from inference.completions import CallFailed
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -28,3 +30,14 @@ async def read_facts(client: Client) -> ServerFacts:
     context = settings.get("n_ctx") if isinstance(settings, dict) else None
     slots = properties.get("total_slots")
     return ServerFacts(context if isinstance(context, int) else None, slots if isinstance(slots, int) else 0)
+
+
+async def count_tokens(client: Client, text: str) -> int | None:
+    """Tokens of a message with the prompt template of a llama.cpp server; None if it does not count them (before
+    2026)."""
+    body = {"model": client.model, "messages": [{"role": "user", "content": text}]}
+    try:
+        tokens = await client.post("/chat/completions/input_tokens", body, lambda reply: reply.get("input_tokens"))
+    except (CallFailed, UserError):
+        return None
+    return tokens if isinstance(tokens, int) else None

@@ -22,7 +22,6 @@ from utils.cli import make_parser, positive_int
 from utils.errors import UserError, run
 
 UNKNOWN_WORK_TOKENS = 4096  # context for a command without documents
-ENTITY_TOKENS = 128  # three names of at most 12 words
 CANDIDATES = 32  # documents whose tokens are counted, the longest in bytes
 GIB = 1 << 30
 
@@ -63,7 +62,11 @@ def slot_count(text: str) -> int | str:
 
 def main() -> None:
     args = parse_arguments()
-    server, base_url = start(args)
+    try:
+        server, base_url = start(args)
+    except KeyboardInterrupt:
+        print("interrupted before the command was started", file=sys.stderr, flush=True)
+        os._exit(130)  # as below
     environment = os.environ | {"OPENAI_BASE_URL": base_url, "OPENAI_API_KEY": "local"}
     with subprocess.Popen(args.command, env=environment) as process:
         try:
@@ -117,24 +120,18 @@ def read_work(args: argparse.Namespace) -> tuple[list, int]:
     return sorted(documents, key=lambda document: -len(document.text.encode()))[:CANDIDATES], options.max_tokens
 
 
-def longest_prompt(document) -> str:
-    """Of all prompts about a document, the longest, without names of entities."""
-    from data.generation.methods import METHODS, PassageRequest
-
-    kinds = {kind for method in METHODS.values() for kind in (method.list_kind, *method.group_sizes) if kind}
-    return max((PassageRequest(document, kind, (), "").prompt() for kind in kinds), key=len)
-
-
 def measure(args: argparse.Namespace, documents: list, reply_tokens: int) -> tuple[Work, dict[int, float]]:
-    """Tokens of the documents' prompts, and throughput by number of slots; with a server of its own."""
+    """Tokens of the documents' prompts, and throughput by number of slots; with a server of its own. The prompts are
+    as long as step 1 assumes, so that it splits no document that the context was made for."""
+    from data.generation.sections import PROMPT_TOKENS
+
     rates, prompts = {}, []
     if args.slots == "auto" or documents:
         server, base_url = llama_cpp.start_server(
             args.gguf, max(llama_cpp.SLOT_COUNTS), llama_cpp.PROBE_CONTEXT, args.threads
         )
         prompts = [
-            (llama_cpp.count_tokens(base_url, longest_prompt(document)) + ENTITY_TOKENS, document.title)
-            for document in documents
+            (llama_cpp.count_tokens(base_url, document.text) + PROMPT_TOKENS, document.title) for document in documents
         ]
         if args.slots == "auto":
             rates = llama_cpp.measure_slots(base_url)
@@ -170,7 +167,7 @@ def choose_context(
         bound = "all that the model was trained on" if context == model.trained_context else "all that fits in memory"
         return context, f"{bound}; {work.too_long(context)}"
     tokens, title = work.prompts[0]
-    return context, f"the longest prompt, about {title!r}, has {tokens:,}, a reply {work.reply_tokens:,}"
+    return context, f"the longest prompt, about {title!r}, has at most {tokens:,}, a reply {work.reply_tokens:,}"
 
 
 if __name__ == "__main__":

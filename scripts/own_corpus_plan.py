@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.generation.methods import PassageRequest
-from data.generation.sections import server_limit, split_long
+from data.generation.sections import split_for_server
 from inference.client import Client
 from inference.prices import Price, Usage, find_price
 from inference.server_facts import read_facts
@@ -71,7 +71,7 @@ def main() -> None:
     price = find_price(args.prices, args.model)
     if args.budget_usd and not price:
         raise UserError(f"--budget_usd: {args.prices} has no price for {args.model}; add it, or give --tokens")
-    documents = split_long(load_task(args.task), server_limit(args.model, args.base_url, args.max_tokens))
+    documents = split_for_server(load_task(args.task), args.model, args.base_url, args.max_tokens)
     speed = asyncio.run(measure_speed(args, documents))
     plan = {"inputs": inputs} | make_plan(args, documents, speed, price)
     print_plan(plan)

@@ -159,6 +159,8 @@ class FakeOpenAI:
             return _send(writer, 200, self.count())
         if path == "/models":
             return _send(writer, 200, self._list_models())
+        if path == "/chat/completions/input_tokens" and self.slots:
+            return _send(writer, 200, {"input_tokens": self.habits.count(_prompt(json.loads(content)))})
         if path == "/props" and self.slots:
             settings = {"n_ctx": self.slot_context} if self.slot_context else {}
             return _send(writer, 200, {"total_slots": self.slots, "default_generation_settings": settings})

@@ -6,15 +6,16 @@ sentences. A single sentence that is too long (a table, a text without full stop
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import replace
 
 from inference.client import Client
-from inference.server_facts import ServerFacts, read_facts
+from inference.server_facts import count_tokens, read_facts
 from tasks.documents import Document
 from utils.sentences import split_sentences
 
 BYTES_PER_TOKEN = 3.0  # a cautious estimate, since the tokenizer is unknown: English has 4 to 5
+MAX_BYTES_PER_TOKEN = 16.0  # beyond it nothing is counted
 PROMPT_TOKENS = 600  # of a prompt besides the document: the task, names or sentences, and the style
 MIN_SECTION_TOKENS = 200
 MARK = ".section"  # in the uid of a section, and so in the name of its journal
@@ -23,27 +24,42 @@ HEADING = re.compile(
 )
 
 
-def server_limit(model: str, base_url: str | None, max_tokens: int) -> int | None:
-    """The longest document, in tokens, that leaves room for the prompt and `max_tokens` of reply in the server's
-    context, and half the context at least; None if the server does not say how long that is."""
+def split_for_server(documents: list[Document], model: str, base_url: str | None, max_tokens: int) -> list[Document]:
+    """Documents of which each leaves room for the prompt and `max_tokens` of reply in the server's context, and half
+    the context at least; as they are if the server does not say how long that is. llama.cpp's server counts the tokens
+    of documents that would be split by the estimate alone."""
 
-    async def ask() -> ServerFacts:
+    async def ask() -> tuple[int | None, set[str]]:
         client = Client(model, base_url)
         try:
-            return await read_facts(client)
+            facts = await read_facts(client)
+            if not facts.context_tokens:
+                return None, set()
+            limit = max(facts.context_tokens - max_tokens - PROMPT_TOKENS, facts.context_tokens // 2)
+            return limit, await _uids_within(limit, documents, client) if facts.slots else set()
         finally:
             await client.close()
 
-    context = asyncio.run(ask()).context_tokens
-    return max(context - max_tokens - PROMPT_TOKENS, context // 2) if context else None
+    limit, whole = asyncio.run(ask())
+    return split_long(documents, limit, whole)
 
 
-def split_long(documents: list[Document], max_tokens: int | None) -> list[Document]:
-    """Documents of which none is longer than `max_tokens`, by BYTES_PER_TOKEN; the short ones as they are. Prints how
-    many are split. None: no limit."""
+async def _uids_within(limit: int, documents: list[Document], client: Client) -> set[str]:
+    """The documents that have at most `limit` tokens by the server's count, though not by the estimate."""
+    uids = set()
+    for document in documents:
+        if BYTES_PER_TOKEN < size(document.text) / limit <= MAX_BYTES_PER_TOKEN:
+            tokens = await count_tokens(client, document.text)
+            uids |= {document.uid} if tokens and tokens <= limit else set()
+    return uids
+
+
+def split_long(documents: list[Document], max_tokens: int | None, whole: Set[str] = frozenset()) -> list[Document]:
+    """Documents of which none is longer than `max_tokens`, by BYTES_PER_TOKEN; the short ones, and those with a uid in
+    `whole`, as they are. Prints how many are split. None: no limit."""
     if not max_tokens:
         return documents
-    parts = [split_document(document, max_tokens) for document in documents]
+    parts = [[document] if document.uid in whole else split_document(document, max_tokens) for document in documents]
     if long := [sections for sections in parts if len(sections) > 1]:
         count = f"{sum(map(len, long))} sections"
         print(f"{len(long)} of {len(documents)} documents are longer than {max_tokens:,} tokens: split into {count}")

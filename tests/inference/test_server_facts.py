@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from inference.client import Client
-from inference.server_facts import ServerFacts, read_facts
+from inference.server_facts import ServerFacts, count_tokens, read_facts
 
 
 def facts(server) -> ServerFacts:
@@ -44,3 +44,16 @@ def test_a_server_that_cannot_be_reached(home):
         url = "http://127.0.0.1:9/v1"
 
     assert facts(Gone) == ServerFacts()
+
+
+@pytest.mark.parametrize(("slots", "tokens"), [(1, 100), (0, None)])
+def test_llama_cpp_counts_tokens(home, server, slots, tokens):
+    async def ask() -> int | None:
+        client = Client("fake", server.url)
+        try:
+            return await count_tokens(client, "word" * 100)
+        finally:
+            await client.close()
+
+    server.slots = slots
+    assert asyncio.run(ask()) == tokens

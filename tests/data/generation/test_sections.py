@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.generation.sections import BYTES_PER_TOKEN, document_uid, size, split_document, split_long
+from data.generation import sections as sections_module
+from data.generation.sections import BYTES_PER_TOKEN, document_uid, size, split_document, split_for_server, split_long
 from tasks.documents import Document, article_text
 
 SENTENCE = "Sentence {} of chapter {} tells of the lamp and its keeper."
@@ -88,3 +89,15 @@ def test_documents_keep_their_order():
     documents = [make("Short."), make(book()), make("Also short.")]
     sections = split_long(documents, 1000)
     assert [sections[0], sections[-1]] == [documents[0], documents[2]]
+
+
+@pytest.mark.parametrize(("bytes_per_token", "parts"), [(4, 1), (2, 2), (None, 2)])
+def test_llama_cpp_counts_what_the_estimate_would_split(home, server, bytes_per_token, parts):
+    """A document of 7,000 bytes, in a context that leaves 2,000 tokens."""
+    server.slots, server.slot_context = 1, 2000 + 100 + sections_module.PROMPT_TOKENS
+    server.habits.count = lambda text: len(text) // (bytes_per_token or 4)
+    if not bytes_per_token:
+        server.slots, server.max_model_len = 0, server.slot_context  # another server
+    document = make((SENTENCE.format(1, 1) + " ") * 120)
+    assert 3 * 2000 < size(document.text) < 4 * 2000
+    assert len(split_for_server([document], "fake", server.url, 100)) == parts

@@ -1,4 +1,4 @@
-"""Conversation records of files and of the Hub: reading, holding out, and what is learnt, dropped or left out."""
+"""Conversation records from files and the Hub: reading, the held-out split, loss masks, records that are left out."""
 
 import argparse
 import sys
@@ -74,7 +74,7 @@ def hold_out(records: Iterable[Record], split: str, args: argparse.Namespace) ->
 
 
 def select_conversations(records: list[Record], tokenizer, counts: dict) -> list[list[dict]]:
-    """The messages of the records that can be learnt. Counts conversations, records that are `refused` as none,
+    """The messages of the records to train on. Counts conversations, records that are `refused` as none,
     `skipped` ones by reason, and `dropped` keys that the chat template does not render."""
     kept = []
     for record in records:

@@ -95,7 +95,7 @@ def read_passages(args: argparse.Namespace) -> dict[str, list[dict]]:
 
 
 def tellings_of_questions(documents: list[Document], passages: dict[str, list[dict]]) -> dict[tuple[str, str], int]:
-    """How many passages tell the statement that a question asks about, by document and question."""
+    """Number of passages that tell the statement that a question asks about, by document and question."""
     counts = {}
     for document in documents:
         statements = Statements(document.title, document.text)

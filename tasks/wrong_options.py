@@ -115,7 +115,7 @@ def is_said(answer: str, text: str) -> bool:
 
 
 def unlikeness(right: str, other: str, kind: str) -> tuple[int, int]:
-    """How much the form of two answers of one kind differs: function word at the beginning, unit of a number, length."""
+    """Difference of form of two answers of one kind: function word at the beginning, or unit of a number; length."""
     place = -1 if kind == "number" else 0
     edges = [words_of(text)[place] if words_of(text) else "" for text in (right, other)]
     if kind != "number":

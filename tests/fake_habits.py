@@ -54,7 +54,7 @@ class Habits:
         return f"boats came home, {self.model}{self.fixed_requests if self.unsteady else ''}"
 
     def written(self, text: str, body: dict) -> str:
-        """What the model writes before and after its answer."""
+        """The reply with the text that the model adds before and after its answer."""
         stops = [] if self.ignores_stop else body.get("stop") or []
         places = [text.find(stop) for stop in stops if stop in text]
         text = text[: min(places, default=len(text))]

@@ -157,7 +157,7 @@ def make_trainer(
 
 @torch.no_grad()
 def held_out_loss(trainer: Trainer) -> float:
-    """Mean cross-entropy over the learnt tokens of the held-out blocks, whatever the micro-batch and the ranks.
+    """Mean cross-entropy over the unmasked tokens of the held-out blocks, for any micro-batch and number of ranks.
 
     Every rank makes the same number of forward passes, as sharded weights are gathered in each; where no blocks are
     left for a rank, it computes the first ones again, and they do not count.

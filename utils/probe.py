@@ -96,8 +96,8 @@ def separates_documents(model) -> bool:
 
 @torch.no_grad()
 def cache_reuse(model) -> str:
-    """How far a key-value cache gives the logits of plain forward passes: `any` prefix of what it holds can be
-    reused, it can only be `extended`, or `none`."""
+    """The reuse of a key-value cache that gives the logits of plain forward passes: `any` prefix of its tokens,
+    `extended` (the whole cache, with more tokens), or `none`."""
     ids, tokens = random_ids(model, probe_length(model), 1), 4
     other = ids[:-tokens] + random_ids(model, tokens, 2)
     limit = rounding(model)

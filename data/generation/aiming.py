@@ -24,7 +24,7 @@ SPARE_REQUESTS = 2  # by name, beyond the tellings aimed at; then a statement is
 
 @dataclass
 class Progress:
-    """What a document's journal says about its statements; all arrays are (statements,)."""
+    """Tellings of and requests for each statement, from a document's journal; all arrays are (statements,)."""
 
     tellings: np.ndarray
     attempts: np.ndarray  # answered pairs and triples with an entity in it

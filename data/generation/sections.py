@@ -17,7 +17,6 @@ from utils.sentences import split_sentences
 BYTES_PER_TOKEN = 3.0  # a cautious estimate, since the tokenizer is unknown: English has 4 to 5
 MAX_BYTES_PER_TOKEN = 16.0  # beyond it nothing is counted
 PROMPT_TOKENS = 600  # of a prompt besides the document: the task, names or sentences, and the style
-MIN_SECTION_TOKENS = 200
 MARK = ".section"  # in the uid of a section, and so in the name of its journal
 HEADING = re.compile(
     r"#{1,6}\s|(?:chapter|part|section|book)\b.{0,60}$|[IVXLC]+\.?$|\d+(?:\.\d+)*\.?\s+\S.{0,60}$", re.I

@@ -41,7 +41,7 @@ TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "nin
 
 
 class Source:
-    """What a document says: its words, names and numbers."""
+    """Words and numbers of a document, and the check of sentences against them."""
 
     def __init__(self, document: Document):
         whole = article_text(document)

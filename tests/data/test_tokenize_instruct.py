@@ -148,7 +148,7 @@ SHOWS_REASONING = (
 
 
 def tokenize_records(home, model, records, *options) -> tuple[TokenFile, list[str], list[str]]:
-    """The token file of conversations, their texts, and the stretches that are learnt."""
+    """The token file of conversations, their texts, and the spans that the loss mask keeps."""
     (home / "t.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     tokenize(home, model, "--jsonl", home / "t.jsonl", "--test_jsonl", home / "t.jsonl", *options)
     file, tokenizer = TokenFile(paths.conversations_bin("ultrachat", "train"), ""), AutoTokenizer.from_pretrained(model)

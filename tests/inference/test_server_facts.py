@@ -1,4 +1,4 @@
-"""What servers say about themselves, and what they do not say."""
+"""Context and slots that servers state, and servers that state nothing."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Which statements of a document its passages tell, measured against the known answers of the example corpus."""
+"""Coverage of documents by passages, against the known answers of the example corpus; plans of --aim_tellings."""
 
 import json
 

@@ -48,6 +48,7 @@ dir=$(realpath "$dir")
 [ -z "$gguf" ] || [ -f "$gguf" ] || fail "--gguf $gguf: no such file"
 [ -z "$base_url" ] || [ -n "$model" ] || fail "--base_url: name the server's model with --model"
 [ -z "$questions" ] || [ -f "$questions" ] || fail "--questions $questions: no such file"
+[ -z "$questions" ] || per_document=0
 [ -f "$replay_text" ] || fail "--replay_text $replay_text: no such file"
 if [ -n "$gguf" ]; then gguf=$(realpath "$gguf") model="${model:-$(basename "$gguf" .gguf)}"; fi
 model="${model:-gpt-4-turbo}"

@@ -1,4 +1,4 @@
-"""Plan of own_corpus.sh: calls, tokens, dollars and hours, after two calls that measure the generator's speed.
+"""Plan of own_corpus.sh: calls, tokens, dollars and hours, after a few calls that measure the generator's speed.
 
     python scripts/own_corpus_plan.py --task NAME --model gpt-4o-mini --budget_usd 5
 
@@ -11,8 +11,10 @@ import argparse
 import asyncio
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Awaitable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from data.generation.methods import PassageRequest
 from data.generation.sections import split_for_server
@@ -21,7 +23,7 @@ from inference.prices import Price, Usage, find_price
 from inference.server_facts import read_facts
 from tasks.documents import Document, article_text, load_task
 from utils import cli, paths
-from utils.cli import positive_float, positive_int
+from utils.cli import non_negative_int, positive_float, positive_int
 from utils.errors import UserError, run
 from utils.io import read_json, sha256_file, write_json
 
@@ -31,17 +33,16 @@ FREE_USD, FREE_S = 1.0, 3600.0  # a plan above needs --yes
 BYTES_PER_TOKEN = 4.3  # English prose
 REPLY_SHARE = 0.75  # of --max_tokens: usual length of a passage
 LIST_TOKENS, QUESTION_TOKENS, CALLS_PER_QUESTION = 300, 200, 4
+TASK_TOKENS = 250  # of a prompt, after the document; computed for every call
 MEASURED_TOKENS = 64  # of the reply that is timed
-PREFIXES = 2  # a local server computes each document's prefix for the passages, and again for the quiz
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens per second of one call, and calls that a server answers at once."""
+    """Tokens per second, of all calls in flight together."""
 
     prompt: float
     reply: float
-    parallel: int
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -54,7 +55,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--budget_usd", type=positive_float, help="dollars to spend at most")
     add("--prices", type=Path, default=paths.prices_file(), help="dollars per million tokens")
     add("--max_tokens", type=positive_int, default=600, help="maximum length of a passage")
-    add("--per_document", type=positive_int, default=10, help="questions to ask for about each document")
+    add("--per_document", type=non_negative_int, default=10, help="questions to ask for about each document, 0 for none")
     add("--concurrency", type=positive_int, default=16, help="calls in flight")
     add("--yes", action="store_true", help="accept the plan's cost")
     return parser.parse_args()
@@ -81,24 +82,37 @@ def main() -> None:
 
 
 async def measure_speed(args: argparse.Namespace, documents: list[Document]) -> Speed:
-    """Time a call without a reply, and one with MEASURED_TOKENS, about a document of middle length."""
+    """Time a call without a reply about a document of middle length, then the replies: of a llama.cpp server's slots
+    all at once, of another server one, which is taken to answer --concurrency calls as fast."""
     document = sorted(documents, key=lambda document: len(document.text))[len(documents) // 2]
-    prompt = PassageRequest(document, "pair", (document.title, document.title), args.model).prompt()
+    names = (document.title, document.title)
+    prompt = PassageRequest(document, "pair", names, args.model).prompt()
+    short_prompt = PassageRequest(replace(document, text=document.title), "pair", names, args.model).prompt()
     client = Client(args.model, args.base_url)
     try:
-        facts = await read_facts(client)
-        begun = time.monotonic()
-        first = await client.chat(prompt, max_tokens=1, seed=0)
-        prompt_s = time.monotonic() - begun
-        second = await client.chat(prompt, max_tokens=MEASURED_TOKENS, seed=0)
-        reply_s = time.monotonic() - begun - prompt_s
+        slots = (await read_facts(client)).slots
+        prompt_s, first = await timed(client.chat(prompt, max_tokens=1, seed=0))
+        if slots:
+            calls = [client.chat(short_prompt, max_tokens=MEASURED_TOKENS, seed=seed) for seed in range(slots)]
+            reply_s, replies = await timed(asyncio.gather(*calls))
+        else:
+            reply_s, reply = await timed(client.chat(prompt, max_tokens=MEASURED_TOKENS, seed=0))
+            reply_s, replies = max(reply_s - prompt_s, reply_s / 2), [reply]  # it may compute the prompt again
     finally:
         await client.close()
     tokens = first.usage.get("prompt_tokens") or count_tokens(prompt)
-    written = second.usage.get("completion_tokens") or MEASURED_TOKENS
-    if not facts.slots:  # another server may compute the prompt again
-        reply_s = max(reply_s - prompt_s, reply_s / 2)
-    return Speed(tokens / prompt_s, written / reply_s, 1 if facts.slots else args.concurrency)
+    written = sum(reply.usage.get("completion_tokens") or MEASURED_TOKENS for reply in replies)
+    if slots:  # whose prompts take time as well
+        reply_s = max(reply_s - slots * count_tokens(short_prompt) * prompt_s / tokens, reply_s / 2)
+        return Speed(tokens / prompt_s, written / reply_s)
+    return Speed(tokens / prompt_s * args.concurrency, written / reply_s * args.concurrency)
+
+
+async def timed(call: Awaitable) -> tuple[float, Any]:
+    """Seconds of a call, and its result."""
+    begun = time.monotonic()
+    result = await call
+    return time.monotonic() - begun, result
 
 
 def make_plan(args: argparse.Namespace, documents: list[Document], speed: Speed, price: Price | None) -> dict:
@@ -110,8 +124,9 @@ def make_plan(args: argparse.Namespace, documents: list[Document], speed: Speed,
     usd_per_call = price.usd(Usage(round(mean_prompt) + 300, 0, reply)) if price else 0.0
     fixed_calls = len(documents) * (1 + args.per_document * CALLS_PER_QUESTION)
     fixed_usd = price.usd(Usage(round(fixed_calls * mean_prompt), 0, fixed_reply)) if price else 0.0
-    rate = speed.reply * speed.parallel
-    fixed_s = PREFIXES * sum(lengths) / speed.prompt / speed.parallel + fixed_reply / rate
+    prefixes = sum(lengths) * (2 if args.per_document else 1)  # once for the passages and once for the quiz
+    fixed_s = (prefixes + fixed_calls * TASK_TOKENS) / speed.prompt + fixed_reply / speed.reply
+    rate = 1 / (1 / speed.reply + TASK_TOKENS / reply / speed.prompt)  # tokens of passages per second
     tokens = args.tokens or TIMES_CORPUS * sum(lengths)
     if args.budget_usd:
         tokens = min(tokens, int((args.budget_usd - fixed_usd) / usd_per_call) * reply)
@@ -131,7 +146,7 @@ def make_plan(args: argparse.Namespace, documents: list[Document], speed: Speed,
         "usd": round(calls * usd_per_call + fixed_usd, 2) if price else None,
         "seconds": round(fixed_s + tokens / rate),
         "prompt_tok_s": round(speed.prompt, 1),
-        "reply_tok_s": round(rate, 1),
+        "reply_tok_s": round(speed.reply, 1),
     }
 
 

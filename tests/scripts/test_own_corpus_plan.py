@@ -13,13 +13,13 @@ DOCUMENTS = [Document(f"u{n}", "T", "", "", "word " * 860) for n in range(10)]  
 PRICE = Price(prompt=1.0, cached=0.5, completion=4.0)
 
 
-def plan(price=None, reply=20.0, parallel=1, **options) -> dict:
+def plan(price=None, reply=20.0, **options) -> dict:
     settings = {"tokens": None, "budget_usd": None, "max_tokens": 600, "per_document": 10} | options
-    return make_plan(Namespace(**settings), DOCUMENTS, Speed(prompt=200.0, reply=reply, parallel=parallel), price)
+    return make_plan(Namespace(**settings), DOCUMENTS, Speed(prompt=200.0, reply=reply), price)
 
 
 def test_the_default_target_is_fifty_times_the_corpus():
-    result = plan(PRICE, parallel=16)
+    result = plan(PRICE)
     assert result["target_tokens"] == pytest.approx(500_000, rel=0.01)
     assert plan(PRICE, tokens=9_000)["target_tokens"] == 9_000
 
@@ -38,10 +38,12 @@ def test_a_local_generator_gets_an_evening():
     assert plan(tokens=4500)["seconds"] < EVENING_S
 
 
-def test_seconds_are_prompts_once_for_passages_and_quiz_and_replies():
-    result = plan(tokens=9_000)
-    prompts, fixed = 2 * 10_000 / 200, 10 * (300 + 10 * 200) / 20
-    assert result["seconds"] == pytest.approx(prompts + fixed + 9_000 / 20, rel=0.02)
+def test_seconds_are_prefixes_once_for_passages_and_quiz_then_tasks_and_replies():
+    prefixes, lists, quiz = 10_000 / 200, 10 * (250 / 200 + 300 / 20), 10 * 10 * (4 * 250 / 200 + 200 / 20)
+    passages = 20 * (450 / 20 + 250 / 200)
+    assert plan(tokens=9_000)["seconds"] == pytest.approx(2 * prefixes + lists + quiz + passages, rel=0.02)
+    assert plan(tokens=9_000, per_document=0)["seconds"] == pytest.approx(prefixes + lists + passages, rel=0.02)
+    assert plan(tokens=9_000, per_document=0)["calls"] == 20 + 10
 
 
 def test_less_than_a_passage_is_refused():

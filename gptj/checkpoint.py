@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from gptj import formats
+from gptj.weight_files import load_hf, load_torch
 from utils.checkpoint import COMPLETE
 from utils.errors import UserError
 from utils.io import atomic_write
@@ -28,14 +29,14 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return next(reversed(list_checkpoints(folder).values()), None)
 
 
-def pack(folder: Path, target: Path, identity: dict) -> None:
-    """Pack a complete checkpoint folder of the Trainer into one file. `identity` describes the data and the
-    optimizer of the run, see check_identity."""
-    state = formats.to_cs(formats.load_hf(folder))
+def pack(folder: Path, target: Path, section: dict, identity: dict) -> None:
+    """Pack a complete checkpoint folder of the Trainer into one file. `section` is the `model` section; `identity`
+    describes the data and the optimizer of the run, see check_identity."""
+    state = formats.to_cs(load_hf(folder), section)
     content = {
         "model": {f"model.{name}": tensor for name, tensor in state.items()},
-        "optimizer": formats.load_torch(folder / "optimizer.pt"),
-        "lr_scheduler": formats.load_torch(folder / "scheduler.pt"),
+        "optimizer": load_torch(folder / "optimizer.pt"),
+        "lr_scheduler": load_torch(folder / "scheduler.pt"),
         "global_step": json.loads((folder / "trainer_state.json").read_text())["global_step"],
         "data": json.dumps(identity),
         "trainer": {
@@ -48,17 +49,17 @@ def pack(folder: Path, target: Path, identity: dict) -> None:
         torch.save(content, file)
 
 
-def save_weights(model, target: Path) -> None:
+def save_weights(model, section: dict, target: Path) -> None:
     """Save the weights without optimizer, as convert_checkpoint.py does."""
     with atomic_write(target) as file:
-        torch.save({"model": formats.to_cs(model.state_dict())}, file)
+        torch.save({"model": formats.to_cs(model.state_dict(), section)}, file)
 
 
-def unpack(checkpoint: dict, folder: Path) -> None:
+def unpack(checkpoint: dict, section: dict, folder: Path) -> None:
     """Write the content of a .mdl file as a folder from which the Trainer resumes."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    save_file(formats.to_hf(checkpoint["model"]), folder / "model.safetensors", {"format": "pt"})
+    save_file(formats.to_hf(checkpoint["model"], section), folder / "model.safetensors", {"format": "pt"})
     torch.save(checkpoint["optimizer"], folder / "optimizer.pt")
     torch.save(checkpoint["lr_scheduler"], folder / "scheduler.pt")
     for name, content in checkpoint["trainer"].items():
@@ -82,14 +83,14 @@ class MdlCheckpoints(TrainerCallback):
     """Replaces each checkpoint folder of the Trainer by checkpoint_<step>.mdl, and keeps the newest `keep` files
     (None: all)."""
 
-    def __init__(self, folder: Path, identity: dict, keep: int | None):
-        self.folder, self.identity, self.keep = folder, identity, keep
+    def __init__(self, folder: Path, section: dict, identity: dict, keep: int | None):
+        self.folder, self.section, self.identity, self.keep = folder, section, identity, keep
 
     def on_save(self, args, state, control, **unused) -> None:
         if not state.is_world_process_zero:
             return
         source = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        pack(source, self.folder / f"checkpoint_{state.global_step}.mdl", self.identity)
+        pack(source, self.folder / f"checkpoint_{state.global_step}.mdl", self.section, self.identity)
         shutil.rmtree(source)
         paths = list(list_checkpoints(self.folder).values())
         for path in paths[: -self.keep] if self.keep else []:

@@ -1,15 +1,17 @@
-"""Convert GPT-J checkpoints and configurations between Hugging Face (hf) and the published release (cs-1.8).
+"""Convert checkpoints and configurations of GPT-J and GPT-NeoX between Hugging Face (hf) and the published release
+(cs-1.8). Checkpoints of its later releases (cs-2.x) are read.
 
     python gptj/convert_checkpoint.py convert gpt-j/model.safetensors --model gptj \\
         --src-fmt hf --tgt-fmt cs-1.8 --config gpt-j/config.json --output-dir /tmp/converted
-    python gptj/convert_checkpoint.py convert runs/tiny/checkpoint_200.mdl --model gptj --src-fmt cs-1.8 --tgt-fmt hf \\
-        --config runs/tiny/params_train.yaml --hf-folder runs/tiny/hf --tokenizer ckpts/SmolLM2-135M-Instruct
+    python gptj/convert_checkpoint.py convert runs/tiny/checkpoint_200.mdl --model gpt-neox --src-fmt cs-1.8 \\
+        --tgt-fmt hf --config runs/tiny/params_train.yaml --hf-folder runs/tiny/hf --tokenizer EleutherAI/gpt-neox-20b
     python gptj/convert_checkpoint.py convert-config gpt-j/config.json --model gptj --src-fmt hf --tgt-fmt cs-1.8
     python gptj/convert_checkpoint.py list
 
 Writes <file>_to_<format>.mdl (or .bin) and <config>_to_<format>.yaml (or .json); with --hf-folder a folder that
-evaluation.py and transformers load. Tensors are renamed, bit for bit unchanged. An hf source is a .safetensors or
-.bin file, an index of shards, or a folder; a cs-1.8 source is a .mdl file, converted or from a training run.
+evaluation.py and transformers load. Tensors are renamed, bit for bit unchanged; of GPT-NeoX's queries and keys the rows
+are also reordered. An hf source is a .safetensors or .bin file, an index of shards, or a folder; a cs source is a .mdl
+file, converted or from a training run.
 """
 
 import argparse
@@ -21,7 +23,9 @@ from utils.cli import HelpFormatter, make_parser, print_result
 from utils.errors import UserError, run
 from utils.io import atomic_write, read_json, write_json
 
-FORMATS = ("hf", "cs-1.8")
+SOURCES = {"hf": ("cs-1.8",), "cs-1.8": ("hf",), "cs-2.x": ("hf", "cs-1.8")}
+MODELS = ("gptj", "gpt-neox")
+LATER_KEYS = ("norm_type", "pos_scaling_factor")  # of releases 2.x
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -32,9 +36,9 @@ def parse_arguments() -> argparse.Namespace:
         command = commands.add_parser(name, help=help, formatter_class=HelpFormatter)
         add = command.add_argument
         add("file", type=Path, help="source")
-        add("--model", required=True, choices=["gptj"])
-        add("--src-fmt", required=True, choices=FORMATS)
-        add("--tgt-fmt", required=True, choices=FORMATS)
+        add("--model", required=True, choices=MODELS)
+        add("--src-fmt", required=True, choices=SOURCES)
+        add("--tgt-fmt", required=True, choices=["hf", "cs-1.8"])
         add("--output-dir", type=Path, help="default: beside the source")
         if name == "convert":
             add("--config", type=Path, required=True, help="config.json, or a YAML file with a `model` section")
@@ -47,13 +51,17 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     if args.command == "list":
-        print_result({"gptj": {"hf": ["cs-1.8"], "cs-1.8": ["hf"]}}, "gptj: hf to cs-1.8, cs-1.8 to hf")
+        pairs = ", ".join(f"{source} to {target}" for source, targets in SOURCES.items() for target in targets)
+        sentence = "\n".join(f"{model}: {pairs}" for model in MODELS)
+        print_result(
+            {model: {source: list(targets) for source, targets in SOURCES.items()} for model in MODELS}, sentence
+        )
         return
     validate(args)
     folder = args.output_dir or args.file.parent
     if args.command == "convert-config":
-        target = config_path(args.file, args.src_fmt, folder)
-        write_config(target, read_config(args.file, args.src_fmt)[1])
+        target = config_path(args.file, args.tgt_fmt, folder)
+        write_config(target, read_config(args.file, args)[1])
         print_result({"output": str(target)}, str(target))
     else:
         convert(args, folder)
@@ -70,22 +78,34 @@ def validate(args: argparse.Namespace) -> None:
         raise UserError("--tokenizer: needs --hf-folder")
 
 
-def config_path(source: Path, source_format: str, folder: Path) -> Path:
-    return folder / f"{source.stem}_to_{'cs-1.8.yaml' if source_format == 'hf' else 'hf.json'}"
+def config_path(source: Path, target_format: str, folder: Path) -> Path:
+    return folder / f"{source.stem}_to_{'hf.json' if target_format == 'hf' else 'cs-1.8.yaml'}"
 
 
-def read_config(path: Path, source_format: str) -> tuple[dict, dict]:
-    """The Hugging Face configuration, and the converted one."""
+def read_config(path: Path, args: argparse.Namespace) -> tuple[dict, dict]:
+    """The checked `model` section of the source's configuration, and the converted configuration."""
     from gptj import formats
-    from gptj.params import load_model_section
+    from gptj.architectures import ARCHITECTURES, architecture_of
+    from gptj.params import check_model_section, load_model_section
 
-    if source_format == "hf":
+    architecture = ARCHITECTURES[args.model]
+    if args.src_fmt == "hf":
         config = read_json(path, "download it again")
         if not isinstance(config, dict):
             raise UserError(f"{path}: not a JSON object")
-        return config, {"model": formats.config_to_cs(config)}
-    config = formats.config_to_hf(load_model_section(path))
-    return config, config
+        try:
+            section = formats.config_to_cs(config, architecture)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        return check_model_section(section, path), {"model": section}
+    section = load_model_section(path)
+    if architecture_of(section) is not architecture:
+        untied = str(section["use_untied_layer_norm"]).lower()
+        is_of = f"model.use_untied_layer_norm {untied} stands for {architecture_of(section).name}"
+        raise UserError(f"{path}: {is_of}, --model {args.model} for {architecture.name}")
+    if args.tgt_fmt == "hf":
+        return section, formats.config_to_hf(section)
+    return section, {"model": {key: value for key, value in section.items() if key not in LATER_KEYS}}
 
 
 def write_config(target: Path, config: dict) -> None:
@@ -100,17 +120,12 @@ def convert(args: argparse.Namespace, folder: Path) -> None:
     # Heavy imports, after parsing.
     import torch
 
-    from gptj import formats
-
-    config, converted = read_config(args.config, args.src_fmt)
+    section, converted = read_config(args.config, args)
     stem = args.file.name.removesuffix(".index.json").removesuffix(args.file.suffix)
-    config_target = config_path(args.config, args.src_fmt, folder)
-    if args.src_fmt == "hf":
-        state = formats.to_cs(formats.load_hf(args.file), str(args.file))
-        output, content = folder / f"{stem}_to_cs-1.8.mdl", {"model": state}
-    else:
-        state = formats.to_hf(formats.load_mdl(args.file)["model"], str(args.file))
-        output, content = folder / f"{stem}_to_hf.bin", state
+    config_target = config_path(args.config, args.tgt_fmt, folder)
+    state = read_state(args.file, args.src_fmt, section, args.tgt_fmt)
+    output = folder / f"{stem}_to_{args.tgt_fmt}.{'bin' if args.tgt_fmt == 'hf' else 'mdl'}"
+    content = state if args.tgt_fmt == "hf" else {"model": state}
     if args.hf_folder:
         output, config_target = args.hf_folder, args.hf_folder / "config.json"
         write_hf_folder(output, state, args.tokenizer)
@@ -119,7 +134,7 @@ def convert(args: argparse.Namespace, folder: Path) -> None:
             torch.save(content, file)
     write_config(config_target, converted)  # last: a folder without it is incomplete
     if args.check:
-        check_logits(config, args, output)
+        check_logits(section, args, output)
     result = {"tensors": len(state), "output": str(output), "config": str(config_target)}
     print_result(result, f"{output}: {len(state)} tensors\n{config_target}")
 
@@ -137,31 +152,48 @@ def write_hf_folder(folder: Path, state: dict, tokenizer: str | None) -> None:
     save_file(state, folder / "model.safetensors", {"format": "pt"})
 
 
-def check_logits(config: dict, args: argparse.Namespace, output: Path) -> None:
+def read_state(path: Path, source_format: str, section: dict, target_format: str) -> dict:
+    """The tensors of a checkpoint under the names of another format, complete."""
+    from gptj import formats
+    from gptj.weight_files import load_hf, load_mdl
+
+    source = load_hf(path) if source_format == "hf" else load_mdl(path)["model"]
+    if source_format == "hf":
+        state = formats.to_cs(source, section, str(path))
+        formats.check_complete(state, section, str(path))
+        return state if target_format != "hf" else formats.to_hf(state, section)
+    state = formats.to_hf(source, section, str(path))
+    formats.check_complete(formats.to_cs(state, section), section, str(path))
+    return state if target_format == "hf" else formats.to_cs(state, section)
+
+
+def check_logits(section: dict, args: argparse.Namespace, output: Path) -> None:
     """Read both files again and compare the logits of their models. Raises UserError unless they are equal."""
     import torch
 
-    logits = [compute_logits(config, args.file, args.src_fmt), compute_logits(config, output, args.tgt_fmt)]
+    logits = [compute_logits(section, args.file, args.src_fmt), compute_logits(section, output, args.tgt_fmt)]
     if not torch.equal(*logits):
         difference = (logits[0] - logits[1]).abs().max().item()
         raise UserError(f"{output}: the logits of source and output differ by up to {difference}")
     print("checked: source and output give the same logits")
 
 
-def compute_logits(config: dict, path: Path, file_format: str):
+def compute_logits(section: dict, path: Path, file_format: str):
     import torch
-    from transformers import GPTJConfig, GPTJForCausalLM
 
     from gptj import formats
+    from gptj.model import load_weights, make_model
+    from gptj.weight_files import load_hf, load_mdl
 
-    state = formats.load_hf(path) if file_format == "hf" else formats.to_hf(formats.load_mdl(path)["model"], str(path))
-    model = GPTJForCausalLM(GPTJConfig(**config)).eval()
-    weights = {name: tensor.float() for name, tensor in formats.drop_buffers(state).items()}
-    differences = model.load_state_dict(weights, strict=False)
-    if differences.missing_keys or differences.unexpected_keys:
-        raise UserError(f"{path}: {differences}")
+    if file_format == "hf":
+        state = formats.drop_buffers(load_hf(path), section)
+    else:
+        state = formats.to_hf(load_mdl(path)["model"], section, str(path))
+    model = make_model(section).eval()
+    if names := load_weights(model, state):
+        raise UserError(f"{path}: {len(names)} weights are missing or unknown, {names[0]} for example")
     with torch.no_grad():
-        return model(torch.arange(min(64, config["n_positions"]))[None]).logits
+        return model(torch.arange(min(64, section["max_position_embeddings"], section["vocab_size"]))[None]).logits
 
 
 if __name__ == "__main__":

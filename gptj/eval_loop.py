@@ -2,19 +2,20 @@
 
 import argparse
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy, linear
-from torch.utils.data import DataLoader
-from transformers import TrainerCallback, default_data_collator
+from transformers import TrainerCallback
 
 from gptj import formats
 from gptj.checkpoint import list_checkpoints
-from gptj.hdf5 import Hdf5Rows, InputData, row_order
+from gptj.input_data import InputData
 from gptj.model import Start, build_model
-from gptj.params import Params
+from gptj.sections import Model, Params
+from gptj.weight_files import load_mdl
 from utils.cli import print_main
 from utils.device import device_type, is_main_process
 from utils.errors import UserError
@@ -24,60 +25,43 @@ from utils.token_file import IGNORE_INDEX
 def evaluate(params: Params, model, data: InputData, step: int, folder: Path) -> dict:
     """Evaluate, print the metrics and write them as TensorBoard events.
 
-    loss: mean over batches of Σ(cross-entropy · mask) / Σmask, in nats
+    loss: mean over batches of Σ(cross-entropy · mask) / Σmask, in nats; with loss_scaling batch_size of
+        Σ(cross-entropy · mask) / rows · loss_weight
     eval/lm_perplexity: exp of the mean cross-entropy over all counted tokens
     eval/accuracy: share of counted labels that are the most likely token
 
     Raises UserError where there is no full batch or no counted label.
     """
-    loader = make_loader(data)
+    batches = data.evaluation_batches()
     was_training = model.training
     model.to(device_type()).eval()
-    metrics = measure(model, loader, params.runconfig.eval_steps, params.model.mixed_precision)
+    metrics = measure(model, batches, params.model, params.runconfig.eval_steps)
     model.train(was_training)
     report(metrics, step, folder)
     return metrics
 
 
-def make_loader(data: InputData) -> DataLoader:
-    """Batches of one epoch."""
-    section = data.section
-    order = row_order(data.rows, section.batch_size, data.steps(1), section.drop_last, data.seed())[: data.rows]
-    if not len(order):
-        raise UserError(f"eval_input.batch_size: {section.batch_size} for {data.rows} rows; set drop_last: false")
-    if len(order) < data.rows:
-        print_main(f"{data.rows - len(order)} rows, less than a batch, are left out (eval_input.drop_last)")
-    return DataLoader(
-        Hdf5Rows(data.files, data.counts, order),
-        section.batch_size,
-        collate_fn=default_data_collator,
-        generator=torch.Generator(),  # else it draws from the global one, and dropout in training changes
-        num_workers=section.num_workers,
-        prefetch_factor=section.prefetch_factor if section.num_workers else None,
-        persistent_workers=section.persistent_workers and section.num_workers > 0,
-    )
-
-
 @torch.no_grad()
-def measure(model, loader: DataLoader, limit: int | None, mixed_precision: bool) -> dict:
+def measure(model, batches: Iterable[dict], settings: Model, limit: int | None) -> dict:
     """Metrics over the first `limit` batches (None: all)."""
-    device = device_type()
+    device, head = device_type(), model.get_output_embeddings()
     losses = []
     total_nll = torch.zeros((), device=device)  # fp32, as in the published release
     correct = counted = torch.zeros((), dtype=torch.int64, device=device)
-    with torch.autocast(device, torch.bfloat16, enabled=mixed_precision):
-        for number, batch in enumerate(loader):
+    with torch.autocast(device, torch.bfloat16, enabled=settings.mixed_precision):
+        for number, batch in enumerate(batches):
             if number == limit:
                 break
             ids, labels = batch["input_ids"].to(device), batch["labels"].to(device).flatten()
-            hidden = model.transformer(input_ids=ids).last_hidden_state.flatten(0, 1)
-            # Not model.lm_head(...): during training the head passes hidden states through (training/loss.py).
-            logits = linear(hidden, model.lm_head.weight, model.lm_head.bias).float()
+            hidden = model.base_model(input_ids=ids).last_hidden_state.flatten(0, 1)
+            # Not head(...): during training the head passes hidden states through (training/loss.py).
+            logits = linear(hidden, head.weight, head.bias).float()
             tokens = (labels != IGNORE_INDEX).sum()
             if not tokens:
                 continue
             nll = cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="none").sum()
-            losses.append((nll / tokens).item())
+            loss = nll / len(ids) * settings.loss_weight if settings.scales_loss_by_rows else nll / tokens
+            losses.append(loss.item())
             total_nll, counted = total_nll + nll, counted + tokens
             correct += (logits.argmax(-1) == labels).sum()
     if not losses:
@@ -106,7 +90,7 @@ def evaluate_all(args: argparse.Namespace, params: Params, data: InputData) -> d
     """Evaluate every checkpoint in --model_dir, in the order of steps; returns step and metrics of the last one."""
     result = {}
     for step, path in list_checkpoints(args.model_dir).items():
-        weights = formats.to_hf(formats.load_mdl(path)["model"], str(path))
+        weights = formats.to_hf(load_mdl(path)["model"], params.model.model_dump(), str(path))
         model = build_model(params, Start(step, weights, path=path), not args.disable_strict_checkpoint_loading)
         result = {"step": step} | evaluate(params, model, data, step, args.model_dir)
     if not result:

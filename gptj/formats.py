@@ -1,77 +1,31 @@
-"""Names of GPT-J's weights and configuration keys in Hugging Face (hf) and in the published release (cs-1.8), and
-readers of both kinds of checkpoint. Conversion renames; no tensor is changed.
+"""Conversion of weights and configurations between Hugging Face (hf) and the published release (cs-1.8).
+
+Tensors are renamed, bit for bit unchanged; of GPT-NeoX's queries and keys the rows are also put in another order.
+A `section` is the checked `model` section of a YAML file, with all defaults.
 """
 
+import math
 import re
-import zipfile
-from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from utils.errors import UserError, first_line
-from utils.io import read_json
+from gptj.architectures import ARCHITECTURES, FUSED, GPT_NEOX, PARTS, TWIN, Architecture, architecture_of
+from utils.errors import UserError
 
-# Hugging Face name -> cs-1.8 name; N is the number of the layer.
-RENAMES = [
-    ("transformer.wte", "embedding_layer.word_embeddings"),
-    ("transformer.h.N.ln_1", "transformer_decoder.layers.N.norm1"),
-    ("transformer.h.N.attn.q_proj", "transformer_decoder.layers.N.self_attn.proj_q_dense_layer"),
-    ("transformer.h.N.attn.k_proj", "transformer_decoder.layers.N.self_attn.proj_k_dense_layer"),
-    ("transformer.h.N.attn.v_proj", "transformer_decoder.layers.N.self_attn.proj_v_dense_layer"),
-    ("transformer.h.N.attn.out_proj", "transformer_decoder.layers.N.self_attn.proj_output_dense_layer"),
-    ("transformer.h.N.mlp.fc_in", "transformer_decoder.layers.N.ffn.ffn.0.linear_layer"),
-    ("transformer.h.N.mlp.fc_out", "transformer_decoder.layers.N.ffn.ffn.1.linear_layer"),
-    ("transformer.ln_f", "ln_f"),
-    ("lm_head", "lm_head"),
-]
-TWIN = ("ln_f.", "transformer_decoder.norm.")  # cs-1.8 stores the final layer norm under both names
-BUFFERS = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")  # computed by the code; in old hf files
-CONFIG_RENAMES = [
-    ("vocab_size", "vocab_size"),
-    ("n_positions", "max_position_embeddings"),
-    ("n_embd", "hidden_size"),
-    ("n_layer", "num_hidden_layers"),
-    ("n_head", "num_heads"),
-    ("rotary_dim", "rotary_dim"),
-    ("n_inner", "filter_size"),
-    ("activation_function", "nonlinearity"),
-    ("resid_pdrop", "residual_dropout_rate"),
-    ("embd_pdrop", "embedding_dropout_rate"),
-    ("attn_pdrop", "attention_dropout_rate"),
-    ("layer_norm_epsilon", "layer_norm_epsilon"),
-    ("initializer_range", "initializer_range"),
-    ("tie_word_embeddings", "share_embedding_weights"),
-]
-# Further keys of a converted configuration, the same for every GPT-J.
-FIXED = {
-    "position_embedding_type": "rotary",
-    "use_projection_bias_in_attention": False,
-    "use_ffn_bias_in_attention": False,
-    "use_ffn_bias": True,
-    "use_bias_in_output": True,
-    "attention_type": "scaled_dot_product",
-    "mixed_precision": True,
-}
-HF_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-HF_DEFAULTS = {
-    "activation_function": "gelu_new",
-    "rotary_dim": 64,
-    "n_inner": None,
-    "tie_word_embeddings": False,
-    "attn_pdrop": 0.0,
-    "embd_pdrop": 0.0,
-    "resid_pdrop": 0.0,
-    "layer_norm_epsilon": 1e-5,
-    "initializer_range": 0.02,
-}
+# Keys that a converted configuration has beside the architecture's switches.
+ALWAYS_WRITTEN = {"use_ffn_bias": True, "attention_type": "scaled_dot_product", "mixed_precision": True}
+ROTARY_SHARE, ROTARY_BASE = 0.25, 10_000  # GPT-NeoX's defaults in Hugging Face; cs-1.8 has no key for the base
+GPT2_EOS, NEOX_EOS = 50256, 0  # end-of-text tokens of the architectures' own tokenizers
 
 
-def to_cs(state: dict, source: str = "the checkpoint") -> dict:
+def to_cs(state: dict, section: dict, source: str = "the checkpoint") -> dict:
     """Hugging Face names -> cs-1.8 names. `source` is named in errors."""
-    renamed = _rename(drop_buffers(state), RENAMES, source)
+    state = drop_buffers(state, section)
+    if architecture_of(section) is GPT_NEOX:
+        if "lm_head.weight" in state:  # the head's name in a state_dict of transformers 5
+            state["embed_out.weight"] = state.pop("lm_head.weight")
+        state = _split_query_key_value(state, section, source)
+    renamed = _rename(state, _names(section), section, source)
     name, twin = TWIN
     for kind in ("weight", "bias"):
         if f"{name}{kind}" in renamed:
@@ -79,106 +33,157 @@ def to_cs(state: dict, source: str = "the checkpoint") -> dict:
     return renamed
 
 
-def to_hf(state: dict, source: str = "the checkpoint") -> dict:
-    """cs-1.8 names, with or without the prefix `model.` of a training run, -> Hugging Face names."""
+def to_hf(state: dict, section: dict, source: str = "the checkpoint") -> dict:
+    """cs-1.8 names, with or without the prefix `model.` of a training run, -> Hugging Face names. A layer of GPT-NeoX
+    without queries, keys or values comes without their common tensor."""
     state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
     for twin in [name for name in state if name.startswith(TWIN[1])]:
         name = twin.replace(TWIN[1], TWIN[0])
         tensor = state.pop(twin)
         if not torch.equal(state.setdefault(name, tensor), tensor):
             raise UserError(f"{source}: {twin} and {name} differ")
-    return _rename(state, [(new, old) for old, new in RENAMES], source)
+    renamed = _rename(state, {cs: hf for hf, cs in _names(section).items()}, section, source)
+    return _join_query_key_value(renamed, section, source) if architecture_of(section) is GPT_NEOX else renamed
 
 
-def drop_buffers(state: dict) -> dict:
-    return {name: tensor for name, tensor in state.items() if not BUFFERS.fullmatch(name)}
+def check_complete(state: dict, section: dict, source: str) -> None:
+    """Raise UserError unless a state with cs-1.8 names has all tensors of the model."""
+    if missing := [name for name in _names(section).values() if name not in state]:
+        raise UserError(f"{source}: {len(missing)} tensors are missing, {missing[0]} for example")
 
 
-def _rename(state: dict, pairs: list[tuple[str, str]], source: str) -> dict:
+def drop_buffers(state: dict, section: dict) -> dict:
+    buffers = re.compile(architecture_of(section).buffers)
+    return {name: tensor for name, tensor in state.items() if not buffers.fullmatch(name)}
+
+
+def _names(section: dict) -> dict[str, str]:
+    return architecture_of(section).tensor_names(section["num_hidden_layers"])
+
+
+def _rename(state: dict, names: dict[str, str], section: dict, source: str) -> dict:
     """Every tensor under its other name. Raises UserError for unknown names."""
-    patterns = [(re.compile(re.escape(old).replace("N", r"(\d+)", 1) + r"\.(weight|bias)"), new) for old, new in pairs]
-    renamed, unknown = {}, []
+    if unknown := [name for name in state if name not in names]:
+        model = f"a {architecture_of(section).name} of {section['num_hidden_layers']} layers"
+        raise UserError(f"{source}: {len(unknown)} names are not of {model}, {unknown[0]} for example")
+    return {names[name]: tensor for name, tensor in state.items()}
+
+
+def rotary_rows(head_size: int, rotary_dim: int) -> torch.Tensor:
+    """The row of Hugging Face's GPT-NeoX for every row of a head in cs-1.8. The dimensions that are rotated together
+    are i and i + rotary_dim / 2 there, and neighbours here."""
+    pairs = torch.arange(rotary_dim).view(2, -1).t().flatten()
+    return torch.cat([pairs, torch.arange(rotary_dim, head_size)])
+
+
+def _split_query_key_value(state: dict, section: dict, source: str) -> dict:
+    """query_key_value, whose rows are head 0's queries, keys and values, then head 1's, -> three tensors."""
+    heads, head_size = section["num_heads"], section["hidden_size"] // section["num_heads"]
+    rows = rotary_rows(head_size, section["rotary_dim"])
+    pattern = re.compile(FUSED.replace(".N.", r"\.(\d+)\.").replace("gpt_neox.", r"gpt_neox\.") + r"\.(weight|bias)")
+    result = {}
     for name, tensor in state.items():
-        for pattern, new in patterns:
-            if match := pattern.fullmatch(name):
-                *layer, kind = match.groups()
-                renamed[f"{new.replace('N', *layer) if layer else new}.{kind}"] = tensor
-                break
-        else:
-            unknown.append(name)
-    if unknown:
-        raise UserError(f"{source}: {len(unknown)} names are not GPT-J's, {unknown[0]} for example")
-    return renamed
+        if not (match := pattern.fullmatch(name)):
+            result[name] = tensor
+            continue
+        if len(tensor) != 3 * section["hidden_size"]:
+            raise UserError(
+                f"{source}: {name} has {len(tensor)} rows; of {heads} heads it has {3 * section['hidden_size']}"
+            )
+        parts = tensor.unflatten(0, (heads, 3, head_size)).unbind(1)
+        for part, values in zip(PARTS, (parts[0][:, rows], parts[1][:, rows], parts[2]), strict=True):
+            result[f"{part.replace('.N.', f'.{match[1]}.')}.{match[2]}"] = values.flatten(0, 1).contiguous()
+    return result
 
 
-def config_to_cs(config: dict) -> dict:
-    """Content of a Hugging Face config.json -> the `model` section of a YAML file."""
-    if config.get("model_type", "gptj") != "gptj":
-        raise UserError(f"model_type {config['model_type']}: only gptj is supported")
-    config = HF_DEFAULTS | config
-    missing = [old for old, _ in CONFIG_RENAMES if old not in config]
-    if missing:
+def _join_query_key_value(state: dict, section: dict, source: str) -> dict:
+    """The inverse of _split_query_key_value."""
+    heads, head_size = section["num_heads"], section["hidden_size"] // section["num_heads"]
+    rows = rotary_rows(head_size, section["rotary_dim"]).argsort()
+    result = dict(state)
+    for layer in range(section["num_hidden_layers"]):
+        for kind in ("weight", "bias"):
+            names = [f"{part.replace('.N.', f'.{layer}.')}.{kind}" for part in PARTS]
+            parts = [result.pop(name, None) for name in names]
+            if any(part is None for part in parts):
+                continue
+            if wrong := [name for name, part in zip(names, parts, strict=True) if len(part) != heads * head_size]:
+                raise UserError(f"{source}: {wrong[0]} has not the {heads * head_size} rows of the `model` section")
+            queries, keys, values = (part.unflatten(0, (heads, head_size)) for part in parts)
+            joined = torch.stack([queries[:, rows], keys[:, rows], values], 1)
+            result[f"{FUSED.replace('.N.', f'.{layer}.')}.{kind}"] = joined.flatten(0, 2).contiguous()
+    return result
+
+
+def config_to_cs(config: dict, architecture: Architecture) -> dict:
+    """Content of a Hugging Face config.json -> the `model` section of a YAML file, not checked."""
+    model_type = config.get("model_type", architecture.model_type)
+    if model_type != architecture.model_type:
+        option = next((name for name, other in ARCHITECTURES.items() if other.model_type == model_type), None)
+        advice = f"give --model {option}" if option else f"only {', '.join(ARCHITECTURES)} are supported"
+        raise UserError(f"model_type {model_type}: {advice}")
+    given = architecture.config_defaults | config
+    if missing := [key for key in architecture.config_keys if given.get(key) is None and key != "n_inner"]:
         raise UserError(f"the configuration has no {', '.join(missing)}")
-    model = {new: config[old] for old, new in CONFIG_RENAMES}
-    model["filter_size"] = model["filter_size"] or 4 * model["hidden_size"]
-    return model | FIXED
+    section = {new: given[old] for old, new in architecture.config_keys.items()}
+    section |= architecture.switches | ALWAYS_WRITTEN
+    if architecture is GPT_NEOX:
+        section["rotary_dim"] = _rotary_dim(config, section)
+        section["embedding_dropout_rate"] = section["residual_dropout_rate"]  # as GPTNeoXModel does
+        return section | {"use_untied_layer_norm": True}
+    section["filter_size"] = section["filter_size"] or 4 * section["hidden_size"]
+    return section | {"position_embedding_type": "rotary"}
 
 
-def config_to_hf(model: dict) -> dict:
-    """The `model` section of a YAML file -> content of a Hugging Face config.json."""
-    for key in ("position_embedding_type", "use_projection_bias_in_attention", "use_ffn_bias"):
-        if model.get(key, FIXED[key]) != FIXED[key]:
-            raise UserError(f"model.{key}: {model[key]}; for GPT-J it is {FIXED[key]}")
-    missing = [new for old, new in CONFIG_RENAMES if new not in model and old not in HF_DEFAULTS]
-    if missing:
-        raise UserError(f"model.{missing[0]}: missing")
-    config = {old: model.get(new, HF_DEFAULTS.get(old)) for old, new in CONFIG_RENAMES}
-    eos = 50256 if config["vocab_size"] > 50256 else None  # GPT-2's end-of-text token
-    config |= {"bos_token_id": eos, "eos_token_id": eos, "dtype": "float32"}
-    return config | {"model_type": "gptj", "architectures": ["GPTJForCausalLM"]}
-
-
-def load_mdl(path: Path) -> dict:
-    """Read a .mdl checkpoint: `model` and, from a training run, `optimizer`, `lr_scheduler`, `global_step`."""
-    loaded = load_torch(path)
-    if not isinstance(loaded.get("model"), dict):
+def _rotary_dim(config: dict, section: dict) -> int:
+    """Rotated dimensions of a head of GPT-NeoX. Raises UserError for what cs-1.8 has no key for."""
+    for key in ("use_parallel_residual", "attention_bias"):
+        if not config.get(key, True):
+            raise UserError(f"{key}: {config[key]}; cs-1.8 has no key for it, {GPT_NEOX.name} there has true")
+    rope = config.get("rope_parameters") or {}
+    scaling = config.get("rope_scaling") or {}  # of transformers 4
+    kinds = {rope.get("rope_type", "default"), scaling.get("rope_type", scaling.get("type", "default"))}
+    if kinds != {"default"}:
+        raise UserError(f"rope_type: {', '.join(sorted(kinds - {'default'}))}; cs-1.8 has no key for it")
+    spellings = {"rotary_emb_base": ("rope_theta", ROTARY_BASE), "rotary_pct": ("partial_rotary_factor", ROTARY_SHARE)}
+    values = {}
+    for old, (new, default) in spellings.items():
+        given = [value for value in (config.get(old), rope.get(new)) if value is not None]
+        if len(set(given)) > 1:
+            raise UserError(f"{old} {given[0]}, but rope_parameters.{new} {given[1]}: they must be equal")
+        values[old] = given[0] if given else default
+    if values["rotary_emb_base"] != ROTARY_BASE:
         raise UserError(
-            f"{path}: has no `model` entry; convert a Hugging Face file with: python gptj/convert_checkpoint.py convert"
+            f"rotary_emb_base: {values['rotary_emb_base']}; cs-1.8 has no key for it, it is {ROTARY_BASE} there"
         )
-    return loaded
+    head_size = section["hidden_size"] // section["num_heads"]
+    dim = int(head_size * values["rotary_pct"])
+    if dim % 2 or not 0 < dim <= head_size:
+        raise UserError(
+            f"rotary_pct: {values['rotary_pct']} of a head of {head_size} is {dim} dimensions, which are rotated in pairs; "
+            "cs-1.8 needs an even number"
+        )
+    return dim
 
 
-def load_hf(path: Path) -> dict:
-    """Read tensors with Hugging Face names from a .safetensors or .bin file, an index of shards, or a folder."""
-    if path.is_dir():
-        weights = next((path / name for name in HF_FILES if (path / name).is_file()), None)
-        if not weights:
-            raise UserError(f"{path}: contains no weights (model.safetensors or pytorch_model.bin)")
-        return load_hf(weights)
-    if path.name.endswith(".index.json"):
-        shards = sorted(set(read_json(path, "download it again").get("weight_map", {}).values()))
-        if any(Path(shard).name != shard for shard in shards):
-            raise UserError(f"{path}: lists files outside its folder")
-        return {name: tensor for shard in shards for name, tensor in load_hf(path.parent / shard).items()}
-    if path.suffix != ".safetensors":
-        return load_torch(path)
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: missing or damaged ({first_line(error)})") from error
+def rotary_share(head_size: int, rotary_dim: int) -> float:
+    """A rotary_pct of which int(head_size * rotary_pct) is `rotary_dim`; the quotient's product can be just below it."""
+    share = rotary_dim / head_size
+    return share if int(head_size * share) == rotary_dim else math.nextafter(share, math.inf)
 
 
-def load_torch(path: Path) -> dict:
-    """Read a file of torch.save as data. Raises UserError for a file that could run code."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except UnpicklingError as error:
-        raise UserError(f"{path}: refused, since it holds more than tensors ({first_line(error)})") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        kind = "damaged, or an HDF5 checkpoint (release 2.0 and later; 1.8 is supported)"
-        raise UserError(f"{path}: {kind} ({first_line(error)})") from error
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path}: holds a {type(loaded).__name__}, not a checkpoint")
-    return loaded
+def config_to_hf(section: dict) -> dict:
+    """A checked `model` section -> content of a Hugging Face config.json."""
+    architecture = architecture_of(section)
+    config = {old: section[new] for old, new in architecture.config_keys.items()}
+    if architecture is GPT_NEOX:
+        share = rotary_share(section["hidden_size"] // section["num_heads"], section["rotary_dim"])
+        rope = {"rope_type": "default", "rope_theta": ROTARY_BASE, "partial_rotary_factor": share}
+        # In the words of transformers 4 and 5.
+        config |= {"rotary_pct": share, "rotary_emb_base": ROTARY_BASE, "rope_parameters": rope}
+        config |= {"attention_bias": True, "use_parallel_residual": True}
+        eos = NEOX_EOS
+    else:
+        eos = GPT2_EOS if section["vocab_size"] > GPT2_EOS else None
+    config |= {"bos_token_id": eos, "eos_token_id": eos, "dtype": "float32"}
+    return config | {"model_type": architecture.model_type, "architectures": [architecture.class_name]}

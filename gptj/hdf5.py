@@ -1,4 +1,4 @@
-"""HDF5 training files: a dataset over their rows, the order of the rows, and checks of the files.
+"""HDF5 training files: a dataset over their rows, and checks of the files.
 
 A file has a dataset `data` (rows, 3, length) int32 (input ids, loss mask, labels already shifted) and an attribute
 `n_examples`. gptj/create_hdf5.py writes them, with a manifest.
@@ -10,10 +10,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from gptj.params import Input, Params
+from gptj.rows import training_row
+from gptj.sections import Input
 from utils.errors import UserError
 from utils.io import read_json
-from utils.token_file import IGNORE_INDEX
 
 MANIFEST = "data_params.json"  # settings, counts, and the sha256 of every file
 UNFINISHED = ".settings.json"  # in a folder that create_hdf5.py has not finished
@@ -21,10 +21,8 @@ CHECKED_ROWS = 4096  # rows in memory at once
 
 
 class Hdf5Rows:
-    """A map-style dataset of rows in a given order.
-
-    Item i is {"input_ids", "labels", "shift_labels"}, each (length,) int64; the labels are already shifted, and
-    IGNORE_INDEX where the loss mask is 0. Files are opened in the process that reads them.
+    """A map-style dataset of rows in a given order; items as rows.training_row makes them. Files are opened in the
+    process that reads them.
 
     files: in the order of their rows; counts: rows of each file; order: (items,) row numbers over all files.
     """
@@ -40,11 +38,7 @@ class Hdf5Rows:
         return self.__dict__ | {"opened": {}}  # an open file cannot be sent to a worker
 
     def __getitem__(self, index: int) -> dict:
-        import torch  # here, since create_hdf5.py imports this module for --help
-
-        ids, mask, labels = torch.from_numpy(self.row(index).astype(np.int64))
-        labels = labels.where(mask > 0, IGNORE_INDEX)
-        return {"input_ids": ids, "labels": labels, "shift_labels": labels}
+        return training_row(*self.row(index))
 
     def row(self, index: int) -> np.ndarray:
         """(3, length) int32: input ids, loss mask, labels."""
@@ -63,83 +57,43 @@ class Hdf5Rows:
         return file, row - int(self.starts[file])
 
 
-def row_order(rows: int, bs: int, steps: int, drop_last: bool, seed: int | None) -> np.ndarray:
-    """Row numbers of `steps` batches of `bs`, (steps * bs,) int64.
-
-    Every epoch has its own permutation (seed None: the order of the files). `drop_last` leaves out an incomplete
-    batch at the end of an epoch; otherwise the next epoch starts within that batch.
-    """
-    kept = rows // bs * bs if drop_last else rows
-    if not kept or not steps:
-        return np.empty(0, np.int64)
-    epochs = -(-steps * bs // kept)
-    orders = [
-        np.arange(rows) if seed is None else np.random.default_rng([seed, epoch]).permutation(rows)
-        for epoch in range(epochs)
-    ]
-    return np.concatenate([order[:kept] for order in orders])[: steps * bs]
-
-
 @dataclass(frozen=True)
-class InputData:
-    """The checked files of one input section."""
+class Hdf5Files:
+    """The checked files of one input section. Each file has `counts` rows of `length` tokens."""
 
-    section: Input
     files: list[Path]
-    counts: list[int]  # rows of each file
-    length: int  # tokens of a row
+    counts: list[int]
+    length: int
 
     @property
     def rows(self) -> int:
         return sum(self.counts)
 
-    def steps(self, epochs: int) -> int:
-        """Batches in `epochs`; without drop_last a batch may span two epochs."""
-        bs = self.section.batch_size
-        return epochs * (self.rows // bs) if self.section.drop_last else -(-epochs * self.rows // bs)
-
-    def seed(self) -> int | None:
-        return (self.section.shuffle_seed or 0) if self.section.shuffle else None
+    def in_order(self, order: np.ndarray) -> Hdf5Rows:
+        return Hdf5Rows(self.files, self.counts, order)
 
     def identity(self) -> dict:
-        """The settings and files that decide which rows a step reads."""
-        return {
-            "train_input.data_dir": [f"{p.name}:{count}" for p, count in zip(self.files, self.counts, strict=True)],
-            "train_input.batch_size": self.section.batch_size,
-            "train_input.shuffle": self.section.shuffle,
-            "train_input.shuffle_seed": self.seed(),
-            "train_input.drop_last": self.section.drop_last,
-            "train_input.files": self.hashes(),
-        }
-
-    def hashes(self) -> list[str]:
-        """sha256 of the files by their manifests; files of another program have no manifest of this form."""
-        result = []
+        """What decides the content of the rows. The hashes are the files' by their manifests; files of another program
+        have no manifest of this form."""
+        hashes = []
         for manifest in sorted({path.parent / MANIFEST for path in self.files}):
             content = read_json(manifest, "create the files again") if manifest.is_file() else {}
             files = content.get("files", []) if isinstance(content, dict) else []
-            result += [file.get("sha256") for file in files if isinstance(file, dict)]
-        return result
+            hashes += [file.get("sha256") for file in files if isinstance(file, dict)]
+        names = [f"{path.name}:{count}" for path, count in zip(self.files, self.counts, strict=True)]
+        return {"train_input.data_dir": names, "train_input.files": hashes}
 
 
-def open_data(params: Params, name: str) -> InputData:
-    """Find and check the files of `train_input` or `eval_input`. Raises UserError naming the key or the file."""
-    section, model = getattr(params, name), params.model
-    if section is None:
-        raise UserError(f"{name}: this section is missing")
+def open_files(section: Input, name: str, vocab_size: int, max_length: int) -> Hdf5Files:
+    """Find and check the files of the section called `name`. Raises UserError naming the key or the file."""
     folders = section.data_dir if isinstance(section.data_dir, list) else [section.data_dir]
     files = [path for folder in folders for path in list_files(Path(folder), name)]
-    if section.vocab_size not in (None, model.vocab_size):
-        raise UserError(f"{name}.vocab_size: {section.vocab_size} differs from model.vocab_size {model.vocab_size}")
-    counts, length = check_files(files, model.vocab_size, model.max_position_embeddings)
+    counts, length = check_files(files, vocab_size, max_length)
     if section.max_sequence_length not in (None, length):
         raise UserError(
             f"{name}.max_sequence_length: {section.max_sequence_length}, but the rows of {files[0]} have {length} tokens"
         )
-    data = InputData(section, files, counts, length)
-    if name == "train_input" and not data.steps(1):
-        raise UserError(f"{name}.batch_size: {section.batch_size} is more than the {data.rows} rows")
-    return data
+    return Hdf5Files(files, counts, length)
 
 
 def list_files(folder: Path, name: str) -> list[Path]:

@@ -1,16 +1,18 @@
-"""The model of a run: where training starts from, and a GPT-J with those weights."""
+"""The model of a run: where training starts from, and a GPT-J or GPT-NeoX with those weights."""
 
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import GPTJConfig, GPTJForCausalLM
+import transformers
 
 from gptj import formats
+from gptj.architectures import GPT_NEOX, architecture_of
 from gptj.checkpoint import check_identity, newest_checkpoint
-from gptj.hdf5 import InputData
-from gptj.params import Params
+from gptj.input_data import InputData
+from gptj.sections import Params
+from gptj.weight_files import load_hf, load_mdl
 from utils.cli import print_main
 from utils.errors import UserError
 
@@ -30,7 +32,7 @@ def find_start(args: argparse.Namespace, params: Params, training: InputData | N
 
     Raises UserError for a missing, damaged or foreign checkpoint, and for one of a run with other data.
     """
-    path = args.checkpoint_path
+    path, section = args.checkpoint_path, params.model.model_dump()
     if path is None and params.runconfig.autoload_last_checkpoint:
         path = newest_checkpoint(args.model_dir)
     if path is None:
@@ -40,9 +42,9 @@ def find_start(args: argparse.Namespace, params: Params, training: InputData | N
             raise UserError(f"--model_dir {args.model_dir}: holds no checkpoint; give --checkpoint_path")
         return Start()
     if path.is_dir():
-        return Start(weights=formats.drop_buffers(formats.load_hf(path)), path=path)
-    checkpoint = formats.load_mdl(path)
-    weights = formats.to_hf(checkpoint["model"], str(path))
+        return Start(weights=formats.drop_buffers(load_hf(path), section), path=path)
+    checkpoint = load_mdl(path)
+    weights = formats.to_hf(checkpoint["model"], section, str(path))
     if args.is_pretrained_checkpoint or "optimizer" not in checkpoint:
         return Start(weights=weights, path=path)
     step = int(checkpoint["global_step"])
@@ -56,25 +58,56 @@ def find_start(args: argparse.Namespace, params: Params, training: InputData | N
     return Start(step, weights, checkpoint, path)
 
 
-def build_model(params: Params, start: Start, strict: bool) -> GPTJForCausalLM:
-    """A GPT-J with the weights of `start` in fp32. Without `strict`, weights missing there stay random."""
-    config = GPTJConfig(**formats.config_to_hf(params.model.model_dump()), use_cache=False)
+def build_model(params: Params, start: Start, strict: bool):
+    """A GPT-J or GPT-NeoX with the weights of `start` in fp32. Without `strict`, weights missing there stay random."""
+    section = params.model.model_dump()
     with torch.random.fork_rng():
         torch.manual_seed(params.runconfig.seed)
-        model = GPTJForCausalLM(config).float()
+        model = make_model(section)
     if start.weights is None:
         return model
     try:
-        weights = {name: tensor.float() for name, tensor in start.weights.items()}
-        differences = model.load_state_dict(weights, strict=False)
+        names = load_weights(model, start.weights)
     except RuntimeError as error:
         message = " ".join(str(error).split())[:200]
         raise UserError(f"{start.path}: shapes differ from the `model` section ({message})") from error
-    names = differences.missing_keys + differences.unexpected_keys
     if names and strict:
         raise UserError(
             f"{start.path}: {len(names)} weights are missing or unknown, {names[0]} for example; "
             "--disable_strict_checkpoint_loading loads the others"
         )
     print_main(f"weights from {start.path}, step {start.step}")
+    if names:
+        print_main(f"{len(names)} weights are missing there and stay random, or are unknown: {', '.join(names[:10])}")
     return model
+
+
+def make_model(section: dict):
+    """The model of a `model` section in fp32, with random weights."""
+    model_class = getattr(transformers, architecture_of(section).class_name)
+    config = model_class.config_class(**formats.config_to_hf(section), use_cache=False)
+    model = model_class(config).float()
+    if architecture_of(section) is GPT_NEOX:  # has no key of its own in a Hugging Face configuration
+        model.gpt_neox.emb_dropout.p = section["embedding_dropout_rate"]
+    return model
+
+
+def load_weights(model, weights: dict) -> list[str]:
+    """Copy weights with the names of Hugging Face's files into a model; returns those missing or unknown. Raises
+    RuntimeError for another shape."""
+    own = model.state_dict().keys()
+    weights = {name: tensor.float() for name, tensor in weights.items()}
+    if "embed_out.weight" in weights and "embed_out.weight" not in own:  # transformers 5 names it lm_head
+        weights["lm_head.weight"] = weights.pop("embed_out.weight")
+    differences = model.load_state_dict(weights, strict=False)
+    return differences.missing_keys + differences.unexpected_keys
+
+
+def describe(params: Params) -> str:
+    """The architecture in one line."""
+    model = params.model
+    loss = f"batch_size, loss_weight {model.loss_weight:g}" if model.scales_loss_by_rows else model.loss_scaling
+    return (
+        f"{architecture_of(model.model_dump()).name}: {model.num_hidden_layers} layers, width {model.hidden_size}, "
+        f"{model.num_heads} heads, {model.rotary_dim} rotary dimensions, {model.nonlinearity}; loss_scaling {loss}"
+    )

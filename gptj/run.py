@@ -1,4 +1,4 @@
-"""Train and evaluate a GPT-J described by a YAML file, on a CPU or on GPUs.
+"""Train and evaluate a GPT-J or GPT-NeoX described by a YAML file, on a CPU or on GPUs.
 
     python gptj/run.py CPU --mode train --params gptj/configs/params_gptj_tiny.yaml --model_dir runs/tiny
     python gptj/run.py CPU --mode eval  --params gptj/configs/params_gptj_tiny.yaml --model_dir runs/tiny
@@ -16,7 +16,8 @@ from pathlib import Path
 
 import yaml
 
-from gptj.params import Params, load
+from gptj.params import load
+from gptj.sections import Params
 from utils.cli import make_parser, positive_int, print_main, print_result, silence_transformers
 from utils.device import is_main_process, leave_process_group
 from utils.errors import run
@@ -42,20 +43,19 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    params, ignored = load(args.params)
+    params, notes = load(args.params)
     params = override(params, args)
 
     # Heavy imports, after parsing.
     from gptj.checkpoint import newest_checkpoint
     from gptj.eval_loop import evaluate, evaluate_all
-    from gptj.hdf5 import open_data
-    from gptj.model import build_model, find_start
+    from gptj.input_data import open_data
+    from gptj.model import build_model, describe, find_start
     from gptj.train_loop import check_device, train
 
     silence_transformers()
     check_device(args.device)
-    if ignored:
-        print_main(f"without effect here: {', '.join(ignored)}")
+    print_main("\n".join([describe(params), *notes]))
     training = open_data(params, "train_input") if args.mode in ("train", "train_and_eval") else None
     validation = open_data(params, "eval_input") if args.mode != "train" else None
     save_params(params, args.model_dir / f"params_{args.mode}.yaml")

@@ -5,6 +5,8 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,9 +15,9 @@ from transformers import TrainerCallback
 
 from gptj.checkpoint import MdlCheckpoints, list_checkpoints, save_weights, unpack
 from gptj.eval_loop import Evaluation
-from gptj.hdf5 import Hdf5Rows, InputData, row_order
+from gptj.input_data import InputData
 from gptj.model import Start
-from gptj.params import Params, make_schedule
+from gptj.sections import Params, make_schedule
 from training import trainer
 from training.hardware import choose_sharding
 from training.memory import fit_memory
@@ -39,28 +41,39 @@ def train(
     last = target_step(params, start.step, data)
     settings, memory_needed = fit_memory(model, make_settings(params, data, last), "auto", suggest=False)
     print_main(f"training {memory_needed}")
-    order = row_order(data.rows, settings.bs, last, data.section.drop_last, data.seed())
-    rows = Hdf5Rows(data.files, data.counts, order)
+    rows = data.training_rows(last)
     work = folder / ".trainer"  # the Trainer's checkpoint folders, until MdlCheckpoints packs them
-    prepare_folder(folder, work, start)
+    section = params.model.model_dump()
+    prepare_folder(folder, work, section, start)
     if start.weights:
         start.weights.clear()  # copied into the model
     if params.runconfig.save_initial_checkpoint and start.step == 0 and is_main_process():
-        save_weights(model, folder / "checkpoint_0.mdl")
+        save_weights(model, section, folder / "checkpoint_0.mdl")
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "train")
     identity = data.identity() | params.optimizer.identity()
     callbacks = [
-        MdlCheckpoints(folder, identity, params.runconfig.keep_checkpoint_max),
+        MdlCheckpoints(folder, section, identity, params.runconfig.keep_checkpoint_max),
         Console(args.device, params.runconfig.log_steps, settings.bs),
     ]
     evaluation = Evaluation(params, validation, folder) if validation else None
     callbacks += [evaluation] if evaluation else []
     schedule = make_schedule(params.optimizer.learning_rate)
-    overrides = trainer.Overrides(schedule, make_optimizer(params), callbacks, folder / "metrics.jsonl")
-    trainer.train(model, None, (rows, None), settings, work, overrides)
+    divisor = settings.bs / params.model.loss_weight if params.model.scales_loss_by_rows else None
+    overrides = trainer.Overrides(schedule, make_optimizer(params), callbacks, folder / "metrics.jsonl", divisor)
+    with one_line_errors():
+        trainer.train(model, None, (rows, None), settings, work, overrides)
     if is_main_process():  # other ranks get here while rank 0 writes the last .mdl
         shutil.rmtree(work, ignore_errors=True)
     return {"step": last} | (evaluation.metrics if evaluation else {})
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Take a UserError out of the traceback that a DataLoader's worker puts around it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).rsplit("UserError: ", 1)[-1]) from error
 
 
 def check_device(device: str) -> None:
@@ -112,7 +125,7 @@ def make_settings(params: Params, data: InputData, last: int) -> TrainingSetting
         sharding=choose_sharding("none", 0),
         report_to="tensorboard",
         max_grad_norm=optimizer.max_gradient_norm or 0.0,  # 0: no clipping
-        num_workers=section.num_workers,
+        num_workers=data.num_workers,
         prefetch=section.prefetch_factor,
         keep_workers=section.persistent_workers,
     )
@@ -125,13 +138,13 @@ def make_optimizer(params: Params) -> tuple[type, dict]:
     return AdamW, {"lr": 1.0, "betas": betas, "eps": values.eps, "early_eps": True, "correct_bias": values.correct_bias}
 
 
-def prepare_folder(folder: Path, work: Path, start: Start) -> None:
+def prepare_folder(folder: Path, work: Path, section: dict, start: Start) -> None:
     """On rank 0, first: unpack the checkpoint to resume from, or remove the metrics of an earlier run."""
     with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
         if is_main_process():
             shutil.rmtree(work, ignore_errors=True)  # left by a run that was killed while saving
             if start.checkpoint:
-                unpack(start.checkpoint, work / f"checkpoint-{start.step}")
+                unpack(start.checkpoint, section, work / f"checkpoint-{start.step}")
             else:
                 (folder / "metrics.jsonl").unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""Write a GPT-J with random weights as a Hugging Face folder; its shape is the `model` section of a YAML file.
+"""Write a GPT-J or GPT-NeoX with random weights as a Hugging Face folder; its shape is the `model` section of a YAML file.
 
 python scripts/example_gptj.py gptj/configs/params_gptj_tiny.yaml /tmp/gptj
 """
@@ -17,15 +17,14 @@ def main() -> None:
 
     # Heavy imports, after parsing.
     import torch
-    from transformers import GPTJConfig, GPTJForCausalLM
 
-    from gptj.formats import config_to_hf
+    from gptj.model import make_model
     from gptj.params import load
 
     silence_transformers()
     params, _ = load(args.params)
     torch.manual_seed(params.runconfig.seed)
-    GPTJForCausalLM(GPTJConfig(**config_to_hf(params.model.model_dump()))).save_pretrained(args.folder)
+    make_model(params.model.model_dump()).save_pretrained(args.folder)
     print_result({"output": str(args.folder)}, f"{args.folder}: random weights")
 
 

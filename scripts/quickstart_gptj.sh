@@ -1,15 +1,21 @@
 #!/usr/bin/env bash
-# GPT-J by configuration file, on a CPU in a minute and a half: clean and split the example news, write HDF5 files,
-# convert a tiny GPT-J with random weights, train, resume, evaluate, and convert it back. The last line is JSON:
+# GPT-J or GPT-NeoX by configuration file, on a CPU in a minute and a half: clean and split the example news, write HDF5
+# files, convert a tiny model with random weights, train, resume, evaluate, and convert it back. The last line is JSON:
 # perplexity_before and perplexity_after on held-out news, and seconds.
 #
 #   bash scripts/quickstart_gptj.sh
+#   bash scripts/quickstart_gptj.sh --model gpt-neox
 #
 # All files lie in $SCP_HOME/gptj_example (default: the repository), which is created anew each time.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 case " $* " in *" -h "* | *" --help "*)
     sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$root/scripts/quickstart_gptj.sh"; exit ;;
+esac
+case "$*" in
+    "" | "--model gptj") model=gptj name=gptj ;;
+    "--model gpt-neox") model=gpt-neox name=neox ;;
+    *) echo "error: $*: give --model gptj or --model gpt-neox" >&2; exit 2 ;;
 esac
 bash "$root/scripts/setup.sh"
 source "$root/scripts/cpu_env.sh"
@@ -34,9 +40,9 @@ for part in train val; do
         --output_dir "$work/hdf5/$part" --tokenizer $tokenizer --max_seq_length 128
 done
 
-step "3. A tiny GPT-J with random weights, converted to .mdl"
-params="$root/gptj/configs/params_gptj_tiny.yaml"
-convert() { "$python" "$root/gptj/convert_checkpoint.py" convert "$@" --model gptj --check; }
+step "3. A tiny model with random weights, converted to .mdl"
+params="$root/gptj/configs/params_${name}_tiny.yaml"
+convert() { "$python" "$root/gptj/convert_checkpoint.py" convert "$@" --model $model --check; }
 "$python" "$root/scripts/example_gptj.py" "$params" "$work/hf"
 convert "$work/hf/model.safetensors" --src-fmt hf --tgt-fmt cs-1.8 --config "$work/hf/config.json" --output-dir "$work/cs"
 

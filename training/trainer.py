@@ -34,12 +34,14 @@ from utils.token_file import IGNORE_INDEX
 @dataclass(frozen=True)
 class Overrides:
     """Parts that gptj/run.py replaces: the learning-rate schedule (step -> multiple of `settings.lr`), the optimizer
-    (class and keyword arguments), the place of metrics.jsonl; and its callbacks, in place of the progress bar."""
+    (class and keyword arguments), the place of metrics.jsonl; its callbacks, in place of the progress bar; and what the
+    summed loss of a step is divided by (None: its tokens)."""
 
     schedule: Callable[[int], float] | None = None
     optimizer: tuple[type, dict] | None = None
     callbacks: Sequence[TrainerCallback] = ()
     metrics_path: Path | None = None
+    loss_divisor: float | None = None
 
 
 class ResumableTrainer(Trainer):
@@ -47,6 +49,13 @@ class ResumableTrainer(Trainer):
 
     metrics: Metrics
     schedule: Callable[[int], float] | None = None
+    loss_divisor: float | None = None
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):  # transformers 5.23
+        """What the loss is divided by, over all ranks and accumulated micro-batches."""
+        if self.loss_divisor is None:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        return torch.tensor(self.loss_divisor, device=device)
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         if self.schedule is None:
@@ -148,7 +157,7 @@ def make_trainer(
         optimizer_cls_and_kwargs=optimizer,
         compute_loss_func=None if has_linear_head(unwrap_peft(model)) else shifted_cross_entropy,
     )
-    trainer.metrics, trainer.schedule = metrics, overrides.schedule
+    trainer.metrics, trainer.schedule, trainer.loss_divisor = metrics, overrides.schedule, overrides.loss_divisor
     trainer._loss_shifts_labels = True  # transformers 5.23: the first label of a block does not count
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptj import create_hdf5
-from gptj.hdf5 import Hdf5Rows, check_files, row_order
+from gptj.hdf5 import Hdf5Rows, check_files
+from gptj.rows import row_order
 from gptj.trc2 import clean_file
 from tests.conftest import ROOT, SHARED, error_line, start_script, succeed
 from utils.errors import UserError

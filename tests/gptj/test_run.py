@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -18,96 +17,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPTJConfig, GPTJFo
 from data.mixture import BlockDataset, make_plan
 from data.packing import TextBlocks
 from gptj import convert_checkpoint, formats
-from gptj import run as script
 from gptj.hdf5 import Hdf5Rows
-from gptj.params import Model, Optimizer, load, make_schedule
+from gptj.params import check_model_section, load
+from gptj.sections import Optimizer, make_schedule
+from gptj.weight_files import load_hf
 from tests.conftest import ROOT, SHARED, error_line, start_script
+from tests.gptj.conftest import RATES, TINY, last_line, losses, write_rows
 from utils.errors import UserError
 
 ORACLE = SHARED / "gptj_oracle"
-TINY = {
-    "vocab_size": 60,
-    "hidden_size": 16,
-    "num_heads": 2,
-    "num_hidden_layers": 2,
-    "filter_size": 32,
-    "max_position_embeddings": 24,
-    "rotary_dim": 4,
-    "nonlinearity": "gelu",
-    "mixed_precision": False,
-}
-RATES = [
-    {"scheduler": "Linear", "initial_learning_rate": 0.0, "end_learning_rate": 0.01, "total_iters": 4},
-    {"scheduler": "CosineDecay", "initial_learning_rate": 0.01, "end_learning_rate": 0.001, "total_iters": 6},
-    {"scheduler": "Constant", "learning_rate": 0.001},
-]
-
-
-def write_rows(folder: Path, rows: np.ndarray, name="examples_0_0.h5") -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with h5py.File(folder / name, "w") as file:
-        file.attrs["n_examples"] = len(rows)
-        file.create_dataset("data", data=rows.astype(np.int32), compression="gzip")
-
-
-def random_rows(number: int, length: int = 24) -> np.ndarray:
-    ids = np.random.default_rng(0).integers(0, 60, (number, length + 1))
-    mask = np.ones((number, length), int)
-    mask[::3, -7:] = 0
-    return np.stack([ids[:, :-1], mask, ids[:, 1:]], 1)
-
-
-@pytest.fixture
-def params(tmp_path) -> dict:
-    write_rows(tmp_path / "h5", random_rows(13), "examples_0_0.h5")
-    write_rows(tmp_path / "h5", random_rows(8), "examples_1_0.h5")
-    data = {"data_processor": "GptHDF5DataProcessor", "data_dir": str(tmp_path / "h5"), "batch_size": 4}
-    return {
-        "train_input": data | {"shuffle": True, "shuffle_seed": 7},
-        "eval_input": data | {},
-        "model": dict(TINY),
-        "optimizer": {
-            "optimizer_type": "adamw",
-            "eps": 1e-6,
-            "weight_decay": 0.1,
-            "max_gradient_norm": 1.0,
-            "learning_rate": copy.deepcopy(RATES),
-        },
-        "runconfig": {"max_steps": 12, "log_steps": 1, "checkpoint_steps": 6, "seed": 1},
-    }
-
-
-@pytest.fixture
-def run_gptj(tmp_path, monkeypatch):
-    """gptj/run.py in this process; starting a new one takes four times as long as the tested part."""
-
-    def run_gptj(params: dict, *options) -> None:
-        (tmp_path / "p.yaml").write_text(yaml.safe_dump(params))
-        command = ["run.py", "CPU", "--params", tmp_path / "p.yaml", "--model_dir", tmp_path / "m", *options]
-        monkeypatch.setattr(sys, "argv", [str(part) for part in command])
-        script.main()
-
-    return run_gptj
-
-
-@pytest.fixture
-def convert(monkeypatch):
-    """gptj/convert_checkpoint.py convert in this process."""
-
-    def convert(*options) -> None:
-        monkeypatch.setattr(sys, "argv", ["x", "convert", *map(str, options), "--model", "gptj"])
-        convert_checkpoint.main()
-
-    return convert
-
-
-def last_line(capsys) -> dict:
-    return json.loads(capsys.readouterr().out.splitlines()[-1])
-
-
-def losses(folder: Path) -> list[float]:
-    lines = [json.loads(line) for line in (folder / "m/metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if "loss" in line]
 
 
 @pytest.mark.skipif(not ORACLE.exists(), reason="no shared data")
@@ -167,24 +85,25 @@ def test_shards_obsolete_buffers_and_duplicate_tensors(tmp_path):
         save_file(dict(half), tmp_path / f"part-{number}.safetensors")
     index = {"weight_map": {name: f"part-{n}.safetensors" for n, half in enumerate(halves) for name, _ in half}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    loaded = formats.load_hf(tmp_path)
+    section = check_model_section(TINY | {"num_hidden_layers": 12}, tmp_path)
+    loaded = load_hf(tmp_path)
     assert loaded.keys() == state.keys()
     old = loaded | {"transformer.h.0.attn.bias": torch.ones(1), "transformer.h.0.attn.masked_bias": torch.ones(1)}
-    cs = formats.to_cs(old)
+    cs = formats.to_cs(old, section)
     assert len(cs) == len(state) + 1
     assert "transformer_decoder.layers.11.norm1.bias" in cs
-    back = formats.to_hf({f"model.{name}": tensor for name, tensor in cs.items()})
+    back = formats.to_hf({f"model.{name}": tensor for name, tensor in cs.items()}, section)
     assert all(torch.equal(back[name], state[name]) for name in state)
     assert back.keys() == state.keys()
     cs["transformer_decoder.norm.weight"] = torch.zeros(4)
     with pytest.raises(UserError, match="differ"):
-        formats.to_hf(cs)
+        formats.to_hf(cs, section)
     with pytest.raises(UserError, match=r"transformer\.h\.0\.wrong\.weight"):
-        formats.to_cs({"transformer.h.0.wrong.weight": torch.ones(1)})
+        formats.to_cs({"transformer.h.0.wrong.weight": torch.ones(1)}, section)
     index["weight_map"]["lm_head.bias"] = "../elsewhere.safetensors"
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="outside"):
-        formats.load_hf(tmp_path)
+        load_hf(tmp_path)
 
 
 def test_six_and_six_steps_equal_twelve(tmp_path, params, run_gptj, capsys):
@@ -284,7 +203,7 @@ def test_bin_and_hdf5_give_the_same_losses(tmp_path):
             precision="fp32",
         )
         torch.manual_seed(0)
-        config = GPTJConfig(**formats.config_to_hf(Model.model_validate(TINY).model_dump()))
+        config = GPTJConfig(**formats.config_to_hf(check_model_section(TINY, tmp_path)))
         model = GPTJForCausalLM(config)
         model.config.use_cache = False
         trainer.train(model, None, (dataset, None), settings, tmp_path / name)
@@ -324,7 +243,7 @@ def test_eval_modes_alternative_keys_and_export(tmp_path, params, run_gptj, caps
     convert(tmp_path / "m/checkpoint_12.mdl", *formats_to_hf, *export)
     weights = torch.load(tmp_path / "m/checkpoint_12.mdl", weights_only=True)["model"]
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").state_dict()
-    back = formats.to_hf(weights)
+    back = formats.to_hf(weights, check_model_section(TINY, tmp_path))
     assert all(torch.equal(exported[name], back[name]) for name in back)
     assert AutoTokenizer.from_pretrained(tmp_path / "hf").eos_token == "</s>"
     folder = tmp_path / "hf"

@@ -1,0 +1,61 @@
+"""Readers of checkpoint files: .mdl files of the published releases, and Hugging Face's formats. No file runs code."""
+
+import zipfile
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from gptj.hdf5_checkpoint import is_hdf5, load_hdf5
+from utils.errors import UserError, first_line
+from utils.io import read_json
+
+HF_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def load_mdl(path: Path) -> dict:
+    """Read a .mdl checkpoint: `model` and, from a training run, `optimizer`, `lr_scheduler`, `global_step`. Of an HDF5
+    file (cs-2.x) only `model` is read."""
+    loaded = load_hdf5(path) if is_hdf5(path) else load_torch(path)
+    if not isinstance(loaded.get("model"), dict):
+        raise UserError(
+            f"{path}: has no `model` entry; convert a Hugging Face file with: python gptj/convert_checkpoint.py convert"
+        )
+    return loaded
+
+
+def load_hf(path: Path) -> dict:
+    """Read tensors with Hugging Face names from a .safetensors or .bin file, an index of shards, or a folder."""
+    if path.is_dir():
+        weights = next((path / name for name in HF_FILES if (path / name).is_file()), None)
+        if not weights:
+            raise UserError(f"{path}: contains no weights (model.safetensors or pytorch_model.bin)")
+        return load_hf(weights)
+    if path.name.endswith(".index.json"):
+        shards = sorted(set(read_json(path, "download it again").get("weight_map", {}).values()))
+        if any(Path(shard).name != shard for shard in shards):
+            raise UserError(f"{path}: lists files outside its folder")
+        return {name: tensor for shard in shards for name, tensor in load_hf(path.parent / shard).items()}
+    if path.suffix != ".safetensors":
+        return load_torch(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: missing or damaged ({first_line(error)})") from error
+
+
+def load_torch(path: Path) -> dict:
+    """Read a file of torch.save as data. Raises UserError for a file that could run code."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except UnpicklingError as error:
+        raise UserError(f"{path}: refused, since it holds more than tensors ({first_line(error)})") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: damaged ({first_line(error)})") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path}: holds a {type(loaded).__name__}, not a checkpoint")
+    return loaded

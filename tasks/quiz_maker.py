@@ -11,6 +11,7 @@ import numpy as np
 from inference.client import Client, for_each
 from inference.completions import CallFailed
 from inference.served_model import OTHER_MODEL, identify_by_chat, identify_by_completion
+from inference.server_facts import read_facts
 from tasks import facts, quiz, wrong_options
 from tasks.documents import Document
 from tasks.quiz import DraftQuestion
@@ -82,6 +83,9 @@ class QuizMaker:
         self._base = Client(base_model, settings.base_model_url, timeout_s=settings.timeout_s)
         try:
             await self._identify()
+            self._in_flight = settings.concurrency
+            if slots := (await read_facts(self._writer)).slots:  # a slot holds one document
+                self._in_flight = min(slots, settings.concurrency)
             written = await self._for_documents("writing", documents, self._write)
             drafts = self._screen(written, documents)
             kept = await self._for_documents("checking", documents, lambda one: self._check(one, drafts[one.uid]))
@@ -104,7 +108,7 @@ class QuizMaker:
                     self._writer.check_context()
                 bar.update()
 
-            await for_each(documents, one, self.settings.concurrency)
+            await for_each(documents, one, self._in_flight)
         return results
 
     async def _identify(self) -> None:

@@ -10,7 +10,9 @@ alone. scripts/train.sh starts one process per GPU, or one on a machine without 
 """
 
 import argparse
+from contextlib import nullcontext
 from dataclasses import asdict, replace
+from pathlib import Path
 
 from data.mixture import MixtureSettings, add_data_arguments, make_datasets, open_files
 from training.run_record import is_finished, make_record, write_record
@@ -19,7 +21,7 @@ from utils import paths
 from utils.cli import make_parser, print_main, print_result, silence_transformers
 from utils.device import is_main_process, leave_process_group
 from utils.errors import run
-from utils.io import read_json
+from utils.io import lock_folder, read_json
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -33,13 +35,19 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     folder = paths.ckpts_dir() / paths.run_name(args)
+    with lock_folder(folder) if is_main_process() else nullcontext():
+        train(args, folder)
+
+
+def train(args: argparse.Namespace, folder: Path) -> None:
+    """Train, or report a finished run."""
     mixture = MixtureSettings.from_args(args)
     files = open_files(mixture)
 
     # Heavy imports, after parsing.
     from training import hardware, memory, trainer
     from training.flops import flops_per_token, model_shape
-    from training.model import check_saving
+    from training.model import check_block_size, check_saving
     from utils.checkpoint import text_config
     from utils.tokenizer import load_tokenizer, vocabulary_sha256
 
@@ -59,6 +67,7 @@ def main() -> None:
     settings = replace(settings, compiled=hardware.choose_compile(args.compile, flops))
     for file in files.values():
         file.check_vocabulary(vocabulary_sha256(tokenizer), text_config(model).vocab_size, args.model_name)
+    check_block_size(model, args.block_size, args.model_name)
     check_saving(model, tokenizer, folder)
     replay = f"{blocks.plan.replay_share():.1%} replay"
     print_main(f"{len(blocks):,} blocks of {args.block_size}, {replay}, {settings.precision} -> {folder}")

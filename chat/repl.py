@@ -274,6 +274,8 @@ def make_prompt_session():
         event.current_buffer.insert_text("\n")
 
     paths.chat_history().parent.mkdir(parents=True, exist_ok=True)
+    paths.chat_history().touch(mode=0o600)
+    paths.chat_history().chmod(0o600)  # for the user's eyes alone
     history = History(str(paths.chat_history()))
     return PromptSession("> ", history=history, multiline=True, key_bindings=keys, prompt_continuation="  ")
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from chat.body_limit import BodyLimit
 from chat.compare import Corpus, Side, no_passages, side_by_side, with_titles
 from chat.conversation import Conversation, Engine, ReplyStatus, Sampling, make_message
 from inference.completions import strip_reasoning
@@ -41,6 +42,8 @@ def serve(sides: list[Side], settings: WebSettings) -> None:
     port is taken."""
     check_port(settings.host, settings.port)
     page = make_page(sides[0].engine, settings) if len(sides) == 1 else make_comparison_page(sides, settings)
+    from starlette.middleware import Middleware  # Gradio's
+
     page.queue(default_concurrency_limit=min(side.engine.concurrency for side in sides))
     page.launch(
         server_name=settings.host,
@@ -52,6 +55,7 @@ def serve(sides: list[Side], settings: WebSettings) -> None:
         # System fonts: the default theme requests fonts from Google.
         theme=import_gradio().themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
         prevent_thread_lock=True,
+        app_kwargs={"middleware": [Middleware(BodyLimit)]},
     )
     try:
         print(f"http://{settings.host}:{settings.port}/  (Ctrl-C stops the server)", file=sys.stderr, flush=True)

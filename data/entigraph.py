@@ -87,7 +87,7 @@ def add_cost_flags(group) -> None:
 def add_mode_flags(group) -> None:
     add = group.add_argument
     add("--dry_run", action="store_true", help="print calls, tokens, dollars and time; make no call")
-    add("--batch", choices=["submit", "status", "collect"], help="use OpenAI's Batch API")
+    add("--batch", choices=["submit", "status", "collect", "abandon"], help="use OpenAI's Batch API")
     add("--retry_failed", action="store_true", help="repeat also truncated and filtered replies, which were paid for")
     add("--import_json", type=Path, metavar="DIR", help="import a published corpus, one JSON list per document")
 
@@ -130,7 +130,9 @@ def main() -> None:
             report(store, ledger)
             return
         if not args.batch and (calls := pending_calls(folder / "batches.state")):
-            raise UserError(f"{calls} calls are under way in batches, and would be paid twice; first: --batch collect")
+            raise UserError(
+                f"{calls} calls are under way in batches, and would be paid twice; first: --batch collect, or --batch abandon"
+            )
         store.open_all(selected, settings)
         parts = (selected, settings, CallSettings.from_args(args), store, ledger)
         try:

@@ -10,7 +10,7 @@ from data.packing import BlockSettings, ConversationBlocks, TextBlocks, blocks_o
 from utils import cli, paths
 from utils.cli import settings_from_args
 from utils.errors import UserError
-from utils.token_file import TokenFile
+from utils.token_file import HELD_OUT_KEY, TokenFile
 
 SYNTHETIC, REPLAY = 0, 1
 SOURCES = ("synthetic", "replay")
@@ -175,12 +175,18 @@ def open_files(settings: MixtureSettings) -> dict[str, TokenFile]:
     for file in files.values():
         file.verify()
     held_out = files.get("held_out")
-    if held_out and any(must_match.meta.get(key) != held_out.meta.get(key) for key in SAME_RUN_KEYS):
+    if held_out and not made_by_one_run(must_match.meta, held_out.meta):
         raise UserError(
             f"{must_match.path} and {files['held_out'].path.name}: not made by one run, so the training text may "
             f"contain held-out text; {must_match.made_by}"
         )
     return files
+
+
+def made_by_one_run(training: dict, held_out: dict) -> bool:
+    """True if two sidecars are of one run; those of earlier versions do not hold the other's hash."""
+    same_hash = training.get(HELD_OUT_KEY, held_out.get("sha256")) == held_out.get("sha256")
+    return same_hash and all(training.get(key) == held_out.get(key) for key in SAME_RUN_KEYS)
 
 
 def open_training_file(task_name: str, generator: str, conversations: str) -> TokenFile:

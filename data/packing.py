@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils.errors import UserError
-from utils.token_file import IGNORE_INDEX, TokenFile
+from utils.token_file import IGNORE_INDEX, TokenFile, choose_documents
 
-# Numbers of the random streams; every random choice has its own generator: (seed, stream, epoch or round).
-DOCUMENTS, PACKING = 0, 4  # 1 to 3 are mixture.py's
+# Number of the random stream; every random choice has its own generator: (seed, stream, epoch or round).
+PACKING = 4  # 0 is token_file.py's, 1 to 3 are mixture.py's
 
 
 @dataclass(frozen=True)
@@ -123,16 +123,6 @@ def subsample(file: TokenFile, ratio: float, seed: int) -> tuple[np.ndarray, np.
     parts = [ids for ids, kept in zip(file.documents(), chosen, strict=True) if kept]
     ends = np.cumsum([len(part) for part in parts])
     return np.concatenate([*parts, np.empty(0, file.ids.dtype)]), ends
-
-
-def choose_documents(number: int, ratio: float, seed: int) -> np.ndarray:
-    """(number,) bool: a random fraction of the documents. Nested: the documents of 0.1 are among those of 0.2."""
-    if not 0 < ratio <= 1:
-        raise UserError(f"--subsample_ratio {ratio}: must be above 0, at most 1")
-    order = np.random.default_rng([seed, DOCUMENTS]).permutation(number)
-    chosen = np.zeros(number, bool)
-    chosen[order[: max(1, round(ratio * number))]] = True
-    return chosen
 
 
 def restarting_positions(starts: np.ndarray, size: int) -> np.ndarray:

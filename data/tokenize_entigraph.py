@@ -22,6 +22,7 @@ from data.generation.coverage import Statements
 from data.generation.passages import locate_passages, read_passages
 from data.generation.sections import document_uid
 from tasks.documents import Document, article_text, load_task, task_files
+from tasks.readers import RESERVED_TASKS
 from utils import cli, paths
 from utils.errors import UserError, run
 from utils.tokenizer import load_tokenizer, write_documents
@@ -94,7 +95,9 @@ def select_passages(args: argparse.Namespace, folders: list[Path]) -> tuple[list
     made_by = f"run: python data/entigraph.py all --task {args.task} --model {args.model}"
     made_by += f" --method {args.method}" if args.method != "entigraph" else ""
     counts: Counter[str] = Counter()
-    files, locations = locate_passages(folders, made_by, args.drop_cut, counts)
+    files, locations = locate_passages(folders, made_by, args.drop_cut, counts, current_sources(args))
+    if stale := counts.pop("stale", 0):
+        print(f"{stale:,} passages are about documents that were edited or deleted since, and are left out")
     if counts:
         print(
             f"replies cut at --max_tokens: {counts['trimmed']:,} trimmed to whole sentences, {counts['cut']:,} left out"
@@ -109,6 +112,14 @@ def select_passages(args: argparse.Namespace, folders: list[Path]) -> tuple[list
         print(f"--min_quality {args.min_quality}: {summary}" + (f"; dropped: {dropped}" if dropped else ""))
         locations = locations[kept]
     return files, locations
+
+
+def current_sources(args: argparse.Namespace) -> dict[str, str] | None:
+    """The source_sha256 of the task's documents by uid; None with --input, or where the documents are elsewhere."""
+    files = task_files(args.task) if paths.corpus_file(args.task).is_file() or args.task in RESERVED_TASKS else []
+    if args.input or not files or not all(file.is_file() for file in files):
+        return None
+    return {document.uid: document.source_sha256 for document in load_task(args.task)}
 
 
 def choose_articles(args: argparse.Namespace, files: list[Path], locations: np.ndarray) -> tuple[list[str], dict]:

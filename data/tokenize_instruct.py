@@ -25,7 +25,7 @@ from utils.chat_template import encode_with_mask
 from utils.cli import add_seed_flag, add_tokenizer_flag, make_parser, open_fraction, positive_int, print_result
 from utils.errors import UserError, run
 from utils.io import sha256_text
-from utils.token_file import write_tokens
+from utils.token_file import HELD_OUT_KEY, refuse_other_kind, write_tokens
 from utils.tokenizer import load_tokenizer, vocabulary_sha256
 
 ULTRACHAT = "HuggingFaceH4/ultrachat_200k"
@@ -63,15 +63,17 @@ def main() -> None:
     build, sources = from_files(args) if args.jsonl else from_hub(args)
     tokenizer = load_tokenizer(args.tokenizer)
     chat_template.set_template(tokenizer, args.template, f"--tokenizer {args.tokenizer}")
-    result = {}
+    result, held_out = {}, {}
     for split in ("test", "train"):
         path = paths.conversations_bin(args.name, split)
-        made = describe(tokenizer, args, sources)
+        refuse_other_kind(path, args.name, masked=True)
+        made = describe(tokenizer, args, sources) | held_out
         meta = write_tokens(path, pieces(build(split), tokenizer, args, made), made, masked=True)
         print(
             f"{path}: {meta['tokens']:,} tokens, {meta['learnt_tokens']:,} of them trained on, "
             f"{meta['conversations']:,} conversations in {meta['documents']:,} pieces"
         )
+        held_out = {HELD_OUT_KEY: meta["sha256"]}
         result[split] = {"file": str(path)} | {key: meta[key] for key in ("tokens", "documents", "learnt_tokens")}
         print_left_out(meta, args.block_size)
     flags = f"--task_name instruct --conversations {args.name}"

@@ -22,12 +22,16 @@ from utils import paths
 from utils.cli import add_seed_flag, add_tokenizer_flag, make_parser, positive_int, print_result
 from utils.errors import UserError, first_line, run
 from utils.io import iterate_jsonl, report_left_out, usable_texts
+from utils.token_file import HELD_OUT_KEY, refuse_other_kind
 from utils.tokenizer import load_tokenizer, write_documents
 
 REDPAJAMA = "togethercomputer/RedPajama-Data-1T-Sample"
 FINEWEB_EDU = "HuggingFaceFW/fineweb-edu:sample-10BT"
 SHUFFLE_BUFFER = 10_000  # documents in memory while a stream is shuffled
 PIECE_CHARACTERS = 1 << 16  # a .txt file is cut at line ends into pieces of this size
+MIN_PIECE_CHARACTERS = 200
+TEST_TOKENS = 10**7
+BYTES_PER_TOKEN = 4  # English prose
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -39,7 +43,8 @@ def parse_arguments() -> argparse.Namespace:
     source.add_argument("--text", type=Path, nargs="+", metavar="FILE", help=text_help)
     add_tokenizer_flag(parser)
     parser.add_argument("--tokens", type=positive_int, default=10**9, help="training tokens")
-    parser.add_argument("--test_tokens", type=positive_int, default=10**7, help="held-out tokens")
+    test_help = "held-out tokens (default: 10 million, of your own files a hundredth if that is less)"
+    parser.add_argument("--test_tokens", type=positive_int, help=test_help)
     parser.add_argument("--name", default=paths.DEFAULT_REPLAY, help="name of the token files")
     add_seed_flag(parser, "of the order of documents")
     return parser.parse_args()
@@ -48,7 +53,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     left_out: dict[str, list[int]] = {}
-    build, source = text_files(args.text, left_out) if args.text else hub_dataset(args.dataset, left_out)
+    small_pieces = args.test_tokens is None  # so that a hundredth of a small file can be held out
+    build, source = text_files(args.text, left_out, small_pieces) if args.text else hub_dataset(args.dataset, left_out)
     tokenizer = load_tokenizer(args.tokenizer)
     made = {"seed": args.seed, "sources": source}
 
@@ -56,26 +62,38 @@ def main() -> None:
         return lambda: itertools.islice(shuffled(build(), args.seed), skipped, None)
 
     test_file, train_file = (paths.replay_bin(args.name, split) for split in ("test", "train"))
-    test = write_documents(test_file, documents(0), tokenizer, made, args.test_tokens, leave_rest=True)
+    refuse_other_kind(train_file, args.name, masked=False)
+    test_tokens = args.test_tokens or default_test_tokens(args.text)
+    test = write_documents(test_file, documents(0), tokenizer, made, test_tokens, leave_rest=True)
+    made |= {HELD_OUT_KEY: test["sha256"]}
     train = write_documents(train_file, documents(test["documents"]), tokenizer, made, args.tokens)
     report_left_out(left_out)
     counts = {"tokens": train["tokens"], "documents": train["documents"], "test_tokens": test["tokens"]}
     print_result({"file": str(train_file)} | counts, f"replay with: --replay {args.name}")
 
 
-def text_files(files: list[Path], left_out: dict) -> tuple[Callable[[], Iterable[str]], list[str]]:
+def default_test_tokens(files: list[Path] | None) -> int:
+    """A hundredth of the tokens of your own files, by their bytes, and at most TEST_TOKENS."""
+    if not files:
+        return TEST_TOKENS
+    return min(TEST_TOKENS, max(1, sum(file.stat().st_size for file in files) // BYTES_PER_TOKEN // 100))
+
+
+def text_files(files: list[Path], left_out: dict, small_pieces: bool) -> tuple[Callable[[], Iterable[str]], list[str]]:
     for file in files:
         if not file.is_file():
             raise UserError(f"--text {file}: no such file")
         if file.suffix not in (".txt", ".jsonl", ".parquet"):
             raise UserError(f"--text {file}: must end in .txt, .jsonl or .parquet")
-    return lambda: (text for file in files for text in texts_of(file, left_out)), [str(file) for file in files]
+    return lambda: (text for file in files for text in texts_of(file, left_out, small_pieces)), [
+        str(file) for file in files
+    ]
 
 
-def texts_of(file: Path, left_out: dict) -> Iterator[str]:
+def texts_of(file: Path, left_out: dict, small_pieces: bool) -> Iterator[str]:
     """The texts of a file; rows without one are counted in `left_out`."""
     if file.suffix == ".txt":
-        yield from pieces(file)
+        yield from pieces(file, small_pieces)
     elif file.suffix == ".jsonl":
         yield from usable_texts((record.get("text") for _, record in iterate_jsonl(file)), str(file), left_out)
     else:
@@ -85,14 +103,17 @@ def texts_of(file: Path, left_out: dict) -> Iterator[str]:
         yield from column_text(stream, str(file), left_out)
 
 
-def pieces(file: Path) -> Iterator[str]:
-    """A text file in pieces of at least PIECE_CHARACTERS, cut at line ends. Invalid UTF-8 becomes U+FFFD."""
+def pieces(file: Path, small: bool) -> Iterator[str]:
+    """A text file in pieces of at least PIECE_CHARACTERS, or, with `small`, of a hundredth of it if that is less, cut
+    at line ends. Invalid UTF-8 becomes U+FFFD."""
+    hundredth = max(MIN_PIECE_CHARACTERS, file.stat().st_size // 100)
+    least = min(PIECE_CHARACTERS, hundredth) if small else PIECE_CHARACTERS
     lines, size = [], 0
     with open(file, encoding="utf-8", errors="replace", newline="\n") as stream:
         for line in stream:
             lines.append(line)
             size += len(line)
-            if size >= PIECE_CHARACTERS:
+            if size >= least:
                 yield "".join(lines)
                 lines, size = [], 0
     if lines:

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from gptj import formats
 from gptj.weight_files import load_hf, load_torch
-from utils.checkpoint import COMPLETE
+from utils import paths
 from utils.errors import UserError
 from utils.io import atomic_write
 
@@ -65,7 +65,7 @@ def unpack(checkpoint: dict, section: dict, folder: Path) -> None:
     for name, content in checkpoint["trainer"].items():
         if STORED_AS_BYTES.fullmatch(name):
             (folder / name).write_bytes(content.numpy().tobytes())
-    (folder / COMPLETE).touch()
+    (folder / paths.COMPLETE).touch()
 
 
 def check_identity(checkpoint: dict, identity: dict, path: Path) -> None:

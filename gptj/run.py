@@ -12,6 +12,7 @@ with `python -m torch.distributed.run --nproc_per_node N`.
 """
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 
 import yaml
@@ -21,7 +22,7 @@ from gptj.sections import Params
 from utils.cli import make_parser, positive_int, print_main, print_result, silence_transformers
 from utils.device import is_main_process, leave_process_group
 from utils.errors import run
-from utils.io import atomic_write
+from utils.io import atomic_write, lock_folder
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -44,8 +45,13 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     params, notes = load(args.params)
-    params = override(params, args)
+    writes_checkpoints = args.mode in ("train", "train_and_eval")
+    with lock_folder(args.model_dir) if is_main_process() and writes_checkpoints else nullcontext():
+        run_mode(args, override(params, args), notes)
 
+
+def run_mode(args: argparse.Namespace, params: Params, notes: list[str]) -> None:
+    """Train or evaluate, and print the result."""
     # Heavy imports, after parsing.
     from gptj.checkpoint import newest_checkpoint
     from gptj.eval_loop import evaluate, evaluate_all

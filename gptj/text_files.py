@@ -1,13 +1,13 @@
 """Documents of .txt, .jsonl and .csv files."""
 
 import csv
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import UserError
 from utils.io import report_left_out, usable_texts
+from utils.json_text import parse_json
 
 LISTS = ("train_meta.txt", "val_meta.txt")  # written by trc2.py; not documents
 MAX_FIELD_BYTES = 1 << 30
@@ -90,6 +90,6 @@ def read_jsonl(path: Path, key: str) -> Iterator[object]:
             if not line.strip():
                 continue
             try:
-                yield json.loads(line)[key]
+                yield parse_json(line)[key]
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{path}: line {number}: not a JSON object with a text {key!r}") from error

@@ -95,10 +95,13 @@ def split(args: argparse.Namespace) -> None:
     if not args.input_file.is_file():
         raise UserError(f"{args.input_file}: no such file; run python gptj/trc2.py clean RAW OUT")
     training, validation = (split_articles if args.by_article else split_lines)(args)
-    for name, names in (("train_meta.txt", training), ("val_meta.txt", validation)):
-        with atomic_write(args.out_dir / name) as file:
-            file.write("".join(f"{name}\n" for name in names).encode())
     shard = re.compile(re.escape(args.input_file.name) + r"-\d+\.txt")
+    for list_name, names in (("train_meta.txt", training), ("val_meta.txt", validation)):
+        path = args.out_dir / list_name
+        listed = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        others = [name for name in listed if not shard.fullmatch(Path(name).name)]  # split from another input file
+        with atomic_write(path) as file:
+            file.write("".join(f"{name}\n" for name in others + names).encode())
     for path in (args.out_dir / "split_files").iterdir():
         if shard.fullmatch(path.name) and f"split_files/{path.name}" not in training + validation:
             path.unlink()  # left by an earlier split into more files

@@ -23,6 +23,7 @@ def load_mdl(path: Path) -> dict:
         raise UserError(
             f"{path}: has no `model` entry; convert a Hugging Face file with: python gptj/convert_checkpoint.py convert"
         )
+    check_tensors(loaded["model"], path)
     return loaded
 
 
@@ -34,16 +35,28 @@ def load_hf(path: Path) -> dict:
             raise UserError(f"{path}: contains no weights (model.safetensors or pytorch_model.bin)")
         return load_hf(weights)
     if path.name.endswith(".index.json"):
-        shards = sorted(set(read_json(path, "download it again").get("weight_map", {}).values()))
+        index = read_json(path, "download it again")
+        weight_map = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise UserError(f"{path}: lists no files (weight_map); download it again")
+        shards = sorted(set(map(str, weight_map.values())))
         if any(Path(shard).name != shard for shard in shards):
             raise UserError(f"{path}: lists files outside its folder")
         return {name: tensor for shard in shards for name, tensor in load_hf(path.parent / shard).items()}
     if path.suffix != ".safetensors":
-        return load_torch(path)
+        return check_tensors(load_torch(path), path)
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: missing or damaged ({first_line(error)})") from error
+
+
+def check_tensors(state: dict, path: Path) -> dict:
+    """The state. Raises UserError for an entry that is no tensor."""
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            raise UserError(f"{path}: {name} is a {type(value).__name__}, not a tensor")
+    return state
 
 
 def load_torch(path: Path) -> dict:

@@ -15,7 +15,9 @@ from inference.budget import Ledger
 from inference.client import TEMPLATE_TOKENS, Client
 from inference.completions import FieldRefused
 from inference.prices import ZERO, Usage
+from utils.errors import UserError
 from utils.io import Journal, read_journal
+from utils.json_text import parse_json
 
 MAX_REQUESTS_PER_FILE, MAX_BYTES_PER_FILE = 50_000, 190 * 10**6  # OpenAI's limits are 50,000 and 200 MB
 FINAL_STATUSES = {"completed", "expired", "cancelled", "failed"}
@@ -109,12 +111,30 @@ class Batches:
             state = await self._client.call(self._client.api.batches.retrieve(batch.id))
             if state.status not in FINAL_STATUSES:
                 continue
-            lines = []
+            lines, notes = [], []
             for file in filter(None, (state.output_file_id, state.error_file_id)):
-                content = await self._client.call(self._client.api.files.content(file))
-                lines += [json.loads(line) for line in content.text.split("\n") if line.strip()]
+                content = await self._client.call(self._client.api.files.content(file), or_none=True)
+                read, torn = parse_lines(content.text) if content else ([], 0)
+                lines += read
+                notes += [f"{file} is gone"] * (not content) + [f"{torn} lines of {file} cannot be read"] * (torn > 0)
             errors = [error.message for error in (state.errors and state.errors.data) or []]
-            yield batch, "; ".join([state.status, *filter(None, errors)]), lines
+            yield batch, "; ".join([state.status, *filter(None, errors), *notes]), lines
+
+    async def abandon(self) -> AsyncIterator[tuple[Batch, str]]:
+        """Cancel and forget the batches under way, and count them at the most they can cost. Yields each, with what
+        the server said."""
+        for batch in self.pending():
+            said = "its submission was interrupted"
+            if batch.id:
+                try:
+                    await self._client.call(self._client.api.batches.cancel(batch.id))
+                    said = "cancelled"
+                except UserError as error:
+                    said = str(error)
+            self._ledger.record_batch(batch.id or batch.token, batch.max_usage, len(batch.requests))
+            self._record({"token": batch.token, "collected": True})
+            self._ledger.batch_reserved -= batch.max_usage
+            yield batch, said
 
     def collected(self, batch: Batch, usage: Usage, calls: int) -> None:
         """Bill a batch in the ledger, once, and mark it as collected."""
@@ -176,6 +196,22 @@ class Batches:
             self._batches[token].id = record["batch"]
         else:
             del self._batches[token]
+
+
+def parse_lines(text: str) -> tuple[list[dict], int]:
+    """The lines of an output file that are objects with a `custom_id`, and the number of the others."""
+    lines, torn = [], 0
+    for line in text.split("\n"):
+        if not line.strip():
+            continue
+        try:
+            value = parse_json(line)
+        except ValueError:
+            value = None
+        usable = isinstance(value, dict) and isinstance(value.get("custom_id"), str)
+        lines += [value] if usable else []
+        torn += not usable
+    return lines, torn
 
 
 def _max_usage(body: dict) -> Usage:

@@ -37,6 +37,7 @@ OPENAI_URL = "https://api.openai.com/v1"
 MAX_ATTEMPTS = 6
 FIRST_DELAY_S = 1.0  # doubled after every attempt, times a random factor of 0.5 to 1.5
 MAX_DELAY_S = 60.0
+SEED_STEP = 1_000_003  # from one request for the same choices to the next
 TIMEOUT_S = 600.0  # 4,096 tokens at 10 tokens/s, with a margin
 TEMPLATE_TOKENS = 64  # more than any chat template adds to a single message
 GET_TIMEOUT_S = 20.0
@@ -118,10 +119,13 @@ class Client:
 
     async def complete(self, prompt: str, samples: int, stop: list[str] | None = None, **settings: object) -> list[str]:
         """`samples` completions of a text, each cut at the first of the strings `stop`. Some servers return fewer
-        choices than requested (or ignore `n`); the missing ones are requested again. Raises as `chat` does."""
+        choices than requested (or ignore `n`); the missing ones are requested again, with another seed. Raises as `chat`
+        does."""
         texts: list[str] = []
         settings |= {"stop": stop} if stop else {}
         while len(texts) < samples:
+            if texts and isinstance(seed := settings.get("seed"), int):
+                settings["seed"] = seed + SEED_STEP
             body = {"model": self.model, "prompt": prompt, "n": samples - len(texts)} | settings
             replies = await self._retry(_Request("/completions", body), functools.partial(parse_choices, prompt=prompt))
             await self._counts.check(prompt, replies[0], self._count_text)
@@ -169,13 +173,16 @@ class Client:
         except (aiohttp.ClientError, TimeoutError, ValueError):
             return {}
 
-    async def call(self, request: Awaitable):
-        """Result of a request made with `api`. Raises UserError if it fails."""
+    async def call(self, request: Awaitable, or_none: bool = False):
+        """Result of a request made with `api`; with `or_none`, None for what does not exist. Raises UserError if it
+        fails."""
         import openai
 
         try:
             return await request
         except openai.APIError as error:
+            if or_none and isinstance(error, openai.NotFoundError):
+                return None
             raise UserError(f"the server refused: {self._redact(str(error))}") from error
 
     def stop(self) -> None:
@@ -298,23 +305,3 @@ class Client:
 @functools.cache  # a second call with the same line does nothing
 def print_once(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
-
-
-async def for_each(items: Iterable, work: Callable[..., Awaitable[None]], concurrency: int) -> None:
-    """Run `await work(item)` for every item, in order, at most `concurrency` at a time.
-
-    Items are taken from the iterable only when a worker is free. The first exception cancels the other workers and
-    is raised.
-    """
-    remaining = iter(items)
-
-    async def worker() -> None:
-        for item in remaining:
-            await work(item)
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(concurrency):
-                group.create_task(worker())
-    except* UserError as errors:
-        raise errors.exceptions[0] from None

@@ -9,6 +9,7 @@ from types import UnionType
 from inference.prices import Usage
 from inference.rate_limiter import parse_retry_after
 from utils.errors import UserError
+from utils.json_text import mend, parse_json
 
 FATAL_STATUSES = {401, 402, 403, 404}  # wrong key, no credit, no access, no such model: the same for every call
 RETRYABLE_STATUSES = {408, 409, 425}  # and every 5xx
@@ -107,14 +108,16 @@ def parse_chat_reply(completion: dict, prompt: str = "") -> Reply:
 
 
 def parse_choices(completion: dict, prompt: str = "") -> list[Reply]:
-    """The choices of a /completions reply, without the model's reasoning. Raises ValueError if there are none."""
+    """The choices of a /completions reply, without the model's reasoning. Raises ValueError if there are none, or one
+    has no text."""
     first_choice(completion)
     read = tokens_read(completion.get("usage"))
     replies = []
     for choice in completion["choices"]:
-        if isinstance(choice, dict):
-            text, reason, notes = read_choice(str(choice.get("text") or ""), choice.get("finish_reason"), prompt)
-            replies.append(Reply(text, reason, {}, tuple(notes), read))
+        if not isinstance(choice, dict) or not isinstance(choice.get("text"), str):
+            raise ValueError("a choice of the reply has no text; is this a server of /completions?")
+        text, reason, notes = read_choice(choice["text"], choice.get("finish_reason"), prompt)
+        replies.append(Reply(text, reason, {}, tuple(notes), read))
     return replies
 
 
@@ -196,20 +199,20 @@ def parse_indexed(reply: dict, key: str, field: str, count: int) -> list:
 
 def parse_json_object(content: bytes) -> dict:
     """Parse a body that is a JSON object. Raises ValueError for any other."""
-    value = json.loads(content)
+    value = parse_json(content)
     if not isinstance(value, dict):
         raise ValueError("the reply is not a JSON object")
     return value
 
 
 def parse_usage(usage: object) -> Usage | None:
-    """Parse the `usage` field of a reply; None unless it counts prompt and completion tokens."""
+    """Parse the `usage` field of a reply; None unless it counts prompt and completion tokens, from 0 upwards."""
     if not isinstance(usage, dict):
         return None
     details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else 0
     counts = (usage.get("prompt_tokens"), cached or 0, usage.get("completion_tokens"))
-    return Usage(*counts) if all(isinstance(count, int) for count in counts) else None
+    return Usage(*counts) if all(isinstance(count, int) and count >= 0 for count in counts) else None
 
 
 def tokens_read(usage: object) -> int | None:
@@ -256,15 +259,18 @@ def json_object_in(reply: str, key: str, held: type | UnionType = list | dict) -
     for start in starts:
         try:
             value = decoder.raw_decode(reply, start)[0]
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(value.get(key), held):
-            return value
+            return mend(value)
     begins = "[\"'“]" if held is str else "[\\[{]"
     place = re.search(rf"[\"'“]?\b{key}[\"'”]?\s*:\s*{begins}", reply)
     if not starts or not place or place.start() < starts[0]:
         raise ValueError(f"the reply contains no JSON object with {key}")
-    return repair_json(reply[starts[0] :], key)
+    try:
+        return mend(repair_json(reply[starts[0] :], key))
+    except RecursionError as error:
+        raise ValueError("the JSON object is nested too deeply") from error
 
 
 def repair_json(text: str, key: str) -> dict:

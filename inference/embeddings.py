@@ -86,7 +86,7 @@ class LocalEmbedder:
 
         logging.disable_progress_bar()
         try:
-            return SentenceTransformer(self._path)
+            return SentenceTransformer(self._path, trust_remote_code=False)
         except (OSError, ValueError) as error:
             reason = f"not a sentence-transformers model ({first_line(error)})"
             raise UserError(f"--embedding {self._name}: {reason}") from error
@@ -177,12 +177,25 @@ Embedder = LocalEmbedder | ApiEmbedder
 
 
 def parse_vectors(reply: dict, count: int) -> np.ndarray:
-    """(count, width) vectors of an /embeddings reply. Raises ValueError if some are missing or differ in width."""
+    """(count, width) vectors of an /embeddings reply. Raises ValueError if some are missing, differ in width, are zero,
+    or hold what is no finite number."""
     vectors = parse_indexed(reply, "data", "embedding", count)
     widths = {len(vector) if isinstance(vector, list) else 0 for vector in vectors}
     if len(widths) > 1 or 0 in widths:
         raise ValueError("the reply has embeddings that are empty or differ in width")
-    return np.array(vectors, np.float32)
+    if not all(isinstance(value, int | float) for vector in vectors for value in vector):
+        raise ValueError("the reply has embeddings with values that are no numbers")
+    made = np.array(vectors, np.float64)
+    if not is_usable(made).all():
+        raise ValueError("the reply has embeddings that are zero, or hold NaN or infinity")
+    return made.astype(np.float32)
+
+
+def is_usable(vectors: np.ndarray) -> np.ndarray:
+    """(…,) bool: whether a vector is finite and has a length."""
+    with np.errstate(over="ignore"):
+        lengths = np.linalg.norm(vectors.astype(np.float32), axis=-1)
+    return np.isfinite(lengths) & (lengths > 0)
 
 
 def embed(texts: list[str], embedder: Embedder, role: str = "document") -> np.ndarray:
@@ -190,6 +203,8 @@ def embed(texts: list[str], embedder: Embedder, role: str = "document") -> np.nd
     and saved at once in the cache. Raises UserError for a cache with vectors of different widths."""
     with embedder.cache(texts) as (journal, records):
         vectors = {record["key"]: unpack(record["vector"]) for record in records}
+        # Earlier versions cached what a server without numbers gave.
+        vectors = {key: vector for key, vector in vectors.items() if is_usable(vector)}
         keys = [text_key(text, embedder.instruction(role)) for text in texts]
         missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in vectors}
         if missing:

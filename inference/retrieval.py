@@ -12,9 +12,10 @@ from unicodedata import normalize
 
 import numpy as np
 
-from inference.client import Client, for_each
+from inference.client import Client
 from inference.completions import CallFailed, parse_indexed
 from inference.embeddings import Embedder, embed
+from inference.parallel import for_each
 from inference.served_model import FIXED_TEXT, ServedModel, agree, identify, journal_of, own_records, server_record
 from utils import paths
 from utils.errors import UserError
@@ -56,6 +57,8 @@ def dense(chunks: list[Chunk], queries: list[str], embedder: Embedder, limit: in
     import faiss
 
     parts = [split(c.text, embedder.max_chars) if embedder.max_chars else [c.text] for c in chunks]
+    if not any(parts):
+        raise UserError("--rag: the documents have no text to search")
     owners = np.repeat(np.arange(len(chunks)), [len(row) for row in parts])
     with contextlib.closing(embedder):
         vectors = embed([part for row in parts for part in row], embedder)
@@ -80,15 +83,17 @@ class Bm25:
 
         self._settings = {"stopwords": "en", "stemmer": Stemmer.Stemmer("english"), "show_progress": False}
         self._settings["token_pattern"] = word_pattern(shortest=2)
-        self._index = bm25s.BM25()
-        self._index.index(self._tokenize([chunk.named_text for chunk in chunks]), show_progress=False)
-        self._count = len(chunks)
+        self._index, self._count = bm25s.BM25(), len(chunks)
+        words = self._tokenize([chunk.named_text for chunk in chunks])
+        self._is_empty = not any(words.ids)  # no chunk has a word, such as a text of punctuation
+        if not self._is_empty:
+            self._index.index(words, show_progress=False)
 
     def search(self, queries: list[str], limit: int) -> list[list[int]]:
         """For each query the numbers of the `limit` best chunks, best first; they share a word with the query."""
         rankings = []
         for words in self._tokenize(queries, return_ids=False):
-            scores = self._index.get_scores(words) if words else np.zeros(self._count)
+            scores = self._index.get_scores(words) if words and not self._is_empty else np.zeros(self._count)
             best = np.argsort(-scores, kind="stable")[:limit]
             rankings.append([int(number) for number in best if scores[number] > 0])
         return rankings

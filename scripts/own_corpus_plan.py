@@ -55,7 +55,9 @@ def parse_arguments() -> argparse.Namespace:
     add("--budget_usd", type=positive_float, help="dollars to spend at most")
     add("--prices", type=Path, default=paths.prices_file(), help="dollars per million tokens")
     add("--max_tokens", type=positive_int, default=600, help="maximum length of a passage")
-    add("--per_document", type=non_negative_int, default=10, help="questions to ask for about each document, 0 for none")
+    add(
+        "--per_document", type=non_negative_int, default=10, help="questions to ask for about each document, 0 for none"
+    )
     add("--concurrency", type=positive_int, default=16, help="calls in flight")
     add("--yes", action="store_true", help="accept the plan's cost")
     return parser.parse_args()

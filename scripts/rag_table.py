@@ -18,6 +18,7 @@ from utils.io import read_json
 def parse_arguments() -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--model_path", required=True, help="the evaluated checkpoint")
+    parser.add_argument("--task", help="of the sweep (default: the only one that the checkpoint was evaluated on)")
     return parser.parse_args()
 
 
@@ -25,7 +26,11 @@ def main() -> None:
     args = parse_arguments()
     pattern = paths.evaluation_file(args.model_path, "chunk*")
     files = sorted(pattern.parent.glob(pattern.name))
-    rows = [table_row(read_json(file, "run scripts/rag_sweep.sh")) for file in files]
+    results = [read_json(file, "run scripts/rag_sweep.sh") for file in files]
+    tasks = sorted({result["protocol"]["task"] for result in results})
+    if not args.task and len(tasks) > 1:
+        raise UserError(f"--task: give one of {', '.join(tasks)}; {args.model_path} was evaluated on all of them")
+    rows = [table_row(result) for result in results if args.task in (None, result["protocol"]["task"])]
     if not rows:
         raise UserError(f"{pattern}: no such files; run scripts/rag_sweep.sh first")
     if rows[0]["val"] is None:

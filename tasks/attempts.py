@@ -8,8 +8,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from inference.client import Client, for_each
+from inference.client import Client
 from inference.completions import CallFailed
+from inference.parallel import for_each
 from inference.served_model import ServedModel, identify_by_completion, own_records
 from tasks import scoring, short_answers
 from tasks.documents import Item

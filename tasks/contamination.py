@@ -1,6 +1,8 @@
 """Contamination: evaluation questions that occur verbatim in the training text."""
 
+import itertools
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ from tasks.documents import Document
 from utils import paths
 from utils.errors import UserError
 from utils.io import read_json
-from utils.token_file import TokenFile
+from utils.token_file import TokenFile, choose_documents
 from utils.tokenizer import load_tokenizer
 from utils.words import words_of
 
@@ -61,24 +63,40 @@ def print_contamination(result: dict) -> None:
         print(f"contamination: {counts} occur in the training text ({NGRAM_WORDS} consecutive words){accuracy}")
 
 
-def training_files(checkpoint: str) -> dict[Path, str] | None:
-    """Token files, with sha256, of a checkpoint's training and its predecessors'; None without a run.json."""
+@dataclass(frozen=True)
+class TrainedFile:
+    """A token file that a checkpoint was trained on: its hash, and the fraction and seed of the documents used."""
+
+    sha256: str
+    subsample_ratio: float = 1.0
+    seed: int = 0
+
+
+def training_files(checkpoint: str) -> dict[Path, TrainedFile] | None:
+    """Token files of a checkpoint's training and its predecessors'; None without a run.json."""
     record = Path(paths.resolve_checkpoint(checkpoint)) / "run.json"
     if not record.is_file():
         return None
     run = read_json(record, "train it again")
-    files = {Path(data["file"]): data["sha256"] for role, data in run["data"].items() if role != "held_out"}
+    subsample = float(run["arguments"].get("subsample_ratio", 1)), run["arguments"].get("seed", 0)
+    files = {
+        Path(data["file"]): TrainedFile(data["sha256"], *(subsample if role == "train" else ()))
+        for role, data in run["data"].items()
+        if role != "held_out"
+    }
     return files | (training_files(run["arguments"]["model_name"]) or {})
 
 
-def training_text(checkpoint: str, files: dict[Path, str]) -> Iterator[str]:
-    """The documents of token files as text. Raises UserError where a file is missing or was replaced."""
+def training_text(checkpoint: str, files: dict[Path, TrainedFile]) -> Iterator[str]:
+    """The documents of token files that were trained on, as text. Raises UserError where a file is missing or was
+    replaced."""
     tokenizer = load_tokenizer(checkpoint, "--model_path")
-    for path, sha256 in files.items():
+    for path, trained in files.items():
         file = TokenFile(path, "run the step that makes it again")
-        if file.meta.get("sha256") != sha256:
+        if file.meta.get("sha256") != trained.sha256:
             raise UserError(f"{path}: was replaced after training")
-        for ids in file.documents():
+        chosen = choose_documents(len(file.ends), trained.subsample_ratio, trained.seed)
+        for ids in itertools.compress(file.documents(), chosen):
             yield tokenizer.decode(ids, skip_special_tokens=True)
 
 

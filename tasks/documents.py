@@ -5,7 +5,8 @@ merged. The example corpus and the user's own corpora use the same schema.
 """
 
 import re
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tasks.line_structure import keep_structure
@@ -76,6 +77,7 @@ class Document:
     questions: list[Question] | list[ShortQuestion] = field(default_factory=list)
     family_first: bool = True  # the author is written as QuALITY does, `Family, Given`
     article_sha256: str = ""  # of the flattened article: ids of passages do not depend on how its lines are joined
+    source_sha256: str = ""  # the same, of the whole document where this is a section of it
 
     @property
     def byline(self) -> str:
@@ -114,7 +116,8 @@ def load_task(task: str, kind: str = "choice") -> list[Document]:
     if task not in ("quality", "example") and quiz.is_file():
         asked = {(d.title, d.author): d.questions for d in load_documents([quiz], "", kind)}
         for document in documents:  # documents that only the quiz has are ignored
-            document.questions += asked.get((document.title, document.author), [])
+            add_questions(document, asked.get((document.title, document.author), []), str(quiz))
+    make_ids_distinct(documents)
     return documents
 
 
@@ -125,7 +128,30 @@ def load_documents(files: list[Path], made_by: str, kind: str = "choice") -> lis
     for file in files:
         for number, line in enumerate(read_jsonl(file, made_by), 1):
             _add_set(documents, line, f"{file}, record {number}", kind)
-    return [documents[key] for key in sorted(documents)]
+    ordered = [documents[key] for key in sorted(documents)]
+    make_ids_distinct(ordered)
+    return ordered
+
+
+def add_questions(document: Document, questions: list, where: str) -> None:
+    """Add questions to a document. One that it has is left out; another one with the same id is refused."""
+    known = {question.id: question for question in document.questions}
+    for question in questions:
+        if question.id not in known:
+            document.questions.append(question)
+        elif known[question.id] != question:
+            raise UserError(f"{where}: two questions about {document.title!r} have the id {question.id}; rename one")
+        known[question.id] = question
+
+
+def make_ids_distinct(documents: list[Document]) -> None:
+    """Put the document's uid before the ids of questions that several documents have: attempts are kept by id."""
+    counts = Counter(question.id for document in documents for question in document.questions)
+    for document in documents:
+        document.questions = [
+            replace(question, id=f"{document.uid}/{question.id}") if counts[question.id] > 1 else question
+            for question in document.questions
+        ]
 
 
 def split_of(index: int, count: int) -> str:
@@ -143,15 +169,16 @@ def _add_set(documents: dict[tuple[str, str], Document], line: dict, where: str,
         text = flatten(article) if of_quality else keep_structure(article)
         uid, family_first = uid_of(*key), of_quality or _is_family_first(line, key[1])
         sha256 = sha256_text(flatten(article))
-        document = Document(uid, *key, _year(line.get("year")), text, [], family_first, sha256)
+        document = Document(uid, *key, _year(line.get("year")), text, [], family_first, sha256, sha256)
         document = documents.setdefault(key, document)
-        known = {question.id for question in document.questions}
+        if document.article_sha256 != sha256 and not of_quality:
+            raise UserError(f"{where}: another article has its title and author, {key[0]!r}; give it another title")
         label = "answer" if kind == "short" else "gold_label"
         asked = [item for item in line.get("questions") or [] if item.get(label) is not None]
         questions = [_short_question(item) if kind == "short" else _question(item, of_quality) for item in asked]
     except KeyError as error:
         raise UserError(f"{where}: has no {error}; is this a QuALITY file?") from error
-    document.questions += [question for question in questions if question.id not in known]
+    add_questions(document, questions, where)
 
 
 def _is_family_first(line: dict, author: str) -> bool:

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from inference.client import Client, for_each
+from inference.client import Client
 from inference.completions import CallFailed
+from inference.parallel import for_each
 from inference.served_model import OTHER_MODEL, identify_by_chat, identify_by_completion
 from inference.server_facts import read_facts
 from tasks import facts, quiz, wrong_options

@@ -20,11 +20,12 @@ from tasks.rag import Retrieved, SearchSettings
 from utils import paths
 from utils.cli import print_result
 from utils.errors import UserError
-from utils.io import json_digest, read_json, write_json
+from utils.io import json_digest, read_json, sha256_file, write_json
 
 UNKNOWN_MODEL = "the earlier answers may be of another model of this name; they are used"
 # Entries of the protocol that two compared evaluations may differ in.
-MAY_DIFFER = {"weights", "base_url", "server", "batch_size", "seed"}
+SMALL_FILES = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
+MAY_DIFFER = {"weights", "files", "base_url", "server", "batch_size", "seed"}
 
 
 def output_file(settings: AttemptSettings, search: SearchSettings | None) -> Path:
@@ -48,6 +49,8 @@ def describe_protocol(
         "prompts": json_digest(asked),
         "weights": paths.weights_state(settings.model),
     }
+    if files := small_files(settings.model):
+        protocol["files"] = files
     if settings.protocol == "cot":
         names = ("n_samples", "temperature", "max_tokens", "seed", "base_url", "select", "few_shot")
         protocol |= {name: getattr(settings, name) for name in names}
@@ -65,6 +68,12 @@ def describe_protocol(
     return protocol
 
 
+def small_files(model: str) -> dict[str, str]:
+    """Hashes of a checkpoint folder's configuration and tokenizer, which decide the answers as the weights do."""
+    files = {name: Path(paths.resolve_checkpoint(model)) / name for name in SMALL_FILES}
+    return {name: sha256_file(path)[:16] for name, path in files.items() if path.is_file()}
+
+
 def partial_file(target: Path, protocol: dict, served: ServedModel | None) -> Path:
     """The journal of an unfinished evaluation."""
     path = target.with_suffix(f".{json_digest(protocol)}.partial.jsonl")
@@ -72,8 +81,10 @@ def partial_file(target: Path, protocol: dict, served: ServedModel | None) -> Pa
 
 
 def is_same(earlier: dict, protocol: dict, served: ServedModel | None) -> bool:
-    """True if two protocols are the same and the same model answered, as far as that is known."""
-    if without_server(earlier) != without_server(protocol):
+    """True if two protocols are the same and the same model answered, as far as that is known. Protocols of earlier
+    versions do not hold the checkpoint's small files."""
+    known = protocol if "files" in earlier else {name: value for name, value in protocol.items() if name != "files"}
+    if without_server(earlier) != without_server(known):
         return False
     same = served.is_same(earlier.get("server")) if served else True
     if same is None and served.fixed is not None:
@@ -186,7 +197,7 @@ def compare(one: Path, other: Path) -> dict:
 
     Raises UserError where protocols, questions or options differ.
     """
-    results = [read_json(path, "run evaluation.py first") for path in (one, other)]
+    results = [read_json(paths.existing(path), "run evaluation.py first") for path in (one, other)]
     for path, result in zip((one, other), results, strict=True):
         if not isinstance(result, dict) or not {"protocol", "documents"} <= set(result):
             raise UserError(f"{path}: not an output of evaluation.py")

@@ -12,7 +12,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer  # transform
 
 from training.loss import use_chunked_loss
 from training.settings import TrainingSettings
-from utils.checkpoint import COMPLETE, load_checkpoint, quantization_method, text_config
+from utils import paths
+from utils.checkpoint import context_length, load_checkpoint, quantization_method, text_config
 from utils.cli import print_main
 from utils.device import is_main_process
 from utils.errors import UserError, first_line
@@ -64,6 +65,13 @@ def prepare_model(model, settings: TrainingSettings) -> None:
         compile_layers(model)
 
 
+def check_block_size(model, block_size: int, name: str) -> None:
+    """Raises UserError for blocks longer than the context that the model was made for."""
+    context = context_length(model)
+    if context is not None and block_size > context:
+        raise UserError(f"--block_size {block_size}: the context of {name} is {context} tokens; give at most that")
+
+
 def check_saving(model, tokenizer, folder: Path) -> None:
     """Save model and tokenizer once, as every checkpoint will, and remove the copy: an error at the first checkpoint
     would lose the steps before it. Of a generation config that transformers refuses to save, such as one with a
@@ -79,7 +87,7 @@ def check_saving(model, tokenizer, folder: Path) -> None:
         print_main(f"generation_config.json: {first_line(error)}; saved with its special tokens only")
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
         base.generation_config = GenerationConfig(**{name: getattr(base.generation_config, name) for name in names})
-    if not is_main_process() or any(folder.glob(f"checkpoint-*/{COMPLETE}")):
+    if not is_main_process() or any(folder.glob(f"checkpoint-*/{paths.COMPLETE}")):
         return
     trial = folder / ".trial"
     try:

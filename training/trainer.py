@@ -24,7 +24,7 @@ from training.metrics import Metrics
 from training.model import prepare_model, unwrap_peft
 from training.settings import TrainingSettings
 from utils import paths
-from utils.checkpoint import COMPLETE, last_checkpoint
+from utils.checkpoint import last_checkpoint, remove_older_checkpoints
 from utils.cli import print_main
 from utils.device import is_main_process, world_size
 from utils.io import atomic_write
@@ -50,6 +50,7 @@ class ResumableTrainer(Trainer):
     metrics: Metrics
     schedule: Callable[[int], float] | None = None
     loss_divisor: float | None = None
+    keep_checkpoints: int
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):  # transformers 5.23
         """What the loss is divided by, over all ranks and accumulated micro-batches."""
@@ -86,8 +87,9 @@ class ResumableTrainer(Trainer):
                 if path.is_file():
                     with open(path, "rb") as file:
                         os.fsync(file.fileno())
-            with atomic_write(folder / COMPLETE):
+            with atomic_write(folder / paths.COMPLETE):
                 pass
+            remove_older_checkpoints(folder.parent, self.keep_checkpoints)
 
 
 def train(
@@ -157,7 +159,8 @@ def make_trainer(
         optimizer_cls_and_kwargs=optimizer,
         compute_loss_func=None if has_linear_head(unwrap_peft(model)) else shifted_cross_entropy,
     )
-    trainer.metrics, trainer.schedule, trainer.loss_divisor = metrics, overrides.schedule, overrides.loss_divisor
+    trainer.metrics, trainer.keep_checkpoints = metrics, settings.keep_checkpoints
+    trainer.schedule, trainer.loss_divisor = overrides.schedule, overrides.loss_divisor
     trainer._loss_shifts_labels = True  # transformers 5.23: the first label of a block does not count
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
@@ -215,7 +218,6 @@ def training_arguments(folder: Path, settings: TrainingSettings, steps: int, eva
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=settings.save_steps,
-        save_total_limit=settings.keep_checkpoints,
         eval_strategy="steps" if evaluate else "no",
         eval_steps=settings.save_steps,
         prediction_loss_only=True,

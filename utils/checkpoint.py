@@ -12,8 +12,6 @@ from utils import paths
 from utils.device import is_main_process
 from utils.errors import UserError, first_line
 
-COMPLETE = "COMPLETE"  # an empty file, written last: a checkpoint without it was interrupted by a kill
-
 
 def load_checkpoint(name: str, dtype: torch.dtype, flag: str):
     """A causal language model from a folder or the hub, on the CPU.
@@ -23,7 +21,9 @@ def load_checkpoint(name: str, dtype: torch.dtype, flag: str):
     """
     folder = find_checkpoint(name, flag)
     try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, trust_remote_code=False
+        )
     except ImportError as error:  # of a quantised checkpoint
         raise UserError(f"{flag} {name}: needs a package that is not installed: {first_line(error)}") from error
     except (OSError, ValueError) as error:
@@ -54,7 +54,7 @@ def load_config(name: str, flag: str):
     """A checkpoint's configuration, from a folder or the hub."""
     folder = find_checkpoint(name, flag)
     try:
-        return AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{flag} {name}: its configuration could not be loaded ({first_line(error)})") from error
 
@@ -84,11 +84,19 @@ def last_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint of a run; incomplete ones are removed."""
     complete = []
     for path in folder.glob("checkpoint-*"):
-        if (path / COMPLETE).is_file():
+        if (path / paths.COMPLETE).is_file():
             complete.append(path)
         elif is_main_process():
             shutil.rmtree(path)
     return max(complete, key=lambda path: int(path.name.partition("-")[2]), default=None)
+
+
+def remove_older_checkpoints(folder: Path, keep: int) -> None:
+    """Keep the newest `keep` complete checkpoints of a run. Called once the newest is complete and synced."""
+    complete = [path for path in folder.glob("checkpoint-*") if (path / paths.COMPLETE).is_file()]
+    for path in sorted(complete, key=lambda path: int(path.name.partition("-")[2]))[:-keep]:
+        (path / paths.COMPLETE).unlink()  # first: a kill here must not leave half of it as complete
+        shutil.rmtree(path)
 
 
 def remove_checkpoints(folder: Path) -> None:

@@ -8,6 +8,11 @@ from pathlib import Path
 
 from utils.device import is_main_process
 
+# Options that libraries recommend, by which a file's code would run, and what to say in place of that.
+CODE_OPTIONS = {
+    "trust_remote_code": "it comes with code of its own, which is never run",
+    "weights_only": "it holds more than tensors, which could run code",
+}
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM)
 
@@ -34,7 +39,11 @@ def run(main: Callable[[], None]) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a library's error message, or the exception's type where the message is empty."""
+    """The first line of a library's error message, or the exception's type where the message is empty. Advice to run a
+    file's code is not passed on."""
+    for option, reason in CODE_OPTIONS.items():
+        if option in str(error):
+            return reason
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

@@ -5,12 +5,16 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from utils.errors import UserError, name_disk_errors
+from utils.json_text import parse_json
+
+SAMPLES, SAMPLE_BYTES = 64, 1 << 16  # 4 MiB of a file of weights
 
 
 @contextmanager
@@ -41,8 +45,8 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, made_by: str) -> Any:
     """Read a JSON file. `made_by` is the step to name in the error where the file is missing."""
     try:
-        return json.loads(read_text(path, made_by))
-    except json.JSONDecodeError as error:
+        return parse_json(read_text(path, made_by))
+    except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error}); {made_by}") from error
 
 
@@ -120,14 +124,41 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sampled_sha256(path: Path) -> str:
+    """A hash of a large file: of its size and SAMPLES parts spread over it. Weights that were trained again differ in
+    every part; a file that was only touched or copied does not."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as file:
+        for number in range(SAMPLES):
+            file.seek(max(0, size - SAMPLE_BYTES) * number // (SAMPLES - 1))
+            digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
+
+
 def _parse_object(line: str | bytes, path: Path, number: int) -> dict:
     try:
-        value = json.loads(line)
+        value = parse_json(line)
     except ValueError as error:  # invalid JSON or invalid UTF-8
         raise UserError(f"{path}, line {number}: not valid JSON ({error}); fix or delete that line") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}, line {number}: not a JSON object; fix or delete that line")
     return value
+
+
+def lock_folder(folder: Path) -> IO[bytes]:
+    """Lock a folder for this process, until the returned file is closed or the process ends. The file lies in the
+    system's folder for temporary files. Raises UserError where another process of this machine holds the lock."""
+    name = f"scp-{os.getuid()}-{sha256_text(str(folder.absolute()), 16)}.lock"
+    path = Path(tempfile.gettempdir()) / name
+    with name_disk_errors(path):
+        file = open(path, "ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise UserError(f"{folder}: another process is writing to it; wait until it ends") from error
+    return file
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+COMPLETE = "COMPLETE"  # an empty file, written last: a checkpoint without it was interrupted by a kill
 DEFAULT_GENERATOR = "gpt-4-turbo"
 DEFAULT_TOKENIZER = "meta-llama/Meta-Llama-3-8B"
 DEFAULT_CONVERSATIONS = "ultrachat"
@@ -130,6 +131,11 @@ def resolve_checkpoint(name: str) -> str:
         if folder.is_dir():
             return str(folder.absolute())
     return name
+
+
+def existing(path: Path) -> Path:
+    """A file that the user names: under the home folder, else under the current one."""
+    return home() / path if (home() / path).is_file() else path
 
 
 def looks_like_hub_name(name: str) -> bool:

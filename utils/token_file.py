@@ -22,6 +22,8 @@ ID_TYPE = np.dtype("<i4")
 OFFSET_TYPE = np.dtype("<u8")
 MASK_TYPE = np.dtype("u1")
 HASHES = {".bin": "sha256", ".idx": "idx_sha256", ".mask": "mask_sha256"}  # keys of the sidecar
+HELD_OUT_KEY = "held_out_sha256"  # in the sidecar of training text: the sha256 of the held-out .bin of the same run
+DOCUMENTS = 0  # number of the random stream that chooses documents
 HASH_CHUNK_TOKENS = 1 << 20
 
 
@@ -60,6 +62,15 @@ def write_tokens(path: Path, batches: Iterable[list[np.ndarray]], made: dict, ma
         sidecar = made | {"documents": documents, "tokens": tokens} | hashes
         sidecar_file.write((json.dumps(sidecar, indent=2) + "\n").encode())
     return sidecar
+
+
+def refuse_other_kind(path: Path, name: str, masked: bool) -> None:
+    """Raise UserError where `path` holds conversations and would be replaced by text, or the other way round."""
+    sidecar = path.with_suffix(".json")
+    meta = read_json(sidecar, "") if sidecar.is_file() else {}
+    if isinstance(meta, dict) and meta and ("mask_sha256" in meta) != masked:
+        kind = "replay text (tokenize_redpj.py)" if masked else "conversations (tokenize_instruct.py)"
+        raise UserError(f"--name {name}: {path} holds {kind}; choose another name")
 
 
 class TokenFile:
@@ -122,6 +133,16 @@ class TokenFile:
         for end in self.ends:
             yield self.ids[start : int(end)]
             start = int(end)
+
+
+def choose_documents(number: int, ratio: float, seed: int) -> np.ndarray:
+    """(number,) bool: a random fraction of the documents. Nested: the documents of 0.1 are among those of 0.2."""
+    if not 0 < ratio <= 1:
+        raise UserError(f"--subsample_ratio {ratio}: must be above 0, at most 1")
+    order = np.random.default_rng([seed, DOCUMENTS]).permutation(number)
+    chosen = np.zeros(number, bool)
+    chosen[order[: max(1, round(ratio * number))]] = True
+    return chosen
 
 
 def _map(path: Path, dtype: np.dtype, made_by: str) -> np.ndarray:

@@ -34,7 +34,7 @@ def load_tokenizer(name: str, flag: str = "--tokenizer"):
     if not Path(found).is_dir() and not paths.looks_like_hub_name(name):
         raise UserError(f"{flag} {name}: no such folder")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(found)
+        tokenizer = AutoTokenizer.from_pretrained(found, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{flag} {name}: not a folder, and could not be loaded from the Hub "

@@ -20,14 +20,15 @@ from utils.errors import UserError
 
 
 class BatchRun(GenerationRun):
-    """One action (`submit`, `status` or `collect`) on the batches of a folder of passages."""
+    """One action (`submit`, `status`, `collect` or `abandon`) on the batches of a folder of passages."""
 
     async def run(self, action: str) -> None:
-        actions = {"submit": self._submit, "status": self._status, "collect": self._collect}
+        actions = {"submit": self._submit, "status": self._status, "collect": self._collect, "abandon": self._abandon}
         self.client = Client(self.settings.model, self.call_settings.base_url, ledger=self.ledger)
         try:
             with closing(Batches(self.store.folder / "batches.state", self.client, self.ledger)) as self.batches:
-                await self.batches.adopt()
+                if action != "abandon":
+                    await self.batches.adopt()
                 await actions[action]()
         finally:
             await self.client.close()
@@ -53,11 +54,20 @@ class BatchRun(GenerationRun):
         if not rows:
             print("no batch is under way")
 
+    async def _abandon(self) -> None:
+        count = 0
+        async for batch, said in self.batches.abandon():
+            count += 1
+            print(
+                f"{batch.id or batch.token}: {said}; its {len(batch.requests):,} calls count at the most they can cost"
+            )
+        print(f"{count} batches abandoned; their calls are missing again" if count else "no batch is under way")
+
     async def _collect(self) -> None:
         missing = {request.id: request for request in self._all_missing_requests()}
         missing |= {earlier.id: earlier for request in missing.values() if (earlier := request.earlier())}
         async for batch, status, lines in self.batches.collect():
-            responses = {line["custom_id"]: line.get("response") or {} for line in lines}
+            responses = {line["custom_id"]: as_object(line.get("response")) for line in lines}
             unknown = responses.keys() - missing.keys() - set().union(*self.store.done.values())
             if unknown:
                 raise UserError(
@@ -72,7 +82,7 @@ class BatchRun(GenerationRun):
         """Record every reply of a batch, then its bill; replies recorded before a kill are only billed."""
         usage, replies = Usage(), 0
         for id, response in responses.items():
-            code, body = response.get("status_code"), response.get("body") or {}
+            code, body = response.get("status_code"), as_object(response.get("body"))
             if code == 200:
                 usage, replies = usage + (parse_usage(body.get("usage")) or Usage()), replies + 1
             if id in missing:
@@ -82,7 +92,8 @@ class BatchRun(GenerationRun):
 
     def _record_response(self, request: PassageRequest, code: int | None, body: dict) -> None:
         """Record one response; after an unreadable reply or a transient error the request stays missing."""
-        error = body.get("error") or {}
+        error = body.get("error")
+        error = error if isinstance(error, dict) else {"message": error}
         if code == 200:
             try:
                 reply = parse_chat_reply(body, request.prompt())
@@ -97,12 +108,14 @@ class BatchRun(GenerationRun):
                 self.record_failure(request, self.last_error, reply)
         elif refused := self._refused_field(request, code, body):
             self.batches.record_refused_field(refused)  # the request stays missing
-        elif code and 400 <= code < 500 and code != 429:
+        elif isinstance(code, int) and 400 <= code < 500 and code != 429:
             filtered = Reply("", FILTERED, {}) if error.get("code") in FILTER_CODES else None
             self.record_failure(request, f"{code}: {error.get('message')}", filtered)
 
     def _refused_field(self, request: PassageRequest, code: int | None, body: dict) -> FieldRefused | None:
-        refused = refused_field(code or 0, json.dumps(body).encode(), self.sent_body(request))
+        refused = refused_field(
+            code if isinstance(code, int) else 0, json.dumps(body).encode(), self.sent_body(request)
+        )
         return None if refused and refused.field in self.client.fields.changes.values() else refused
 
     def _all_missing_requests(self) -> Iterator[PassageRequest]:
@@ -114,3 +127,8 @@ class BatchRun(GenerationRun):
                 rounds = [list(islice(stream, ROUND)) for stream in streams]
                 streams = [stream for stream, requests in zip(streams, rounds, strict=True) if requests]
                 yield from chain.from_iterable(rounds)
+
+
+def as_object(value: object) -> dict:
+    """A value of a reply that should be an object; empty for any other."""
+    return value if isinstance(value, dict) else {}

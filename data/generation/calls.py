@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from data.generation import methods
 from data.generation.methods import GenerationSettings, PassageRequest
-from data.generation.passages import BLANK, FAILED, FILTERED, FINISHED, PassageStore
+from data.generation.passages import BLANK, FAILED, FILTERED, FINISHED, SOURCE_DIGITS, PassageStore
 from inference.budget import Ledger
 from inference.completions import PROMPT_CUT, Reply
 from tasks.documents import Document
@@ -117,6 +117,7 @@ class GenerationRun:
             "entities": list(request.entities),
             "model": request.model,
             "prompt": request.prompt_file,
+            "source": request.document.source_sha256[:SOURCE_DIGITS],
         }
         list_id = request.id if request.kind == self.settings.list_kind else None
         self.store.append(request.document.uid, head | content, list_id)

@@ -15,8 +15,9 @@ from data.generation.coverage import Statements
 from data.generation.methods import PassageRequest
 from data.generation.passages import FILTERED
 from inference.budget import BudgetExhausted
-from inference.client import Client, for_each
+from inference.client import Client
 from inference.completions import PROMPT_CUT, CallFailed, CallStopped, PromptCut
+from inference.parallel import for_each
 from inference.rate_limiter import RateLimiter
 from inference.server_facts import read_facts
 from utils.cli import progress_bar

@@ -1,14 +1,16 @@
 """Journals of passage records, and the training corpus in them."""
 
 import json
-from collections import Counter, defaultdict
+import re
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from data.generation import methods
+from data.generation.sections import document_uid
 from inference.completions import PROMPT_CUT, common_reason, strip_reasoning
 from tasks.documents import Document
 from utils.errors import UserError
@@ -21,6 +23,8 @@ FILTERED = "content_filter"  # finish_reason of a reply blocked by the server's 
 FAILED = "error"  # finish_reason of a record without a usable reply
 BLANK = "empty"  # finish_reason of a reply without text: a failure that is counted by itself
 CUT = "length"  # finish_reason of a reply that reached --max_tokens
+SOURCE_DIGITS = 16  # of the hash of the document that a record is about
+MAX_OPEN = 100  # journals; a system may allow 256 open files
 MIN_TRIMMED_WORDS = 100  # a cut reply with fewer words in its complete sentences is left out
 MAY_MENTION = "</think>"  # the prompt of a record is not at hand: only whole leading blocks are reasoning
 
@@ -29,9 +33,9 @@ class PassageStore:
     """The journals of one folder: record ids, listed items and token counts in memory, texts on disk.
 
     Only one process may write to a folder; the lock on its ledger enforces that. With `read_only` no file
-    is changed, not even a torn last line. With `retry_failed` truncated and filtered replies and those
-    to prompts that the server cut, which were paid for, are dropped on opening and requested again; failed calls
-    always are.
+    is changed, not even a torn last line. Failed calls are dropped on opening and requested again. With `retry_failed`
+    truncated and filtered replies and those to prompts that the server cut, which were paid for, are requested again
+    too; they stay until another reply to the same request is on disk and the folder is opened again (is_better).
     """
 
     def __init__(self, folder: Path, retry_failed: bool = False, read_only: bool = False):
@@ -41,6 +45,7 @@ class PassageStore:
         self.finish_reasons: Counter[str] = Counter()
         self.usage: dict[str, Counter[str]] = defaultdict(Counter)  # token counts and records by kind
         self.list_prompt_tokens: dict[str, int] = {}  # prompt tokens of the list request by uid
+        self._retried: dict[str, str] = {}  # finish_reason of the replies that wait for a better one, by record id
 
     def open(self, uid: str, list_id: str | None) -> None:
         """Read a document's journal and drop the records that are to be requested again.
@@ -50,11 +55,14 @@ class PassageStore:
         self.done[uid], path = set(), self.path(uid)
         if not path.exists():
             return
+        best = best_records(path)
 
         def keep(record: dict) -> bool:
-            kept = self._is_kept(record)
+            kept = finish_reason(record) not in (FAILED, BLANK) and best.get(record.get("id"), record) == record
             if kept:
                 self._count(uid, record, list_id)
+                if self._is_retried(record):
+                    self.done[uid].discard(record.get("id", ""))
             return kept
 
         if self.read_only:
@@ -86,17 +94,20 @@ class PassageStore:
     def path(self, uid: str) -> Path:
         return self.folder / f"{uid}.jsonl"
 
-    def _is_kept(self, record: dict) -> bool:
-        reason = finish_reason(record)
-        # A list is kept: with other entities, the passages about the present ones would be paid for in vain.
-        kept = reason == FINISHED or not self.retry_failed or "summary" in record
-        return reason not in (FAILED, BLANK) and kept
+    def _is_retried(self, record: dict) -> bool:
+        # Not a list: with other entities, the passages about the present ones would be paid for in vain.
+        retried = self.retry_failed and finish_reason(record) != FINISHED and "summary" not in record
+        if retried:
+            self._retried[record.get("id", "")] = finish_reason(record)
+        return retried
 
     def _count(self, uid: str, record: dict, list_id: str | None) -> None:
         reason = finish_reason(record)
         self.finish_reasons[reason] += 1
         if reason in (FAILED, BLANK):
             return
+        if replaced := self._retried.pop(record.get("id", ""), None):
+            self.finish_reasons[replaced] -= 1
         self.done[uid].add(record.get("id", ""))
         if record.get("usage") and reason != PROMPT_CUT:
             self.usage[record.get("kind", "")].update(record["usage"], records=1)
@@ -105,14 +116,42 @@ class PassageStore:
             self.list_prompt_tokens[uid] = (record.get("usage") or {}).get("prompt_tokens", 0)
 
 
+def best_records(path: Path) -> dict[str, dict]:
+    """By record id the best of several replies to the same request; only ids with several."""
+    counts = Counter(re.findall(rb'^{"id": "([^"]*)"', path.read_bytes(), re.MULTILINE))
+    several = {id.decode() for id, count in counts.items() if count > 1}
+    best: dict[str, dict] = {}
+    for record in read_journal(path) if several else ():
+        if (id := record.get("id")) in several and (id not in best or is_better(record, best[id])):
+            best[id] = record
+    return best
+
+
+def is_better(record: dict, other: dict) -> bool:
+    """True if a record is to be kept in place of another one with the same id: one that the model ended by itself, and
+    of two cut ones the longer."""
+
+    def rank(one: dict) -> tuple[bool, bool, int]:
+        reason = finish_reason(one)
+        return reason == FINISHED, reason == CUT, len(one.get("text") or "")
+
+    return rank(record) > rank(other)
+
+
 def locate_passages(
-    folders: list[Path], made_by: str, drop_cut: bool = False, counts: Counter | None = None
+    folders: list[Path],
+    made_by: str,
+    drop_cut: bool = False,
+    counts: Counter | None = None,
+    sources: dict[str, str] | None = None,
 ) -> tuple[list[Path], np.ndarray]:
     """The journals of some folders, and the location of every passage in them.
 
-    The training corpus is every `training_text`, one document each. Returns the files and an (n, 2) int64 array of file index and byte offset (16 bytes per passage),
-    ordered by file, then record id, which does not depend on the order in which calls were answered. Cut replies are
-    added to `counts` as `trimmed` or `cut` (left out).
+    The training corpus is every `training_text`, one document each. Returns the files and an (n, 2) int64 array of file
+    index and byte offset (16 bytes per passage), ordered by file, then record id, which does not depend on the order in
+    which calls were answered. Cut replies are added to `counts` as `trimmed` or `cut` (left out). With `sources`, the
+    source_sha256 of every document by uid, passages about a document that was edited or deleted since are left out, and
+    counted as `stale`.
     Raises UserError for a folder without journals, and if there is no passage.
     """
     files: list[Path] = []
@@ -122,7 +161,8 @@ def locate_passages(
         if not journals:
             raise UserError(f"{folder}: contains no passages; {made_by}")
         for path in journals:
-            offsets = _passage_offsets(path, drop_cut, counts if counts is not None else Counter())
+            source = None if sources is None else sources.get(document_uid(path.stem), "")
+            offsets = _passage_offsets(path, drop_cut, counts if counts is not None else Counter(), source)
             locations.append(np.array([(len(files), offset) for offset in offsets]).reshape(-1, 2))
             files.append(path)
     if not sum(map(len, locations)):
@@ -132,11 +172,18 @@ def locate_passages(
 
 def read_passages(files: list[Path], locations: np.ndarray) -> Iterator[str]:
     """The passages at `locations`, in that order, one in memory at a time."""
-    with ExitStack() as stack:
-        opened = [stack.enter_context(open(path, "rb")) for path in files]
+    opened: OrderedDict[int, IO[bytes]] = OrderedDict()
+    try:
         for index, offset in locations:
+            if index not in opened:
+                opened[index] = open(files[index], "rb")
+                if len(opened) > MAX_OPEN:
+                    opened.popitem(last=False)[1].close()
             opened[index].seek(offset)
             yield training_text(json.loads(opened[index].readline()))
+    finally:
+        for file in opened.values():
+            file.close()
 
 
 def training_text(record: dict, drop_cut: bool = False) -> str:
@@ -156,11 +203,16 @@ def finish_reason(record: dict) -> str:
     return common_reason(record.get("finish_reason"))
 
 
-def _passage_offsets(path: Path, drop_cut: bool, counts: Counter) -> list[int]:
-    """Byte offsets of a journal's passages, ordered by record id."""
-    passages = []
+def _passage_offsets(path: Path, drop_cut: bool, counts: Counter, source: str | None) -> list[int]:
+    """Byte offsets of a journal's passages, ordered by record id. Records of earlier versions do not name their source."""
+    passages, best = [], best_records(path)
     for offset, record in iterate_jsonl(path):
         text = training_text(record, drop_cut)
+        if best.get(record.get("id"), record) != record:
+            continue
+        if text and source is not None and record.get("source") not in (None, "", source[:SOURCE_DIGITS]):
+            counts["stale"] += 1
+            continue
         if text:
             passages.append((str(record.get("id")), offset))
         if finish_reason(record) == CUT:

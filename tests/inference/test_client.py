@@ -3,9 +3,10 @@ import asyncio
 import pytest
 
 from inference import client as client_module
-from inference.client import MAX_ATTEMPTS, TEMPLATE_TOKENS, Client, for_each
+from inference.client import MAX_ATTEMPTS, TEMPLATE_TOKENS, Client
 from inference.completions import CallFailed, CallStopped
 from inference.keys import find_key
+from inference.parallel import for_each
 from utils.errors import UserError
 
 KEY = "sk-secret-123"

@@ -97,6 +97,8 @@ def test_runs_of_earlier_versions(uninterrupted, tmp_path):
 
     record = json.loads((run_folder(uninterrupted) / "run.json").read_text())
     (tmp_path / "model.safetensors").touch()
+    (tmp_path / "checkpoint-5").mkdir()
+    (tmp_path / "checkpoint-5/COMPLETE").touch()
     for finished in (True, False):
         earlier = {key: value for key, value in record.items() if key != "blocks"} | {"finished": finished}
         (tmp_path / "run.json").write_text(json.dumps(earlier))

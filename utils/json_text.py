@@ -1,0 +1,31 @@
+"""Parser of JSON from servers and users: anything it refuses is a ValueError, and every text it returns can be written."""
+
+import json
+import re
+from typing import Any
+
+HALF_PAIRS = re.compile("[\ud800-\udfff]")  # surrogates; those in pairs have become one character
+ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """A JSON value, with ? for half of a surrogate pair, which UTF-8 cannot write. Raises ValueError for invalid
+    JSON or UTF-8, and for what is nested too deeply."""
+    try:
+        if isinstance(text, bytes):
+            text = text.decode(json.detect_encoding(text))
+        value = json.loads(text)
+        return mend(value) if ESCAPED_SURROGATE.search(text) else value
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def mend(value: Any) -> Any:
+    """A value with ? for half of a surrogate pair in its texts and keys."""
+    if isinstance(value, str):
+        return HALF_PAIRS.sub("?", value)
+    if isinstance(value, list):
+        return [mend(item) for item in value]
+    if isinstance(value, dict):
+        return {mend(key): mend(item) for key, item in value.items()}
+    return value

@@ -17,7 +17,7 @@ from data.generation.passages import training_text
 from tasks.documents import Document
 
 SENTENCES_PER_REQUEST = 5
-REQUESTS_PER_PLAN = 8  # about one document, until its coverage is measured again
+REQUESTS_PER_PLAN = 4  # about one document, until its coverage is measured again
 MIN_TOLD = 0.5  # of the pairs and triples about a statement; below it, statements are asked for by name
 SPARE_REQUESTS = 2  # by name, beyond the tellings aimed at; then a statement is given up
 
@@ -52,17 +52,19 @@ def mentions(statements: Statements, entities: list[str]) -> np.ndarray:
 def plan_requests(
     document: Document,
     statements: Statements,
-    records: list[dict],
+    progress: Progress,
     listed_items: list[str],
     done: set[str],
     settings: GenerationSettings,
 ) -> list[PassageRequest]:
-    """Up to REQUESTS_PER_PLAN requests; empty when every statement has its tellings or is given up."""
-    progress = Progress.from_records(statements, records)
+    """Up to REQUESTS_PER_PLAN requests; empty when every statement has its tellings or is given up. The first are pairs
+    and triples: what those leave out is named next."""
+    most_groups = REQUESTS_PER_PLAN // 2 if progress.tellings.any() else REQUESTS_PER_PLAN
     missing = np.maximum(settings.aim_tellings - progress.tellings, 0)
     missing[progress.named >= settings.aim_tellings + SPARE_REQUESTS] = 0
     reachable = progress.tellings >= MIN_TOLD * progress.attempts
-    requests = _plan_groups(document, statements, listed_items, done, settings, np.where(reachable, missing, 0))
+    aimed_at = np.where(reachable, missing, 0)
+    requests = _plan_groups(document, statements, listed_items, done, settings, aimed_at, most_groups)
     planned = np.zeros(len(missing), bool)
     for request in requests:
         planned |= mentions(statements, list(request.entities))
@@ -77,8 +79,9 @@ def _plan_groups(
     done: set[str],
     settings: GenerationSettings,
     missing: np.ndarray,
+    most: int,
 ) -> list[PassageRequest]:
-    """Pairs and triples, greedily by the number of missing tellings whose statements they mention."""
+    """At most `most` pairs and triples, greedily by the number of missing tellings whose statements they mention."""
     of_item = {item: mentions(statements, [item]) for item in items}
     pool = [
         (request, np.any([of_item[item] for item in request.entities], axis=0))
@@ -87,7 +90,7 @@ def _plan_groups(
         if not request.is_answered(done)
     ]
     chosen, missing = [], missing.copy()
-    while pool and len(chosen) < REQUESTS_PER_PLAN // 2:
+    while pool and len(chosen) < most:
         gains = [int((missing[mentioned] > 0).sum()) for _, mentioned in pool]
         best = int(np.argmax(gains))
         if not gains[best]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from data.generation.aiming import plan_requests
+from data.generation.aiming import Progress, plan_requests
 from data.generation.call_queue import CallQueue, DocumentQueue
 from data.generation.calls import GenerationRun
 from data.generation.coverage import Statements
@@ -73,14 +73,16 @@ class LiveRun(GenerationRun):
 
     async def _send_all(self) -> None:
         if not self.stopped:
-            await self._send(self.missing_requests, len(self.settings.kinds))
+            await self._send(self.missing_requests, len(self.settings.kinds), list(self.documents))
         while self.settings.aim_tellings and not self.stopped and (plan := self._plan()):
             self.bar.total += sum(map(len, plan.values()))
-            await self._send(lambda uid, _, plan=plan: iter(plan.get(uid, [])), 1)
+            await self._send(lambda uid, _, plan=plan: iter(plan.get(uid, [])), 1, list(plan))
 
-    async def _send(self, requests: Callable[[str, int], Iterator[PassageRequest]], kinds: int) -> None:
-        """Send the missing list requests, and `requests(uid, kind)` of all documents."""
-        self.queue = self._queue_type(list(self.documents), self._untried_list_request, requests, kinds)
+    async def _send(
+        self, requests: Callable[[str, int], Iterator[PassageRequest]], kinds: int, uids: list[str]
+    ) -> None:
+        """Send the missing list requests, and `requests(uid, kind)`, of documents in this order."""
+        self.queue = self._queue_type(uids, self._untried_list_request, requests, kinds)
         await for_each(range(self._concurrency), self._work, self._concurrency)
 
     def _untried_list_request(self, uid: str) -> PassageRequest | None:
@@ -88,15 +90,18 @@ class LiveRun(GenerationRun):
         return request if request and request.id not in self.failed_ids else None
 
     def _plan(self) -> dict[str, list[PassageRequest]]:
-        """The next requests of --aim_tellings, by document; those that failed in this run are not repeated."""
-        plans = {}
+        """The next requests of --aim_tellings, by document, the least told one first; those that failed in this run are
+        not repeated."""
+        plans, told = {}, {}
         for uid, document in self.documents.items():
             statements = self._statements.setdefault(uid, Statements(document.title, document.text))
             path, done = self.store.path(uid), self.store.done[uid] | self.failed_ids
             records = list(read_journal(path)) if path.exists() else []
             items = self.store.listed_items.get(uid, [])[: self.settings.max_listed_items]
-            plans[uid] = plan_requests(document, statements, records, items, done, self.settings)
-        return {uid: plan for uid, plan in plans.items() if plan}
+            progress = Progress.from_records(statements, records)
+            plans[uid] = plan_requests(document, statements, progress, items, done, self.settings)
+            told[uid] = float((progress.tellings > 0).mean()) if len(progress.tellings) else 1.0
+        return {uid: plans[uid] for uid in sorted(plans, key=lambda uid: (told[uid], uid)) if plans[uid]}
 
     async def _work(self, _: int) -> None:
         while request := await self.queue.next():

@@ -107,7 +107,7 @@ class PassageStore:
         if reason in (FAILED, BLANK):
             return
         if replaced := self._retried.pop(record.get("id", ""), None):
-            self.finish_reasons[replaced] -= 1
+            self.finish_reasons -= Counter([replaced])  # which drops a count of 0
         self.done[uid].add(record.get("id", ""))
         if record.get("usage") and reason != PROMPT_CUT:
             self.usage[record.get("kind", "")].update(record["usage"], records=1)

@@ -40,7 +40,7 @@ def test_one_article(home, server):
     succeed(*entigraph(server))
     results = records()
     assert Counter(record["kind"] for record in results) == {"entities": 1, "pair": comb(6, 2), "triple": comb(6, 3)}
-    assert set(results[1]) == {"id", "kind", "entities", "text", "model", "prompt", "finish_reason", "usage"}
+    assert set(results[1]) == {"id", "kind", "entities", "text", "model", "prompt", "source", "finish_reason", "usage"}
     assert sum(server.billed.values()) == CALLS
     succeed(*entigraph(server))  # again: no reply is paid for twice
     assert sum(server.billed.values()) == CALLS

@@ -60,8 +60,8 @@ def plan_requests(
     """Up to REQUESTS_PER_PLAN requests; empty when every statement has its tellings or is given up. The first are pairs
     and triples: what those leave out is named next."""
     most_groups = REQUESTS_PER_PLAN // 2 if progress.tellings.any() else REQUESTS_PER_PLAN
-    missing = np.maximum(settings.aim_tellings - progress.tellings, 0)
-    missing[progress.named >= settings.aim_tellings + SPARE_REQUESTS] = 0
+    left = settings.aim_tellings + SPARE_REQUESTS - progress.named  # requests by name
+    missing = np.clip(np.minimum(settings.aim_tellings - progress.tellings, left), 0, None)
     reachable = progress.tellings >= MIN_TOLD * progress.attempts
     aimed_at = np.where(reachable, missing, 0)
     requests = _plan_groups(document, statements, listed_items, done, settings, aimed_at, most_groups)

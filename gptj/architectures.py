@@ -4,12 +4,15 @@
 
 from dataclasses import dataclass
 
+SIZES = {"V": "vocab_size", "H": "hidden_size", "F": "filter_size"}  # letters of a shape: keys of the `model` section
+
 
 @dataclass(frozen=True)
 class Architecture:
-    """One of the two.
+    """GPT-J or GPT-NeoX.
 
-    tensors: Hugging Face name and cs-1.8 name, where N is the number of the layer, and whether there is a bias.
+    tensors: Hugging Face name and cs-1.8 name, where N is the number of the layer; the shape of the weight in letters of
+        SIZES; and whether there is a bias, which has the weight's first size.
     switches: keys of the `model` section, beside use_untied_layer_norm, and the only value that the architecture has.
     config_keys: Hugging Face key -> key of the `model` section; config_defaults: of Hugging Face keys.
     """
@@ -17,7 +20,7 @@ class Architecture:
     name: str
     model_type: str
     class_name: str
-    tensors: tuple[tuple[str, str, bool], ...]
+    tensors: tuple[tuple[str, str, str, bool], ...]
     buffers: str  # regular expression: computed by the code, stored in old Hugging Face files
     switches: dict[str, bool]
     config_keys: dict[str, str]
@@ -26,14 +29,25 @@ class Architecture:
     def tensor_names(self, layers: int) -> dict[str, str]:
         """Hugging Face name -> cs-1.8 name, of all tensors."""
         names = {}
-        for hf, cs, has_bias in self.tensors:
+        for hf, cs, _, has_bias in self.tensors:
             for layer in range(layers) if ".N." in hf else [0]:
                 for kind in ("weight", "bias") if has_bias else ("weight",):
-                    names[f"{_of_layer(hf, layer)}.{kind}"] = f"{_of_layer(cs, layer)}.{kind}"
+                    names[f"{of_layer(hf, layer)}.{kind}"] = f"{of_layer(cs, layer)}.{kind}"
         return names
 
+    def tensor_shapes(self, section: dict) -> dict[str, tuple[int, ...]]:
+        """cs-1.8 name -> shape, of all tensors of a checked `model` section."""
+        shapes = {}
+        for _, cs, letters, has_bias in self.tensors:
+            shape = tuple(section[SIZES[letter]] for letter in letters)
+            for layer in range(section["num_hidden_layers"]) if ".N." in cs else [0]:
+                shapes[f"{of_layer(cs, layer)}.weight"] = shape
+                if has_bias:
+                    shapes[f"{of_layer(cs, layer)}.bias"] = shape[:1]
+        return shapes
 
-def _of_layer(name: str, layer: int) -> str:
+
+def of_layer(name: str, layer: int) -> str:
     return name.replace(".N.", f".{layer}.")
 
 
@@ -47,16 +61,21 @@ GPT_J = Architecture(
     model_type="gptj",
     class_name="GPTJForCausalLM",
     tensors=(
-        ("transformer.wte", "embedding_layer.word_embeddings", False),
-        ("transformer.h.N.ln_1", "transformer_decoder.layers.N.norm1", True),
-        ("transformer.h.N.attn.q_proj", "transformer_decoder.layers.N.self_attn.proj_q_dense_layer", False),
-        ("transformer.h.N.attn.k_proj", "transformer_decoder.layers.N.self_attn.proj_k_dense_layer", False),
-        ("transformer.h.N.attn.v_proj", "transformer_decoder.layers.N.self_attn.proj_v_dense_layer", False),
-        ("transformer.h.N.attn.out_proj", "transformer_decoder.layers.N.self_attn.proj_output_dense_layer", False),
-        ("transformer.h.N.mlp.fc_in", "transformer_decoder.layers.N.ffn.ffn.0.linear_layer", True),
-        ("transformer.h.N.mlp.fc_out", "transformer_decoder.layers.N.ffn.ffn.1.linear_layer", True),
-        ("transformer.ln_f", "ln_f", True),
-        ("lm_head", "lm_head", True),
+        ("transformer.wte", "embedding_layer.word_embeddings", "VH", False),
+        ("transformer.h.N.ln_1", "transformer_decoder.layers.N.norm1", "H", True),
+        ("transformer.h.N.attn.q_proj", "transformer_decoder.layers.N.self_attn.proj_q_dense_layer", "HH", False),
+        ("transformer.h.N.attn.k_proj", "transformer_decoder.layers.N.self_attn.proj_k_dense_layer", "HH", False),
+        ("transformer.h.N.attn.v_proj", "transformer_decoder.layers.N.self_attn.proj_v_dense_layer", "HH", False),
+        (
+            "transformer.h.N.attn.out_proj",
+            "transformer_decoder.layers.N.self_attn.proj_output_dense_layer",
+            "HH",
+            False,
+        ),
+        ("transformer.h.N.mlp.fc_in", "transformer_decoder.layers.N.ffn.ffn.0.linear_layer", "FH", True),
+        ("transformer.h.N.mlp.fc_out", "transformer_decoder.layers.N.ffn.ffn.1.linear_layer", "HF", True),
+        ("transformer.ln_f", "ln_f", "H", True),
+        ("lm_head", "lm_head", "VH", True),
     ),
     buffers=r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",
     switches={
@@ -101,17 +120,22 @@ GPT_NEOX = Architecture(
     model_type="gpt_neox",
     class_name="GPTNeoXForCausalLM",
     tensors=(
-        ("gpt_neox.embed_in", "embedding_layer.word_embeddings", False),
-        ("gpt_neox.layers.N.input_layernorm", "transformer_decoder.layers.N.norm1", True),
-        ("gpt_neox.layers.N.post_attention_layernorm", "transformer_decoder.layers.N.norm3", True),
-        (PARTS[0], "transformer_decoder.layers.N.self_attn.proj_q_dense_layer", True),
-        (PARTS[1], "transformer_decoder.layers.N.self_attn.proj_k_dense_layer", True),
-        (PARTS[2], "transformer_decoder.layers.N.self_attn.proj_v_dense_layer", True),
-        ("gpt_neox.layers.N.attention.dense", "transformer_decoder.layers.N.self_attn.proj_output_dense_layer", True),
-        ("gpt_neox.layers.N.mlp.dense_h_to_4h", "transformer_decoder.layers.N.ffn.ffn.0.linear_layer", True),
-        ("gpt_neox.layers.N.mlp.dense_4h_to_h", "transformer_decoder.layers.N.ffn.ffn.1.linear_layer", True),
-        ("gpt_neox.final_layer_norm", "ln_f", True),
-        ("embed_out", "lm_head", False),
+        ("gpt_neox.embed_in", "embedding_layer.word_embeddings", "VH", False),
+        ("gpt_neox.layers.N.input_layernorm", "transformer_decoder.layers.N.norm1", "H", True),
+        ("gpt_neox.layers.N.post_attention_layernorm", "transformer_decoder.layers.N.norm3", "H", True),
+        (PARTS[0], "transformer_decoder.layers.N.self_attn.proj_q_dense_layer", "HH", True),
+        (PARTS[1], "transformer_decoder.layers.N.self_attn.proj_k_dense_layer", "HH", True),
+        (PARTS[2], "transformer_decoder.layers.N.self_attn.proj_v_dense_layer", "HH", True),
+        (
+            "gpt_neox.layers.N.attention.dense",
+            "transformer_decoder.layers.N.self_attn.proj_output_dense_layer",
+            "HH",
+            True,
+        ),
+        ("gpt_neox.layers.N.mlp.dense_h_to_4h", "transformer_decoder.layers.N.ffn.ffn.0.linear_layer", "FH", True),
+        ("gpt_neox.layers.N.mlp.dense_4h_to_h", "transformer_decoder.layers.N.ffn.ffn.1.linear_layer", "HF", True),
+        ("gpt_neox.final_layer_norm", "ln_f", "H", True),
+        ("embed_out", "lm_head", "VH", False),
     ),
     buffers=r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",
     switches={"use_projection_bias_in_attention": True, "use_ffn_bias_in_attention": True, "use_bias_in_output": False},

@@ -15,6 +15,7 @@ file, converted or from a training run.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -31,7 +32,8 @@ LATER_KEYS = ("norm_type", "pos_scaling_factor")  # of releases 2.x
 def parse_arguments() -> argparse.Namespace:
     parser = make_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="models and formats")
+    listing = commands.add_parser("list", help="models and formats")
+    listing.add_argument("--model", choices=MODELS, help="one of them alone")
     for name, help in (("convert", "a checkpoint with its configuration"), ("convert-config", "a configuration")):
         command = commands.add_parser(name, help=help, formatter_class=HelpFormatter)
         add = command.add_argument
@@ -51,11 +53,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     if args.command == "list":
-        pairs = ", ".join(f"{source} to {target}" for source, targets in SOURCES.items() for target in targets)
-        sentence = "\n".join(f"{model}: {pairs}" for model in MODELS)
-        print_result(
-            {model: {source: list(targets) for source, targets in SOURCES.items()} for model in MODELS}, sentence
-        )
+        list_formats([args.model] if args.model else MODELS)
         return
     validate(args)
     folder = args.output_dir or args.file.parent
@@ -65,6 +63,12 @@ def main() -> None:
         print_result({"output": str(target)}, str(target))
     else:
         convert(args, folder)
+
+
+def list_formats(models: Sequence[str]) -> None:
+    pairs = ", ".join(f"{source} to {target}" for source, targets in SOURCES.items() for target in targets)
+    formats = {source: list(targets) for source, targets in SOURCES.items()}
+    print_result(dict.fromkeys(models, formats), "\n".join(f"{model}: {pairs}" for model in models))
 
 
 def validate(args: argparse.Namespace) -> None:
@@ -93,10 +97,7 @@ def read_config(path: Path, args: argparse.Namespace) -> tuple[dict, dict]:
         config = read_json(path, "download it again")
         if not isinstance(config, dict):
             raise UserError(f"{path}: not a JSON object")
-        try:
-            section = formats.config_to_cs(config, architecture)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
+        section = formats.config_to_cs(config, architecture, path)
         return check_model_section(section, path), {"model": section}
     section = load_model_section(path)
     if architecture_of(section) is not architecture:
@@ -149,7 +150,12 @@ def write_hf_folder(folder: Path, state: dict, tokenizer: str | None) -> None:
     (folder / "config.json").unlink(missing_ok=True)
     if tokenizer:
         load_tokenizer(tokenizer).save_pretrained(folder)
-    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    storages, owned = set(), {}
+    for name, tensor in state.items():  # safetensors refuses tensors that share memory, such as a tied head
+        tensor = tensor.contiguous()
+        owned[name] = tensor.clone() if tensor.data_ptr() in storages else tensor
+        storages.add(tensor.data_ptr())
+    save_file(owned, folder / "model.safetensors", {"format": "pt"})
 
 
 def read_state(path: Path, source_format: str, section: dict, target_format: str) -> dict:
@@ -162,8 +168,8 @@ def read_state(path: Path, source_format: str, section: dict, target_format: str
         state = formats.to_cs(source, section, str(path))
         formats.check_complete(state, section, str(path))
         return state if target_format != "hf" else formats.to_hf(state, section)
+    formats.check_complete(formats.without_twins(source, str(path)), section, str(path))
     state = formats.to_hf(source, section, str(path))
-    formats.check_complete(formats.to_cs(state, section), section, str(path))
     return state if target_format == "hf" else formats.to_cs(state, section)
 
 

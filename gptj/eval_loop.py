@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from gptj import formats
 from gptj.checkpoint import list_checkpoints
-from gptj.input_data import InputData
+from gptj.input_data import InputData, without_worker_traceback
 from gptj.model import Start, build_model
 from gptj.sections import Model, Params
 from gptj.weight_files import load_mdl
@@ -35,7 +35,8 @@ def evaluate(params: Params, model, data: InputData, step: int, folder: Path) ->
     batches = data.evaluation_batches()
     was_training = model.training
     model.to(device_type()).eval()
-    metrics = measure(model, batches, params.model, params.runconfig.eval_steps)
+    with without_worker_traceback():
+        metrics = measure(model, batches, params.model, params.runconfig.eval_steps)
     model.train(was_training)
     report(metrics, step, folder)
     return metrics
@@ -90,8 +91,9 @@ def evaluate_all(args: argparse.Namespace, params: Params, data: InputData) -> d
     """Evaluate every checkpoint in --model_dir, in the order of steps; returns step and metrics of the last one."""
     result = {}
     for step, path in list_checkpoints(args.model_dir).items():
-        weights = formats.to_hf(load_mdl(path)["model"], params.model.model_dump(), str(path))
-        model = build_model(params, Start(step, weights, path=path), not args.disable_strict_checkpoint_loading)
+        strict = not args.disable_strict_checkpoint_loading
+        weights = formats.to_hf(load_mdl(path)["model"], params.model.model_dump(), str(path), strict)
+        model = build_model(params, Start(step, weights, path=path), strict)
         result = {"step": step} | evaluate(params, model, data, step, args.model_dir)
     if not result:
         raise UserError(f"--model_dir {args.model_dir}: holds no checkpoint; run --mode train first")

@@ -13,7 +13,7 @@ import h5py
 import hdf5plugin  # noqa: F401  registers LZ4, with which the tensors are compressed
 import torch
 
-from utils.errors import UserError, first_line
+from utils.errors import DAMAGE, UserError, first_line
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 METADATA = ".__metadata__"  # suffix of the attributes of format 0.5
@@ -39,17 +39,17 @@ def load_hdf5(path: Path) -> dict:
     try:
         with h5py.File(path, "r") as file:
             return _read(file, path)
-    except (OSError, RuntimeError, KeyError) as error:
+    except (*DAMAGE, OSError, RuntimeError) as error:
         raise UserError(f"{path}: damaged ({first_line(error)})") from error
 
 
 def _read(file: h5py.File, path: Path) -> dict:
     version = file.attrs.get("__version__")
     if version is None or round(float(version), 2) not in (0.4, 0.5):
-        found = "no format number" if version is None else f"format {float(version):g}"
-        raise UserError(f"{path}: {found}; formats 0.4 and 0.5 (releases 2.0 to 2.10) are supported")
-    if float(version) >= 0.45 and "__SUCCESS__" not in file.attrs:
-        raise UserError(f"{path}: partly written, its attribute __SUCCESS__ is missing; copy the checkpoint again")
+        number = "no format number" if version is None else f"format {float(version):g}"
+        raise UserError(f"{path}: {number}; formats 0.4 and 0.5 (releases 2.0 to 2.10) are supported")
+    if float(version) >= 0.45 and not file.attrs.get("__SUCCESS__", False):
+        raise UserError(f"{path}: partly written, without its attribute __SUCCESS__; copy the checkpoint again")
     content, entries = {"model": {}}, dict(_entries(file, path))
     for name, (dataset, facts) in entries.items():
         _refuse_unsafe(name, dataset, facts, path)
@@ -99,7 +99,9 @@ def _refuse_unsafe(name: str, dataset: h5py.Dataset | None, facts: dict, path: P
 def _tensor(name: str, entries: dict, path: Path) -> torch.Tensor | None:
     """The tensor of an entry, or of the one that it is tied to; None for one without a tensor."""
     for _ in range(MAX_LINKS):
-        dataset, facts = entries.get(name, (None, {}))
+        if name not in entries:
+            raise UserError(f"{path}: a tensor is tied to {name}, which is missing")
+        dataset, facts = entries[name]
         if not facts.get("__LINKED__"):
             break
         name = str(facts["key"])
@@ -131,10 +133,8 @@ def _constant(name: str, dataset: h5py.Dataset | None, facts: dict, path: Path) 
     """A tensor of which every element is the same."""
     if (value := facts.get("fill_value")) is None:
         raise UserError(f"{path}: {name} has no values")
-    if facts.get("is_bfloat16"):
-        dtype = torch.bfloat16
-    elif dataset is not None:
-        dtype = getattr(torch, str(dataset.dtype), torch.float32)
-    else:
-        dtype = getattr(torch, str(facts.get("dtype", "torch.float32")).removeprefix("torch."), torch.float32)
+    stored = dataset.dtype if dataset is not None else facts["dtype"]
+    dtype = torch.bfloat16 if facts.get("is_bfloat16") else getattr(torch, str(stored).removeprefix("torch."), None)
+    if not isinstance(dtype, torch.dtype):
+        raise UserError(f"{path}: {name} is of type {stored}, which is not supported")
     return torch.full([int(size) for size in facts["shape"]], float(value), dtype=dtype)

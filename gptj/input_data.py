@@ -1,6 +1,8 @@
 """The data of `train_input` or `eval_input`: its rows, batch by batch, from HDF5 files or a loader of the user's own."""
 
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Generator
@@ -82,6 +84,15 @@ class InputData:
             "train_input.shuffle_seed": self.seed(),
             "train_input.drop_last": self.section.drop_last,
         }
+
+
+@contextmanager
+def without_worker_traceback() -> Iterator[None]:
+    """Take a UserError out of the traceback that a worker of a DataLoader puts around it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(re.split(r"UserErrors?: ", str(error))[-1]) from error
 
 
 def open_data(params: Params, name: str) -> InputData:

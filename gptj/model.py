@@ -15,6 +15,10 @@ from gptj.sections import Params
 from gptj.weight_files import load_hf, load_mdl
 from utils.cli import print_main
 from utils.errors import UserError
+from utils.io import read_json
+
+# Keys whose values the weights were trained with, and that their shapes do not show.
+DECIDING = ("num_heads", "rotary_dim", "nonlinearity", "layer_norm_epsilon", "num_hidden_layers")
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,17 @@ def find_start(args: argparse.Namespace, params: Params, training: InputData | N
             raise UserError(f"--model_dir {args.model_dir}: holds no checkpoint; give --checkpoint_path")
         return Start()
     if path.is_dir():
+        check_config(path / "config.json", section)
         return Start(weights=formats.drop_buffers(load_hf(path), section), path=path)
     checkpoint = load_mdl(path)
-    weights = formats.to_hf(checkpoint["model"], section, str(path))
+    weights = formats.to_hf(checkpoint["model"], section, str(path), not args.disable_strict_checkpoint_loading)
     if args.is_pretrained_checkpoint or "optimizer" not in checkpoint:
         return Start(weights=weights, path=path)
-    step = int(checkpoint["global_step"])
+    step = checkpoint.get("global_step")
+    if not isinstance(step, int):
+        raise UserError(
+            f"{path}: has an optimizer and no global_step; --is_pretrained_checkpoint takes its weights alone"
+        )
     if training is None:
         return Start(step, weights, path=path)
     if "trainer" not in checkpoint:
@@ -56,6 +65,19 @@ def find_start(args: argparse.Namespace, params: Params, training: InputData | N
         )
     check_identity(checkpoint, training.identity() | params.optimizer.identity(), path)
     return Start(step, weights, checkpoint, path)
+
+
+def check_config(path: Path, section: dict) -> None:
+    """Raise UserError where the configuration beside Hugging Face weights is of another model than the `model` section."""
+    if not path.is_file():
+        return
+    config = read_json(path, "download it again")
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: not a JSON object")
+    converted = formats.config_to_cs(config, architecture_of(section), path)
+    for key in DECIDING:
+        if converted[key] != section[key]:
+            raise UserError(f"model.{key}: {section[key]}, but {path} has {converted[key]}")
 
 
 def build_model(params: Params, start: Start, strict: bool):
@@ -96,7 +118,7 @@ def load_weights(model, weights: dict) -> list[str]:
     """Copy weights with the names of Hugging Face's files into a model; returns those missing or unknown. Raises
     RuntimeError for another shape."""
     own = model.state_dict().keys()
-    weights = {name: tensor.float() for name, tensor in weights.items()}
+    weights = {name: tensor.float() for name, tensor in formats.with_one_head(weights, "the checkpoint").items()}
     if "embed_out.weight" in weights and "embed_out.weight" not in own:  # transformers 5 names it lm_head
         weights["lm_head.weight"] = weights.pop("embed_out.weight")
     differences = model.load_state_dict(weights, strict=False)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from gptj.sections import OTHER_NAMES, Constant, Curve, Input, Model, Optimizer, Params, RunConfig
 from utils.errors import UserError
 
-# Defaults of the published release that are other than here, where they are those of the published configurations.
+# Defaults of the published release where ours are other ones, those of its configuration files.
 DEFAULTS_THERE = {
     "embedding_dropout_rate": 0.1,
     "attention_dropout_rate": 0.1,
@@ -92,9 +92,11 @@ class _DistinctKeys(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
-            if key.value in seen and isinstance(key, yaml.ScalarNode):
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key is a list or a mapping", key.start_mark)
+            if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from gptj.architectures import GPT_NEOX, architecture_of
+from gptj.architectures import architecture_of
 
 # The same key under another release's name.
 OTHER_NAMES = {
@@ -95,21 +95,13 @@ class Input(Section):
     persistent_workers: bool = True
 
 
-class OwnInput(Section):
+class OwnInput(Input):
     """A data loader of the user's own (gptj/own_loader.py), which is given all keys, and may have more."""
 
     model_config = ConfigDict(extra="allow")
 
     data_processor: str
-    vocab_size: PositiveInt | None = None
-    max_sequence_length: PositiveInt | None = None
-    batch_size: PositiveInt
-    shuffle: bool = False
-    shuffle_seed: NonNegativeInt | None = None
-    num_workers: NonNegativeInt = 0
-    drop_last: bool = True
-    prefetch_factor: PositiveInt = 10
-    persistent_workers: bool = True
+    data_dir: str | list[str] | None = None
 
 
 def _input_kind(given: object) -> str:
@@ -176,7 +168,7 @@ class Model(Section):
     def check_rotary_dim(cls, dim: int | None, info: ValidationInfo) -> int:
         limit = info.data.get("hidden_size", math.inf) // info.data.get("num_heads", 1)
         if dim is None:
-            dim = limit // 4 if architecture_of(info.data) is GPT_NEOX else 64
+            dim = limit // 4
         if dim > limit or dim % 2 or not dim:
             raise ValueError(f"must be even and at most {limit}, the size of a head")
         return dim

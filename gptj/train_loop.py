@@ -5,8 +5,6 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,7 +13,7 @@ from transformers import TrainerCallback
 
 from gptj.checkpoint import MdlCheckpoints, list_checkpoints, save_weights, unpack
 from gptj.eval_loop import Evaluation
-from gptj.input_data import InputData
+from gptj.input_data import InputData, without_worker_traceback
 from gptj.model import Start
 from gptj.sections import Params, make_schedule
 from training import trainer
@@ -60,20 +58,11 @@ def train(
     schedule = make_schedule(params.optimizer.learning_rate)
     divisor = settings.bs / params.model.loss_weight if params.model.scales_loss_by_rows else None
     overrides = trainer.Overrides(schedule, make_optimizer(params), callbacks, folder / "metrics.jsonl", divisor)
-    with one_line_errors():
+    with without_worker_traceback():
         trainer.train(model, None, (rows, None), settings, work, overrides)
     if is_main_process():  # other ranks get here while rank 0 writes the last .mdl
         shutil.rmtree(work, ignore_errors=True)
     return {"step": last} | (evaluation.metrics if evaluation else {})
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Take a UserError out of the traceback that a DataLoader's worker puts around it."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(str(error).rsplit("UserError: ", 1)[-1]) from error
 
 
 def check_device(device: str) -> None:

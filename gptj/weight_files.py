@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from gptj.hdf5_checkpoint import is_hdf5, load_hdf5
-from utils.errors import UserError, first_line
+from utils.errors import DAMAGE, UserError, first_line
 from utils.io import read_json
 
 HF_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -40,8 +40,8 @@ def load_hf(path: Path) -> dict:
         if not isinstance(weight_map, dict) or not weight_map:
             raise UserError(f"{path}: lists no files (weight_map); download it again")
         shards = sorted(set(map(str, weight_map.values())))
-        if any(Path(shard).name != shard for shard in shards):
-            raise UserError(f"{path}: lists files outside its folder")
+        if any(Path(shard).name != shard or shard.endswith(".json") or len(shard) > 255 for shard in shards):
+            raise UserError(f"{path}: lists what is no file of weights in its folder, or lies outside its folder")
         return {name: tensor for shard in shards for name, tensor in load_hf(path.parent / shard).items()}
     if path.suffix != ".safetensors":
         return check_tensors(load_torch(path), path)
@@ -54,7 +54,7 @@ def load_hf(path: Path) -> dict:
 def check_tensors(state: dict, path: Path) -> dict:
     """The state. Raises UserError for an entry that is no tensor."""
     for name, value in state.items():
-        if not isinstance(value, torch.Tensor):
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise UserError(f"{path}: {name} is a {type(value).__name__}, not a tensor")
     return state
 
@@ -67,7 +67,7 @@ def load_torch(path: Path) -> dict:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except UnpicklingError as error:
         raise UserError(f"{path}: refused, since it holds more than tensors ({first_line(error)})") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (*DAMAGE, RuntimeError, EOFError, OSError, AssertionError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: damaged ({first_line(error)})") from error
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: holds a {type(loaded).__name__}, not a checkpoint")

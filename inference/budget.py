@@ -6,13 +6,14 @@ moment. Knows tokens and prices, nothing of prompts.
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from inference.prices import ZERO, Price, Usage
+from utils.errors import name_damage
 from utils.io import Journal
 
 
@@ -68,7 +69,8 @@ class Ledger:
         self._released = asyncio.Event()
         self._journal = None
         if path:
-            self._journal = Journal(path, self._replay, self._snapshot)
+            with name_damage(path, "restore it from a backup, or move the folder and its passages elsewhere"):
+                self._journal = Journal(path, self._replay, self._snapshot)
             self._lost = {id: bounds for id, bounds in self._lost.items() if bounds}
         self._opened_at = time.monotonic()
 
@@ -208,22 +210,22 @@ class Ledger:
         """Apply a record of an earlier run. None is kept: `_snapshot` replaces them all."""
         if "totals" in record:
             saved = record["totals"]
-            self.totals = Totals(**saved | {name: Usage(**saved[name]) for name in ("live", "batch")})
-            self._lost = {id: [Usage(*bound) for bound in bounds] for id, bounds in record["lost"].items()}
+            self.totals = Totals(**saved | {name: read_usage(saved[name].values()) for name in ("live", "batch")})
+            self._lost = {id: [read_usage(bound) for bound in bounds] for id, bounds in record["lost"].items()}
             return False
         id = record["id"]
         if "most" in record:  # lost, unless a later record says otherwise
-            self._lost.setdefault(id, []).append(Usage(*record["most"]))
+            self._lost.setdefault(id, []).append(read_usage(record["most"]))
         elif "batch" in record:
-            self._add_batch(id, Usage(*record["batch"]), record["calls"])
+            self._add_batch(id, read_usage(record["batch"]), record["calls"])
         elif "usage" in record:
             self._drop_last_lost(id)
-            self._add_reply(id, Usage(*record["usage"]))
+            self._add_reply(id, read_usage(record["usage"]))
         else:
             self.totals.retries += 1
             if record["end"] == "refused":
                 self._drop_last_lost(id)
-        self.totals.seconds = record["s"]
+        self.totals.seconds = float(record["s"])
         return False
 
     def _drop_last_lost(self, id: str) -> None:
@@ -233,3 +235,11 @@ class Ledger:
     def _snapshot(self) -> list[dict]:
         lost = {id: [astuple(bound) for bound in bounds] for id, bounds in self._lost.items() if bounds}
         return [{"totals": asdict(self.totals), "lost": lost}]
+
+
+def read_usage(counts: Iterable) -> Usage:
+    """The usage of a record. Raises ValueError for what is no count."""
+    usage = Usage(*counts)
+    if not all(isinstance(count, int) and count >= 0 for count in astuple(usage)):
+        raise ValueError(f"{usage} are no counts")
+    return usage

@@ -191,7 +191,7 @@ def parse_indexed(reply: dict, key: str, field: str, count: int) -> list:
     items = reply.get(key)
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise ValueError(f"the reply has no {key}")
-    values = {item.get("index"): item.get(field) for item in items}
+    values = {item["index"]: item.get(field) for item in items if isinstance(item.get("index"), int)}
     if values.keys() != set(range(count)):
         raise ValueError(f"the reply has {field} for {len(values)} of {count} texts")
     return [values[index] for index in range(count)]

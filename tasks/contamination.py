@@ -9,7 +9,7 @@ import numpy as np
 
 from tasks.documents import Document
 from utils import paths
-from utils.errors import UserError
+from utils.errors import UserError, name_damage
 from utils.io import read_json
 from utils.token_file import TokenFile, choose_documents
 from utils.tokenizer import load_tokenizer
@@ -74,10 +74,15 @@ class TrainedFile:
 
 def training_files(checkpoint: str) -> dict[Path, TrainedFile] | None:
     """Token files of a checkpoint's training and its predecessors'; None without a run.json."""
-    record = Path(paths.resolve_checkpoint(checkpoint)) / "run.json"
-    if not record.is_file():
+    folder = Path(paths.resolve_checkpoint(checkpoint))
+    if not folder.is_absolute() or not (record := folder / "run.json").is_file():
         return None
     run = read_json(record, "train it again")
+    with name_damage(record, "train it again"):
+        return _files_of_run(run)
+
+
+def _files_of_run(run: dict) -> dict[Path, TrainedFile]:
     subsample = float(run["arguments"].get("subsample_ratio", 1)), run["arguments"].get("seed", 0)
     files = {
         Path(data["file"]): TrainedFile(data["sha256"], *(subsample if role == "train" else ()))

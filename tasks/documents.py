@@ -36,6 +36,8 @@ PARTICLES = {
     "bin",
 }
 SUFFIXES = {"Jr", "Sr", "II", "III", "IV", "PhD", "MD", "Inc", "Ltd", "LLC"}
+# After a task's name and a hyphen in train.py's --task_name: the articles, or the passages of a method of step 1.
+VARIANTS = ("raw", "entigraph", "rephrase", "qa", "strategies")
 VALIDATION_FRACTION = 5  # the first fifth of the documents, by title, is the validation split
 
 
@@ -96,9 +98,18 @@ def task_files(task: str) -> list[Path]:
     if task == "example":
         return [paths.example_dir() / "articles.jsonl"]
     own = paths.corpus_file(task)
+    check_task_name(task, f"--task {task}")
     if not own.is_file():
         raise UserError(f"--task {task}: {own} does not exist; write it, or use --corpus DIR")
     return [own]
+
+
+def check_task_name(task: str, where: str) -> None:
+    """Raise UserError for a name by which train.py would find other files."""
+    if task == "instruct" or task.rpartition("-")[2] in VARIANTS and "-" in task:
+        raise UserError(
+            f"{where}: as --task_name of step 4 this means something else; rename it, such as {task}-corpus"
+        )
 
 
 def load_task(task: str, kind: str = "choice") -> list[Document]:
@@ -174,7 +185,10 @@ def _add_set(documents: dict[tuple[str, str], Document], line: dict, where: str,
         if document.article_sha256 != sha256 and not of_quality:
             raise UserError(f"{where}: another article has its title and author, {key[0]!r}; give it another title")
         label = "answer" if kind == "short" else "gold_label"
-        asked = [item for item in line.get("questions") or [] if item.get(label) is not None]
+        items = line.get("questions") or []
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            raise UserError(f"{where}: questions must be a list of objects")
+        asked = [item for item in items if item.get(label) is not None]
         questions = [_short_question(item) if kind == "short" else _question(item, of_quality) for item in asked]
     except KeyError as error:
         raise UserError(f"{where}: has no {error}; is this a QuALITY file?") from error
@@ -191,8 +205,9 @@ def _is_family_first(line: dict, author: str) -> bool:
 
 
 def _year(value: object) -> str:
-    """A year as text: 1999.0, which a table with missing years has, is 1999; an unknown one is empty."""
-    if value is None or value != value:  # None, or NaN
+    """A year as text: 1999.0, which a table with missing years has, is 1999; an unknown one, and what is no number or
+    text, is empty."""
+    if not isinstance(value, int | float | str) or value != value:  # None, a list, or NaN
         return ""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
@@ -228,7 +243,7 @@ def _gold(value: object) -> int | None:
     """The number of the correct option, 1 to 4; None if it is none. `"2"` and 2.0 are 2."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return int(number) if number in range(1, OPTIONS + 1) and not isinstance(value, bool) else None
 

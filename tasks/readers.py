@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from tasks.documents import check_task_name
 from tasks.line_structure import is_fixed, split_blocks
 from utils import paths
 from utils.cli import progress_bar
@@ -51,6 +52,7 @@ def write_corpus(folder: Path, strict: bool = True) -> tuple[str, list[str]]:
         raise UserError(f"--corpus {folder}: no such folder")
     if task in RESERVED_TASKS:
         raise UserError(f"--corpus {folder}: {task} is the name of a built-in task; rename the folder")
+    check_task_name(task, f"--corpus {folder}")
     articles, left_out = read_folder(folder, strict)
     if not articles:
         reason = f": {left_out[0]}" if left_out else f" ({', '.join(SUFFIXES)})"

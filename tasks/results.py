@@ -19,7 +19,7 @@ from tasks.multiple_choice import PromptedQuestion
 from tasks.rag import Retrieved, SearchSettings
 from utils import paths
 from utils.cli import print_result
-from utils.errors import UserError
+from utils.errors import UserError, name_damage
 from utils.io import json_digest, read_json, sha256_file, write_json
 
 UNKNOWN_MODEL = "the earlier answers may be of another model of this name; they are used"
@@ -139,6 +139,11 @@ def read_result(target: Path) -> dict:
     """The content of an output file, whose interval is replaced by that of this version: until November 2026 it was a
     bootstrap percentile interval, too narrow with few documents."""
     result = read_json(target, "run evaluation.py again")
+    with name_damage(target, "delete it and run evaluation.py again"):
+        return _with_present_interval(target, result)
+
+
+def _with_present_interval(target: Path, result: dict) -> dict:
     questions = [(document["uid"], q) for document in result["documents"] for q in document["questions"]]
     if "f1" not in result["metrics"] and all("answer" in question for _, question in questions):
         right = np.array([question["answer"] == question["gold"] for _, question in questions], float)
@@ -201,15 +206,23 @@ def compare(one: Path, other: Path) -> dict:
     for path, result in zip((one, other), results, strict=True):
         if not isinstance(result, dict) or not {"protocol", "documents"} <= set(result):
             raise UserError(f"{path}: not an output of evaluation.py")
-    check_same_protocol(one, other, *(result["protocol"] for result in results))
-    scored = [dict(scored_questions(path, result)) for path, result in zip((one, other), results, strict=True)]
+    scored = []
+    with name_damage(one, "or the other file; delete it and run evaluation.py again"):
+        check_same_protocol(one, other, *(result["protocol"] for result in results))
+    for path, result in zip((one, other), results, strict=True):
+        with name_damage(path, "delete it and run evaluation.py again"):
+            scored.append(dict(scored_questions(path, result)))
     if unmatched := scored[0].keys() ^ scored[1].keys():
-        example = f"{len(unmatched)} are in one of them only, for example {min(unmatched)[1]}"
+        example = f"{len(unmatched)} are in one of them only, for example {min(unmatched, key=str)[1]}"
         raise UserError(f"{one} and {other}: not the same questions; {example}")
     keys = list(scored[0])
+    if not keys:
+        raise UserError(f"{one}: has no questions; delete it and run evaluation.py again")
     values = [np.array([one[key] for key in keys], float) for one in scored]  # (questions, measures)
     exact, *others = [compare_values(*columns, keys) for columns in zip(*(one.T for one in values), strict=True)]
-    return {"n": len(keys)} | exact | dict(zip(["f1"], others, strict=False))
+    return (
+        {"n": len(keys), "documents": len({uid for uid, _ in keys})} | exact | dict(zip(["f1"], others, strict=False))
+    )
 
 
 def compare_values(first: np.ndarray, second: np.ndarray, keys: list[tuple[str, str]]) -> dict:
@@ -253,6 +266,8 @@ def print_comparison(files: list[Path]) -> None:
     if "f1" in result:
         first, second = result["f1"]["accuracies"]
         print(f"F1: {first:.1%} and {second:.1%}, {describe_difference(result['f1'])}")
+    if result["documents"] == 1:
+        print("all questions are about one document, which says nothing about others: the interval is the whole range")
     print_result(result, describe_difference(result))
 
 

@@ -7,6 +7,7 @@ import os
 import stat
 from argparse import Namespace
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -362,3 +363,107 @@ def test_half_surrogates_become_question_marks(tmp_path):
     (tmp_path / "deep.json").write_text("[" * 100_000)
     with pytest.raises(UserError, match="deep.json"):
         read_json(tmp_path / "deep.json", "")
+
+
+# C2, C3: batches whose output is damaged, more journals than open files
+
+
+def test_torn_lines_of_a_batch_are_left_out():
+    from inference.batch_api import parse_lines
+
+    lines = [
+        '{"custom_id": "a", "response": {}}',
+        '{"custom_id": "b", "resp',
+        '{"response": {}}',
+        "[]",
+        '"x"',
+        "",
+        '{"custom_id": 3}',
+    ]
+    assert parse_lines("\n".join(lines)) == ([{"custom_id": "a", "response": {}}], 5)
+
+
+def test_more_journals_than_open_files(tmp_path):
+    import resource
+
+    for number in range(60):
+        write_jsonl(tmp_path / f"u{number}.jsonl", [cut(3, "stop") | {"id": str(n)} for n in range(3)])
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    from data.generation import passages
+
+    try:
+        passages.MAX_OPEN, before = 10, passages.MAX_OPEN
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 14, limits[1]))
+        files, locations = locate_passages([tmp_path], "")
+        order = np.random.default_rng(0).permutation(len(locations))
+        assert len(list(read_passages(files, locations[order]))) == 180
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        passages.MAX_OPEN = before
+
+
+# C5, C6
+
+
+def test_indexes_and_files_without_tensors(tmp_path):
+    import torch
+
+    from gptj.weight_files import load_hf, load_mdl
+
+    for content in ({}, {"weight_map": {}}, {"weight_map": None}, {"weight_map": []}, []):
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match="lists no files"):
+            load_hf(tmp_path)
+    torch.save({"a": "text"}, tmp_path / "x.bin")
+    with pytest.raises(UserError, match="a is a str, not a tensor"):
+        load_hf(tmp_path / "x.bin")
+    torch.save({"model": {"a": 3}}, tmp_path / "x.mdl")
+    with pytest.raises(UserError, match="a is a int, not a tensor"):
+        load_mdl(tmp_path / "x.mdl")
+
+
+def test_texts_without_words_are_searched_without_a_result():
+    from inference.retrieval import Bm25, Chunk
+
+    assert Bm25([Chunk("u", 0, "...", "!!! ???")]).search(["who?"], 3) == [[]]
+
+
+# D1, D2, D4
+
+
+def test_two_processes_do_not_write_to_one_folder(tmp_path):
+    from utils.io import lock_folder
+
+    with lock_folder(tmp_path / "run"):
+        with pytest.raises(UserError, match="another process is writing to it"):
+            lock_folder(tmp_path / "run")
+        lock_folder(tmp_path / "other").close()
+    lock_folder(tmp_path / "run").close()
+    assert not (tmp_path / "run").exists()
+
+
+def test_older_checkpoints_go_when_the_newest_is_complete(tmp_path):
+    from utils.checkpoint import last_checkpoint, remove_older_checkpoints
+
+    for step in (5, 10, 100):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}/COMPLETE").touch()
+    (tmp_path / "checkpoint-105").mkdir()  # being written
+    remove_older_checkpoints(tmp_path, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-100", "checkpoint-105"]
+    assert last_checkpoint(tmp_path).name == "checkpoint-100"
+
+
+@pytest.mark.parametrize("name", ["my-qa", "my-raw", "instruct", "a-b-rephrase"])
+def test_names_that_mean_something_else_in_training_are_refused_at_once(home, tmp_path, name):
+    from data.generation.methods import METHODS
+    from tasks.documents import VARIANTS, load_task
+    from tasks.readers import write_corpus
+
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "a.txt").write_text("A text.")
+    for call in (lambda: write_corpus(folder), lambda: load_task(name)):
+        with pytest.raises(UserError, match="rename it"):
+            call()
+    assert set(VARIANTS) == {"raw", *METHODS}

@@ -8,7 +8,7 @@ from pathlib import Path
 from training.settings import TrainingSettings
 from utils import paths
 from utils.device import is_main_process
-from utils.errors import UserError
+from utils.errors import UserError, name_damage
 from utils.io import read_json, sampled_sha256, write_json
 
 # Arguments that do not decide the result of a run.
@@ -70,6 +70,12 @@ def is_finished(folder: Path, record: dict) -> bool:
     if not (folder / "run.json").is_file():
         return False
     earlier = read_json(folder / "run.json", "delete the folder")
+    with name_damage(folder / "run.json", "delete the folder"):
+        return is_same_run(folder, earlier, record)
+
+
+def is_same_run(folder: Path, earlier: dict, record: dict) -> bool:
+    """is_finished, for the content of the folder's run.json."""
     if not earlier["finished"] and not any(folder.glob(f"checkpoint-*/{paths.COMPLETE}")):
         return False
     blocks_before, blocks_now = (one["arguments"].get("eval_blocks") for one in (earlier, record))
@@ -85,7 +91,7 @@ def is_finished(folder: Path, record: dict) -> bool:
         if not same:
             change = f"{recorded.get(name)}, not {value}"
             raise UserError(f"{folder}: holds a run with other {name} ({change}); delete or rename that folder")
-    return earlier["finished"] and any(folder.glob("*.safetensors"))
+    return bool(earlier["finished"]) and any(folder.glob("*.safetensors"))
 
 
 def identity(record: dict) -> dict:

@@ -14,11 +14,16 @@ CODE_OPTIONS = {
     "weights_only": "it holds more than tensors, which could run code",
 }
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DAMAGE = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
 NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM)
 
 
 class UserError(Exception):
     """An error that the user can fix. The message names the file or flag, and the step that helps."""
+
+
+class UserErrors(UserError):
+    """Several of them, a line for each."""
 
 
 def run(main: Callable[[], None]) -> None:
@@ -30,8 +35,9 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        if is_main_process():
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        lines = str(error).splitlines() if isinstance(error, UserErrors) else [str(error)]
+        for line in lines if is_main_process() else ():
+            print(f"error: {' '.join(line.split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command resumes from here", file=sys.stderr)
@@ -45,6 +51,17 @@ def first_line(error: Exception) -> str:
         if option in str(error):
             return reason
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def name_damage(path: Path, advice: str) -> Iterator[None]:
+    """Turn what the content of a damaged file of ours leads to into a UserError that names `path` and the step that
+    helps."""
+    try:
+        yield
+    except DAMAGE as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{path}: damaged, or changed by hand ({reason}); {advice}") from error
 
 
 @contextmanager

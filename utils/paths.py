@@ -5,6 +5,7 @@ set. Files that ship with the code (`data/example/`, prompts) are always read fr
 """
 
 import argparse
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -127,9 +128,10 @@ def resolve_checkpoint(name: str) -> str:
     A folder is searched for under the home folder first, so that `ckpts/NAME` means the same everywhere, then under
     the current folder; anything else is a Hub name.
     """
-    for folder in (home() / name, Path(name)):
-        if folder.is_dir():
-            return str(folder.absolute())
+    with contextlib.suppress(OSError, ValueError):  # a name too long for a file, or with a null character
+        for folder in (home() / name, Path(name)):
+            if folder.is_dir():
+                return str(folder.absolute())
     return name
 
 

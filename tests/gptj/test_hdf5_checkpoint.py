@@ -144,6 +144,21 @@ def add_circle(file: h5py.File) -> None:
     file.attrs[f"model.evil{METADATA}"] = json.dumps({f"model.evil{METADATA}": facts})
 
 
+def add_dangling_tie(file: h5py.File) -> None:
+    facts = {"__LINKED__": True, "key": "model.nowhere"}
+    file.attrs[f"model.evil{METADATA}"] = json.dumps({f"model.evil{METADATA}": facts})
+
+
+def add_odd_constant(file: h5py.File) -> None:
+    facts = {"__TYPE__": "DeferredFullTensor", "shape": [2], "dtype": "torch.float99", "fill_value": 1}
+    file.attrs[f"model.evil{METADATA}"] = json.dumps({f"model.evil{METADATA}": facts})
+
+
+def add_text(file: h5py.File) -> None:
+    dataset = file.create_dataset("model.evil", data="text")
+    dataset.attrs["__TYPE__"] = "TorchTensorSerializer"
+
+
 def add_torn_description(file: h5py.File) -> None:
     file.attrs[f"model.evil{METADATA}"] = "{"
 
@@ -164,6 +179,11 @@ def add_torn_description(file: h5py.File) -> None:
         (lambda file: file.attrs.__setitem__("__version__", 0.3), "format 0.3; formats 0.4 and 0.5"),
         (lambda file: file.attrs.__delitem__("__version__"), "no format number"),
         (lambda file: file.attrs.__delitem__("__SUCCESS__"), "partly written"),
+        (lambda file: file.attrs.__setitem__("__SUCCESS__", False), "partly written"),
+        (lambda file: file.attrs.__setitem__("__version__", "abc"), "damaged"),
+        (add_dangling_tie, "a tensor is tied to model.nowhere, which is missing"),
+        (add_odd_constant, "model.evil is of type torch.float99"),
+        (add_text, "damaged|not supported"),
         (lambda file: file.create_group("model.group"), "model.group is a group"),
     ],
 )

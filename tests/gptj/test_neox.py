@@ -155,9 +155,9 @@ def test_conversion_and_back_for_other_sizes(tmp_path, hidden, heads, rotary):
     assert not load_weights(other, back)
     ids = torch.arange(20)[None]
     assert torch.equal(other(ids).logits, model(ids).logits)
-    assert formats.config_to_cs(config, GPT_NEOX)["rotary_dim"] == rotary
+    assert formats.config_to_cs(config, GPT_NEOX, Path("c"))["rotary_dim"] == rotary
     old_words = {key: value for key, value in config.items() if key != "rope_parameters"}
-    assert formats.config_to_cs(old_words, GPT_NEOX)["rotary_dim"] == rotary
+    assert formats.config_to_cs(old_words, GPT_NEOX, Path("c"))["rotary_dim"] == rotary
 
 
 def test_neighbouring_rows_are_rotated_together():
@@ -193,6 +193,14 @@ def test_shards_and_old_buffers(tmp_path):
         ({"model_type": "gptj"}, "give --model gptj"),
         ({"model_type": "llama"}, "only gptj, gpt-neox are supported"),
         ({"intermediate_size": None}, "has no intermediate_size"),
+        ({"num_attention_heads": 0}, "model.num_heads: 0"),
+        ({"hidden_size": "48"}, "model.hidden_size: '48'"),
+        ({"rotary_pct": "0.25"}, "'0.25' is not a positive number"),
+        ({"rotary_pct": float("nan")}, "nan is not a positive number"),
+        ({"rope_parameters": "default"}, "rope_parameters: 'default' is not an object"),
+        ({"rope_scaling": ["linear"]}, "is not an object"),
+        ({"rope_parameters": {"rope_theta": [1]}}, "is not a positive number"),
+        ({"rope_parameters": {"type": "linear", "factor": 2.0}}, "rope_type: linear"),
     ],
 )
 def test_configurations_without_a_place_in_the_format_are_refused(tmp_path, convert, changes, message):
@@ -205,7 +213,7 @@ def test_configurations_without_a_place_in_the_format_are_refused(tmp_path, conv
 
 
 def test_dropout_rates_are_converted():
-    section = formats.config_to_cs(HUB | {"hidden_dropout": 0.1, "attention_dropout": 0.2}, GPT_NEOX)
+    section = formats.config_to_cs(HUB | {"hidden_dropout": 0.1, "attention_dropout": 0.2}, GPT_NEOX, Path("c"))
     rates = {name: section[f"{name}_dropout_rate"] for name in ("embedding", "residual", "attention")}
     assert rates == {"embedding": 0.1, "residual": 0.1, "attention": 0.2}
     model = make_model(section_of(NEOX | {"embedding_dropout_rate": 0.3, "residual_dropout_rate": 0.1}))
@@ -272,6 +280,79 @@ def test_published_keys_of_other_releases(tmp_path, params):
         load(tmp_path / "p.yaml")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.update({"embed_out.weight": torch.ones(50, 24)}), "lm_head.weight is"),
+        (
+            lambda state: state.update({"gpt_neox.layers.0.attention.query_key_value.weight": torch.ones(72, 5)}),
+            "query_key",
+        ),
+        (
+            lambda state: state.update({"gpt_neox.layers.0.attention.query_key_value.bias": torch.tensor(1.0)}),
+            "query_key",
+        ),
+        (lambda state: state.update({"gpt_neox.layers.0.attention.dense.weight": torch.ones(3, 3)}), "proj_output"),
+        (lambda state: state.update({"gpt_neox.embed_in.weight": torch.ones(60, 24, dtype=torch.int8)}), "torch.int8"),
+        (
+            lambda state: state.update({"lm_head.weight": torch.zeros(60, 24)}),
+            "embed_out.weight and lm_head.weight differ",
+        ),
+        (
+            lambda state: state.update({"gpt_neox.layers.2.input_layernorm.bias": torch.ones(24)}),
+            "not of a GPT-NeoX of 2",
+        ),
+        (lambda state: state.pop("gpt_neox.layers.1.attention.query_key_value.weight"), "3 tensors are missing"),
+    ],
+)
+def test_weights_that_do_not_fit_the_configuration(tmp_path, convert, change, message):
+    section = section_of(NEOX)
+    random_model(NEOX).save_pretrained(tmp_path)
+    state = load_hf(tmp_path)
+    change(state)
+    torch.save(state, tmp_path / "x.bin")
+    (tmp_path / "config.json").write_text(json.dumps(formats.config_to_hf(section)))
+    options = ("--src-fmt", "hf", "--tgt-fmt", "cs-1.8", "--config", tmp_path / "config.json", "--check")
+    with pytest.raises(UserError, match=message):
+        convert(tmp_path / "x.bin", *options, model="gpt-neox")
+
+
+def test_training_from_a_folder_with_another_configuration(tmp_path, run_gptj, neox):
+    random_model(NEOX | {"num_heads": 3, "rotary_dim": 4}).save_pretrained(tmp_path / "hf")
+    with pytest.raises(UserError, match=r"model.num_heads: 2, but .*config.json has 3"):
+        run_gptj(neox, "--mode", "train", "--checkpoint_path", tmp_path / "hf", "--is_pretrained_checkpoint")
+
+
+def test_unknown_tensors_are_left_out_without_strictness(tmp_path, run_gptj, neox, capsys):
+    state = formats.to_cs(random_model(NEOX).state_dict(), section_of(NEOX))
+    state["transformer_decoder.layers.0.norm2.weight"] = torch.ones(24)
+    torch.save({"model": state}, tmp_path / "x.mdl")
+    start = ("--checkpoint_path", tmp_path / "x.mdl", "--is_pretrained_checkpoint", "--max_steps", 1)
+    with pytest.raises(UserError, match="norm2.weight for example"):
+        run_gptj(neox, "--mode", "train", *start)
+    run_gptj(neox, "--mode", "train", *start, "--disable_strict_checkpoint_loading")
+    assert "norm2.weight" in capsys.readouterr().out
+
+
+def test_a_tied_head_is_written_as_a_tensor_of_its_own(tmp_path, convert):
+    state = formats.to_cs(random_model(NEOX).state_dict(), section_of(NEOX))
+    state["lm_head.weight"] = state["embedding_layer.word_embeddings.weight"]
+    torch.save({"model": state}, tmp_path / "x.mdl")
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump({"model": NEOX}))
+    options = (
+        "--src-fmt",
+        "cs-1.8",
+        "--tgt-fmt",
+        "hf",
+        "--config",
+        tmp_path / "p.yaml",
+        "--hf-folder",
+        tmp_path / "hf",
+    )
+    convert(tmp_path / "x.mdl", *options, model="gpt-neox")
+    assert len(load_file(tmp_path / "hf/model.safetensors")) == 28
+
+
 def test_a_yaml_of_the_other_architecture_is_refused(tmp_path, convert):
     (tmp_path / "p.yaml").write_text(yaml.safe_dump({"model": NEOX}))
     (tmp_path / "x.mdl").touch()
@@ -301,7 +382,7 @@ def test_checkpoints_without_a_tensor(tmp_path, convert, run_gptj, neox):
         run_gptj(neox, "--mode", "train", *start)
     run_gptj(neox, "--mode", "train", *start, "--disable_strict_checkpoint_loading")
     with pytest.raises(UserError, match="not of a GPT-J"):
-        run_gptj(neox | {"model": TINY}, "--mode", "train", *start)
+        run_gptj(neox | {"model": TINY | {"hidden_size": 24, "filter_size": 40}}, "--mode", "train", *start)
 
 
 def test_twenty_steps_equal_an_independent_loop(tmp_path, run_gptj, neox, capsys):

@@ -85,7 +85,8 @@ def test_shards_obsolete_buffers_and_duplicate_tensors(tmp_path):
         save_file(dict(half), tmp_path / f"part-{number}.safetensors")
     index = {"weight_map": {name: f"part-{n}.safetensors" for n, half in enumerate(halves) for name, _ in half}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    section = check_model_section(TINY | {"num_hidden_layers": 12}, tmp_path)
+    sizes = {"hidden_size": 4, "rotary_dim": 2, "vocab_size": 3}
+    section = check_model_section(TINY | {"num_hidden_layers": 12} | sizes, tmp_path)
     loaded = load_hf(tmp_path)
     assert loaded.keys() == state.keys()
     old = loaded | {"transformer.h.0.attn.bias": torch.ones(1), "transformer.h.0.attn.masked_bias": torch.ones(1)}

@@ -27,7 +27,7 @@ from tasks.contamination import print_contamination
 from tasks.documents import load_task
 from tasks.scoring import SELECTION_RULES
 from utils import cli
-from utils.cli import non_negative_float, non_negative_int, positive_float, positive_int
+from utils.cli import add_wait_flag, non_negative_float, non_negative_int, positive_float, positive_int
 from utils.errors import UserError, run
 from utils.io import write_json
 
@@ -68,6 +68,7 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     cli.add_base_url_flag(group, "an OpenAI-compatible server to ask instead of loading the model (cot only)")
     group.add_argument("--concurrency", type=positive_int, default=32, help="questions in flight")
     group.add_argument("--timeout", type=positive_float, default=600.0, help="seconds per try of a call")
+    add_wait_flag(group)
     give_up_help = "score questions that the server fails to answer as wrong"
     group.add_argument("--give_up", action="store_true", help=give_up_help)
 

@@ -33,7 +33,7 @@ from inference.prices import Price, find_price
 from tasks import readers
 from tasks.documents import load_task, parse_indices
 from utils import cli, paths
-from utils.cli import non_negative_float, non_negative_int, positive_float, positive_int, print_result
+from utils.cli import add_wait_flag, non_negative_float, non_negative_int, positive_float, positive_int, print_result
 from utils.errors import UserError, run
 
 
@@ -72,6 +72,7 @@ def add_server_flags(group) -> None:
     add("--requests_per_minute", type=positive_float, help="rate limit (default: adapted to the server's refusals)")
     add("--tokens_per_minute", type=positive_float, help="rate limit in prompt and reply tokens (default none)")
     add("--timeout", type=positive_float, default=600.0, help="seconds per try of a call")
+    add_wait_flag(group)
     section_help = "split longer documents into sections (default: what the server's context leaves)"
     add("--section_tokens", type=positive_int, help=section_help)
 

@@ -28,6 +28,7 @@ from utils.cli import (
     add_base_url_flag,
     add_seed_flag,
     add_strict_flag,
+    add_wait_flag,
     make_parser,
     positive_float,
     positive_int,
@@ -55,6 +56,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--base_model_url", help="server of --base_model (default: --base_url)")
     add("--concurrency", type=positive_int, default=16, help="documents in flight")
     add("--timeout", type=positive_float, default=600.0, help="seconds per try of a call")
+    add_wait_flag(parser)
     add_seed_flag(parser, "of the order of options; also sent with each call")
     args = parser.parse_args()
     validate(args)

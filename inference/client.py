@@ -10,6 +10,7 @@ import functools
 import os
 import random
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,7 @@ OPENAI_URL = "https://api.openai.com/v1"
 MAX_ATTEMPTS = 6
 FIRST_DELAY_S = 1.0  # doubled after every attempt, times a random factor of 0.5 to 1.5
 MAX_DELAY_S = 60.0
+MAX_WAIT_S, SAID_WAIT_S = 6 * 3600.0, 60.0  # that a server may ask for; above the second it is said
 SEED_STEP = 1_000_003  # from one request for the same choices to the next
 TIMEOUT_S = 600.0  # 4,096 tokens at 10 tokens/s, with a margin
 TEMPLATE_TOKENS = 64  # more than any chat template adds to a single message
@@ -60,7 +62,7 @@ class Client:
     """Client of one model on one server. Calls are spaced by a rate limiter, recorded in a ledger and retried up to
     MAX_ATTEMPTS times; refusals with HTTP 429 are retried without limit.
 
-    `timeout_s` holds for one attempt. `retries` and `refused` count repeated attempts, and those after a 429.
+    `timeout_s` holds for one attempt; a server that asks to wait longer than `max_wait_s` ends the run. `retries` and `refused` count repeated attempts, and those after a 429.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Client:
         rate_limiter: RateLimiter | None = None,
         ledger: Ledger | None = None,
         timeout_s: float = TIMEOUT_S,
+        max_wait_s: float = MAX_WAIT_S,
         key_variable: str = "OPENAI_API_KEY",
     ):
         given = base_url or os.environ.get("OPENAI_BASE_URL")
@@ -81,7 +84,7 @@ class Client:
         self._stopping = asyncio.Event()
         self._jitter = random.Random()  # spreads retries; no output depends on it
         self._key = find_key(None if self.url == OPENAI_URL else self.url, key_variable)
-        self._timeout_s = timeout_s
+        self._timeout_s, self._max_wait_s = timeout_s, max_wait_s
         self.fields = server_habits.Fields()
         self._counts = server_habits.PromptCounts()
 
@@ -281,10 +284,19 @@ class Client:
         timed_out = response.status in PROXY_TIMEOUT_STATUSES
         (self.ledger.record_failure if timed_out else self.ledger.record_refusal)(call)
         error = completions.error_from_response(response.status, response.headers, content, self._redact)
+        self._say_wait(getattr(error, "wait_s", None) or 0)
         if isinstance(error, RateLimited):
             self.rate_limiter.pause(parse_limit_reset(response.headers))
             self.rate_limiter.record_refusal(started_at, error.wait_s or 0)
         return error
+
+    def _say_wait(self, seconds: float) -> None:
+        if seconds > self._max_wait_s:
+            hours = f"the server asks to wait {seconds / 3600:,.1f} hours"
+            raise UserError(f"{self.url}: {hours}; the same command resumes then, and --max_wait SECONDS waits for it")
+        if seconds > SAID_WAIT_S:
+            until = time.strftime("%H:%M", time.localtime(time.time() + seconds))
+            self.say([f"the server asks to wait {seconds / 60:.0f} minutes, until {until}"])
 
     async def _record_sent(self, session, context, params) -> None:
         """Tell the ledger when the bytes of a request leave, and not earlier: a call that still waits for a

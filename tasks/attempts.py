@@ -47,6 +47,7 @@ class AttemptSettings:
     base_url: str | None
     concurrency: int
     timeout_s: float
+    max_wait_s: float
     give_up: bool  # score a question that the server fails to answer as wrong
 
     @classmethod
@@ -64,6 +65,7 @@ class AttemptSettings:
             select="greedy" if greedy else args.select or "first",
             few_shot=DEFAULT_FEW_SHOT if args.few_shot is None else args.few_shot,
             timeout_s=args.timeout,
+            max_wait_s=args.max_wait,
             **{"n_samples": 1, "temperature": 0.0} if greedy else {},
         )
 
@@ -78,11 +80,16 @@ def prompt_questions(items: list[Item], settings: AttemptSettings, retrieved: Re
     return prompted
 
 
+def make_client(settings: AttemptSettings) -> Client:
+    times = {"timeout_s": settings.timeout_s, "max_wait_s": settings.max_wait_s}
+    return Client(settings.model, settings.base_url, **times)
+
+
 def identify_server(settings: AttemptSettings) -> ServedModel:
     """Identity of the served model, before its first question."""
 
     async def ask() -> ServedModel:
-        client = Client(settings.model, settings.base_url, timeout_s=settings.timeout_s)
+        client = make_client(settings)
         try:
             return await identify_by_completion(client, "--base_url")
         finally:
@@ -153,7 +160,7 @@ def _sample_attempts(model, batch: Questions, settings: AttemptSettings, number:
 
 async def _ask_server(questions: Questions, done: dict, settings: AttemptSettings, save: Callable) -> None:
     """Ask the questions that are not in `done`. A failed call does not stop the others."""
-    client, failures = Client(settings.model, settings.base_url, timeout_s=settings.timeout_s), []
+    client, failures = make_client(settings), []
     sampling = {
         "temperature": settings.temperature,
         "max_tokens": settings.max_tokens,

@@ -44,11 +44,13 @@ class QuizSettings:
     base_model_url: str | None
     concurrency: int
     timeout_s: float
+    max_wait_s: float
     seed: int
 
     @classmethod
     def from_args(cls, args: Namespace) -> "QuizSettings":
         values = {"base_model_url": args.base_model_url or args.base_url, "timeout_s": args.timeout}
+        values |= {"max_wait_s": args.max_wait}
         return settings_from_args(cls, args, wrong_options=args.wrong_options or "auto", **values)
 
     @property
@@ -79,9 +81,10 @@ class QuizMaker:
     async def run(self, documents: list[Document]) -> list[tuple[Document, DraftQuestion]]:
         """The questions that are kept, in the order of documents."""
         settings = self.settings
-        self._writer = Client(settings.model, settings.base_url, timeout_s=settings.timeout_s)
+        times = {"timeout_s": settings.timeout_s, "max_wait_s": settings.max_wait_s}
+        self._writer = Client(settings.model, settings.base_url, **times)
         base_model = settings.base_model or settings.model
-        self._base = Client(base_model, settings.base_model_url, timeout_s=settings.timeout_s)
+        self._base = Client(base_model, settings.base_model_url, **times)
         try:
             await self._identify()
             self._in_flight = settings.concurrency

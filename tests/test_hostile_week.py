@@ -467,3 +467,16 @@ def test_names_that_mean_something_else_in_training_are_refused_at_once(home, tm
         with pytest.raises(UserError, match="rename it"):
             call()
     assert set(VARIANTS) == {"raw", *METHODS}
+
+
+# D6: a server that asks to wait for a day
+
+
+def test_long_waits_are_said_and_longer_ones_end_the_run(server, capfd):
+    client = Client("fake", server.url, max_wait_s=100)
+    with pytest.raises(UserError, match=r"asks to wait 24.0 hours; .*--max_wait"):
+        client._say_wait(86_400)
+    client._say_wait(90)
+    assert "the server asks to wait 2 minutes, until" in capfd.readouterr().err
+    client._say_wait(5)
+    assert capfd.readouterr().err == ""

@@ -105,6 +105,11 @@ def add_base_url_flag(group, help: str = "an OpenAI-compatible server (default $
     group.add_argument("--base_url", help=help)
 
 
+def add_wait_flag(group) -> None:
+    help = "seconds to wait where a server asks for it; a longer wait ends the run, to be resumed"
+    group.add_argument("--max_wait", type=positive_float, default=6 * 3600.0, help=help)
+
+
 def add_seed_flag(group, help: str = "of every random choice") -> None:
     group.add_argument("--seed", type=non_negative_int, default=0, help=help)
 

@@ -23,6 +23,7 @@ class CallSettings:
     base_url: str | None  # None: $OPENAI_BASE_URL, else OpenAI
     concurrency: int
     timeout_s: float
+    max_wait_s: float
     max_tokens: int
     temperature: float
     response_format: str  # of list requests: json_object or json_schema
@@ -33,7 +34,7 @@ class CallSettings:
     @classmethod
     def from_args(cls, args: Namespace) -> "CallSettings":
         """From the options of entigraph.py."""
-        return settings_from_args(cls, args, timeout_s=args.timeout)
+        return settings_from_args(cls, args, timeout_s=args.timeout, max_wait_s=args.max_wait)
 
 
 class GenerationRun:

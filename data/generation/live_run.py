@@ -41,7 +41,9 @@ class LiveRun(GenerationRun):
         calls = self.call_settings
         _raise_open_file_limit(calls.concurrency)
         limiter = RateLimiter(calls.requests_per_minute, calls.tokens_per_minute)
-        self.client = Client(self.settings.model, calls.base_url, limiter, self.ledger, calls.timeout_s)
+        self.client = Client(
+            self.settings.model, calls.base_url, limiter, self.ledger, calls.timeout_s, calls.max_wait_s
+        )
         self.refusal: UserError | None = None
         self.stopped, self.budget_spent, self.interrupted = self._has_target_tokens(), False, False
         self._next_figures_s = 0.0

@@ -11,7 +11,8 @@ body { font: 16px/1.55 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; 
 h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
 table { border-collapse: collapse; display: block; overflow-x: auto; }
 th, td { padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
+@media (min-width: 600px) { td.n, th.n { white-space: nowrap; } }
 img, svg { width: 36rem; max-width: 100%; height: auto; } img { background: #fff; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1.5rem; margin: 1rem 0; }
 .pair > div { background: var(--soft); padding: .2rem 1rem; border-radius: .4rem; overflow-wrap: anywhere; }

@@ -135,7 +135,7 @@ def accuracy_section(metrics: dict, gain: dict, folder: Path) -> str:
     difference = format_accuracy(gain["difference"], gain["ci95"], "+")
     return (
         page.image((folder / "report.png").read_bytes(), "accuracies with 95% intervals")
-        + page.table(("model", "accuracy (95% interval, by document)", "questions"), rows)
+        + page.table(("model", "accuracy (95% interval)", "questions"), rows)
         + page.paragraph(f"Passages minus documents alone: {difference}, p = {gain['p']:.3f}. By chance 25% are right.")
         + page.paragraph(
             "Both were trained on equally many tokens; differences between training runs are not included."

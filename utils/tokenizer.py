@@ -4,6 +4,7 @@ A text is encoded with the tokens that its tokenizer puts before it (BOS, if any
 that are written in a text, such as <|endoftext|>, are encoded as text. A document is a text followed by EOS.
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -211,6 +212,11 @@ def _gigatoken(tokenizer):
 
     try:
         return gigatoken.Tokenizer(tokenizer)
-    except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
-        print(f"gigatoken does not support this tokenizer ({first_line(error)}): encoding with transformers")
+    except (ValueError, TypeError, NotImplementedError, RuntimeError):
+        _say_slow(tokenizer.name_or_path)
         return None
+
+
+@functools.cache  # once in a process, which may write several files
+def _say_slow(name: str) -> None:
+    print(f"{Path(name).name}: encoded by transformers, since gigatoken does not support this tokenizer")

@@ -139,6 +139,7 @@ def main() -> None:
         try:
             asyncio.run(BatchRun(*parts).run(args.batch) if args.batch else LiveRun(*parts).run())
         finally:
+            store.drop_replaced()
             report(store, ledger)
 
 

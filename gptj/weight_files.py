@@ -1,5 +1,6 @@
 """Readers of checkpoint files: .mdl files of the published releases, and Hugging Face's formats. No file runs code."""
 
+import struct
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
@@ -12,6 +13,7 @@ from gptj.hdf5_checkpoint import is_hdf5, load_hdf5
 from utils.errors import DAMAGE, UserError, first_line
 from utils.io import read_json
 
+TORN = (AssertionError, EOFError, MemoryError, OSError, RuntimeError, struct.error, zipfile.BadZipFile)  # with DAMAGE
 HF_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -67,7 +69,7 @@ def load_torch(path: Path) -> dict:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except UnpicklingError as error:
         raise UserError(f"{path}: refused, since it holds more than tensors ({first_line(error)})") from error
-    except (*DAMAGE, RuntimeError, EOFError, OSError, AssertionError, zipfile.BadZipFile) as error:
+    except (*DAMAGE, *TORN) as error:
         raise UserError(f"{path}: damaged ({first_line(error)})") from error
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: holds a {type(loaded).__name__}, not a checkpoint")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,9 @@ from utils.errors import UserError
 from utils.io import Journal
 
 EXAMPLES = settings(
-    max_examples=1000,
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", 1000)),
     deadline=None,
+    derandomize=True,  # the same examples in every run
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 NAMES = st.sampled_from(

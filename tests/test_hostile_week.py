@@ -279,9 +279,10 @@ def test_a_paid_reply_stays_until_a_better_one_is_on_disk(tmp_path, again, kept)
     assert store.done["u"] == {"c"}
     assert store.finish_reasons == Counter({again["finish_reason"]: 1}) or store.finish_reasons["length"] <= 1
     assert [len(text.split("Word")) - 1 for text in texts_in(tmp_path)] == [kept]
+    store.drop_replaced()
+    assert len(path.read_text().splitlines()) == 1
     store = PassageStore(tmp_path)
     store.open("u", None)
-    assert len(path.read_text().splitlines()) == 1
     assert [len(text.split("Word")) - 1 for text in texts_in(tmp_path)] == [kept]
     assert best_records(path) == {}
 

@@ -35,7 +35,7 @@ class PassageStore:
     Only one process may write to a folder; the lock on its ledger enforces that. With `read_only` no file
     is changed, not even a torn last line. Failed calls are dropped on opening and requested again. With `retry_failed`
     truncated and filtered replies and those to prompts that the server cut, which were paid for, are requested again
-    too; they stay until another reply to the same request is on disk and the folder is opened again (is_better).
+    too; they stay until another reply to the same request is on disk (drop_replaced, is_better).
     """
 
     def __init__(self, folder: Path, retry_failed: bool = False, read_only: bool = False):
@@ -46,6 +46,7 @@ class PassageStore:
         self.usage: dict[str, Counter[str]] = defaultdict(Counter)  # token counts and records by kind
         self.list_prompt_tokens: dict[str, int] = {}  # prompt tokens of the list request by uid
         self._retried: dict[str, str] = {}  # finish_reason of the replies that wait for a better one, by record id
+        self._replaced: set[str] = set()  # uids of documents with two replies to one request
 
     def open(self, uid: str, list_id: str | None) -> None:
         """Read a document's journal and drop the records that are to be requested again.
@@ -86,6 +87,13 @@ class PassageStore:
         append_record(self.path(uid), record)
         self._count(uid, record, list_id)
 
+    def drop_replaced(self) -> None:
+        """Drop from the journals the replies in whose place others came."""
+        for uid in sorted(self._replaced):
+            best = best_records(self.path(uid))
+            Journal(self.path(uid), lambda record, best=best: best.get(record.get("id"), record) == record).close()
+        self._replaced.clear()
+
     def passage_tokens(self) -> int:
         """Reply tokens of all passages, lists and summaries not included."""
         kinds = {kind for method in methods.METHODS.values() for kind in method.group_sizes} | {methods.FACTS}
@@ -108,6 +116,7 @@ class PassageStore:
             return
         if replaced := self._retried.pop(record.get("id", ""), None):
             self.finish_reasons -= Counter([replaced])  # which drops a count of 0
+            self._replaced.add(uid)
         self.done[uid].add(record.get("id", ""))
         if record.get("usage") and reason != PROMPT_CUT:
             self.usage[record.get("kind", "")].update(record["usage"], records=1)

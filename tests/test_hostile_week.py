@@ -481,3 +481,47 @@ def test_long_waits_are_said_and_longer_ones_end_the_run(server, capfd):
     assert "the server asks to wait 2 minutes, until" in capfd.readouterr().err
     client._say_wait(5)
     assert capfd.readouterr().err == ""
+
+
+# B3: the page has no upload, and bounded requests
+
+
+@pytest.mark.parametrize(
+    ("path", "length", "status"),
+    [
+        ("/gradio_api/upload", "5", 404),
+        ("/queue/join", "5", 200),
+        ("/queue/join", str(9 << 20), 413),
+        ("/x", "-1", 413),
+    ],
+)
+def test_uploads_and_large_bodies_are_refused(path, length, status):
+    from chat.body_limit import BodyLimit
+
+    sent = []
+
+    async def page(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200})
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "path": path, "headers": [(b"content-length", length.encode())]}
+    asyncio.run(BodyLimit(page)(scope, None, send))
+    assert sent[0]["status"] == status
+
+
+def test_a_body_without_a_length_is_cut():
+    from chat.body_limit import MAX_BODY_BYTES, BodyLimit
+
+    read = []
+
+    async def page(scope, receive, send):
+        while (message := await receive())["type"] == "http.request":
+            read.append(len(message["body"]))
+
+    async def receive():
+        return {"type": "http.request", "body": b"x" * (1 << 20)}
+
+    asyncio.run(BodyLimit(page)({"type": "http", "path": "/", "headers": []}, receive, None))
+    assert sum(read) <= MAX_BODY_BYTES

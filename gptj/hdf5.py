@@ -73,8 +73,8 @@ class Hdf5Files:
         return Hdf5Rows(self.files, self.counts, order)
 
     def identity(self) -> dict:
-        """What decides the content of the rows. The hashes are the files' by their manifests; files of another program
-        have no manifest of this form."""
+        """Names, row counts and hashes of the files, which determine the rows. The hashes come from the manifests; files
+        written by another program have none."""
         hashes = []
         for manifest in sorted({path.parent / MANIFEST for path in self.files}):
             content = read_json(manifest, "create the files again") if manifest.is_file() else {}

@@ -235,7 +235,8 @@ def _open_rows(dataset, section: OwnInput, where: str, settings: dict, limits: t
 
 
 def check_form(first: object, section: OwnInput, where: str, vocab_size: int, max_length: int) -> Checked:
-    """What all items must be: as long as max_sequence_length, or as the first row, and of its number of dimensions."""
+    """The required form of every item: the length is max_sequence_length, or that of the first row; the number of
+    dimensions is that of the first item."""
     ids = first.get("input_ids") if isinstance(first, Mapping) else None
     shape = tuple(ids.shape) if isinstance(ids, torch.Tensor | np.ndarray) else ()
     length = section.max_sequence_length or (shape[-1] if shape else 1) or 1
@@ -245,7 +246,7 @@ def check_form(first: object, section: OwnInput, where: str, vocab_size: int, ma
 
 
 def make_dataset(loader: Callable, keys: dict, where: str):
-    """What the loader gives for the section's keys; of an object with `create_dataloader()`, its result."""
+    """Call the loader with the section's keys; returns the dataset, or the result of its `create_dataloader()`."""
     with name_errors(where):
         dataset = loader(dict(keys))
         return dataset.create_dataloader() if hasattr(dataset, "create_dataloader") else dataset

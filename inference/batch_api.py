@@ -121,8 +121,8 @@ class Batches:
             yield batch, "; ".join([state.status, *filter(None, errors), *notes]), lines
 
     async def abandon(self) -> AsyncIterator[tuple[Batch, str]]:
-        """Cancel and forget the batches under way, and count them at the most they can cost. Yields each, with what
-        the server said."""
+        """Cancel every pending batch, and record the upper bound of its cost. Yields each batch and the server's
+        answer."""
         for batch in self.pending():
             said = "its submission was interrupted"
             if batch.id:

@@ -53,7 +53,7 @@ class ResumableTrainer(Trainer):
     keep_checkpoints: int
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):  # transformers 5.23
-        """What the loss is divided by, over all ranks and accumulated micro-batches."""
+        """The divisor of the summed loss of a step, over all ranks and accumulated micro-batches."""
         if self.loss_divisor is None:
             return super()._get_num_items_in_batch(batch_samples, device)
         return torch.tensor(self.loss_divisor, device=device)

@@ -12,6 +12,7 @@ import yaml
 
 from gptj import convert_checkpoint
 from gptj import run as script
+from tests.conftest import start_script
 
 TINY = {
     "vocab_size": 60,
@@ -96,3 +97,18 @@ def last_line(capsys) -> dict:
 def losses(folder: Path) -> list[float]:
     lines = [json.loads(line) for line in (folder / "m/metrics.jsonl").read_text().splitlines()]
     return [line["loss"] for line in lines if "loss" in line]
+
+
+def kill_and_resume(tmp_path: Path, run_gptj, params: dict) -> None:
+    """Train anew in a process that is killed after its first checkpoint, and resume."""
+    for path in (tmp_path / "m").iterdir():
+        if path.is_file():
+            path.unlink()
+    command = ("gptj/run.py", "CPU", "--mode", "train", "--params", tmp_path / "p.yaml", "--model_dir", tmp_path / "m")
+    process = start_script(*command)
+    while not (tmp_path / "m/checkpoint_6.mdl").exists():
+        assert process.poll() is None, process.stderr.read()
+    process.kill()
+    process.communicate()
+    (tmp_path / "m/checkpoint_12.mdl").unlink(missing_ok=True)
+    run_gptj(params, "--mode", "train")

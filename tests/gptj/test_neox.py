@@ -20,8 +20,8 @@ from gptj.model import load_weights, make_model
 from gptj.params import check_model_section, load, load_model_section
 from gptj.sections import make_schedule
 from gptj.weight_files import load_hf, load_mdl
-from tests.conftest import ROOT, SHARED, start_script
-from tests.gptj.conftest import TINY, losses
+from tests.conftest import ROOT, SHARED
+from tests.gptj.conftest import TINY, kill_and_resume, losses
 from training.optim import AdamW
 from utils.errors import UserError
 
@@ -47,6 +47,7 @@ HUB = {
     "max_position_embeddings": 32,
     "rotary_pct": 0.5,
 }
+TO_HF = ("--src-fmt", "cs-1.8", "--tgt-fmt", "hf", "--config")
 needs_oracle = pytest.mark.skipif(not ORACLE.exists(), reason="no shared data")
 
 
@@ -339,16 +340,7 @@ def test_a_tied_head_is_written_as_a_tensor_of_its_own(tmp_path, convert):
     state["lm_head.weight"] = state["embedding_layer.word_embeddings.weight"]
     torch.save({"model": state}, tmp_path / "x.mdl")
     (tmp_path / "p.yaml").write_text(yaml.safe_dump({"model": NEOX}))
-    options = (
-        "--src-fmt",
-        "cs-1.8",
-        "--tgt-fmt",
-        "hf",
-        "--config",
-        tmp_path / "p.yaml",
-        "--hf-folder",
-        tmp_path / "hf",
-    )
+    options = (*TO_HF, tmp_path / "p.yaml", "--hf-folder", tmp_path / "hf")
     convert(tmp_path / "x.mdl", *options, model="gpt-neox")
     assert len(load_file(tmp_path / "hf/model.safetensors")) == 28
 
@@ -367,16 +359,7 @@ def test_checkpoints_without_a_tensor(tmp_path, convert, run_gptj, neox):
     torch.save({"model": state}, tmp_path / "x.mdl")
     (tmp_path / "p.yaml").write_text(yaml.safe_dump({"model": NEOX}))
     with pytest.raises(UserError, match="are missing"):
-        convert(
-            tmp_path / "x.mdl",
-            "--src-fmt",
-            "cs-1.8",
-            "--tgt-fmt",
-            "hf",
-            "--config",
-            tmp_path / "p.yaml",
-            model="gpt-neox",
-        )
+        convert(tmp_path / "x.mdl", *TO_HF, tmp_path / "p.yaml", model="gpt-neox")
     start = ("--checkpoint_path", tmp_path / "x.mdl", "--is_pretrained_checkpoint", "--max_steps", 1)
     with pytest.raises(UserError, match="2 weights are missing or unknown"):
         run_gptj(neox, "--mode", "train", *start)
@@ -424,17 +407,7 @@ def test_killed_and_resumed(tmp_path, run_gptj, neox):
     neox["model"] |= {"loss_scaling": "batch_size", "loss_weight": 1 / 24}
     run_gptj(neox, "--mode", "train")
     expected, final = losses(tmp_path), load_mdl(tmp_path / "m/checkpoint_12.mdl")["model"]
-    for path in (tmp_path / "m").iterdir():
-        if path.is_file():
-            path.unlink()
-    command = ("gptj/run.py", "CPU", "--mode", "train", "--params", tmp_path / "p.yaml", "--model_dir", tmp_path / "m")
-    process = start_script(*command)
-    while not (tmp_path / "m/checkpoint_6.mdl").exists():
-        assert process.poll() is None, process.stderr.read()
-    process.kill()
-    process.communicate()
-    (tmp_path / "m/checkpoint_12.mdl").unlink(missing_ok=True)
-    run_gptj(neox, "--mode", "train")
+    kill_and_resume(tmp_path, run_gptj, neox)
     assert losses(tmp_path) == expected
     again = load_mdl(tmp_path / "m/checkpoint_12.mdl")["model"]
     assert all(torch.equal(again[name], tensor) for name, tensor in final.items())

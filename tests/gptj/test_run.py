@@ -21,8 +21,8 @@ from gptj.hdf5 import Hdf5Rows
 from gptj.params import check_model_section, load
 from gptj.sections import Optimizer, make_schedule
 from gptj.weight_files import load_hf
-from tests.conftest import ROOT, SHARED, error_line, start_script
-from tests.gptj.conftest import RATES, TINY, last_line, losses, write_rows
+from tests.conftest import ROOT, SHARED, error_line
+from tests.gptj.conftest import RATES, TINY, kill_and_resume, last_line, losses, write_rows
 from utils.errors import UserError
 
 ORACLE = SHARED / "gptj_oracle"
@@ -132,17 +132,7 @@ def test_six_and_six_steps_equal_twelve(tmp_path, params, run_gptj, capsys):
 def test_killed_and_resumed(tmp_path, params, run_gptj):
     run_gptj(params, "--mode", "train")
     expected = losses(tmp_path)
-    for path in (tmp_path / "m").iterdir():
-        if path.is_file():
-            path.unlink()
-    command = ("gptj/run.py", "CPU", "--mode", "train", "--params", tmp_path / "p.yaml", "--model_dir", tmp_path / "m")
-    process = start_script(*command)
-    while not (tmp_path / "m/checkpoint_6.mdl").exists():
-        assert process.poll() is None, process.stderr.read()
-    process.kill()
-    process.communicate()
-    (tmp_path / "m/checkpoint_12.mdl").unlink(missing_ok=True)
-    run_gptj(params, "--mode", "train")
+    kill_and_resume(tmp_path, run_gptj, params)
     assert losses(tmp_path) == expected
 
 

@@ -27,7 +27,7 @@ from tasks.contamination import print_contamination
 from tasks.documents import load_task
 from tasks.scoring import SELECTION_RULES
 from utils import cli
-from utils.cli import add_wait_flag, non_negative_float, non_negative_int, positive_float, positive_int
+from utils.cli import add_wait_flag, call_count, non_negative_float, non_negative_int, positive_float, positive_int
 from utils.errors import UserError, run
 from utils.io import write_json
 
@@ -56,7 +56,7 @@ def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     add("--few_shot", type=non_negative_int, help="cot, short: worked examples before the question (default: 5)")
     examples_help = "your own worked examples, in the format of tasks/prompts/cot_examples.md or short_examples.md"
     add("--examples", type=Path, metavar="FILE", help=examples_help)
-    add("--n_samples", type=positive_int, default=8, help="cot: attempts per question")
+    add("--n_samples", type=call_count, default=8, help="cot: attempts per question")
     add("--temperature", type=non_negative_float, default=0.1, help="cot: 0 is greedy, with one attempt")
     add("--max_tokens", type=positive_int, help="maximum tokens per attempt (default: cot 512, short answers 32)")
     add("--batch_size", type=positive_int, default=8, help="questions per batch")
@@ -66,7 +66,7 @@ def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("server")
     cli.add_base_url_flag(group, "an OpenAI-compatible server to ask instead of loading the model (cot only)")
-    group.add_argument("--concurrency", type=positive_int, default=32, help="questions in flight")
+    group.add_argument("--concurrency", type=call_count, default=32, help="questions in flight")
     group.add_argument("--timeout", type=positive_float, default=600.0, help="seconds per try of a call")
     add_wait_flag(group)
     give_up_help = "score questions that the server fails to answer as wrong"

@@ -22,7 +22,7 @@ from tasks.documents import load_task
 from tasks.rag import message_search
 from tasks.readers import import_corpus
 from utils import cli, paths
-from utils.cli import positive_fraction, positive_int
+from utils.cli import int_between, positive_fraction, positive_int
 from utils.errors import UserError, run
 from utils.io import read_json
 
@@ -86,7 +86,7 @@ def add_web_arguments(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--web", action="store_true", help="serve a web page")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 listens on all")
-    add("--port", type=positive_int, default=7860, help="port to listen on")
+    add("--port", type=int_between(1, 65535), default=7860, help="port to listen on")
     add("--articles", action="store_true", help="offer the corpus's titles as example messages")
     group = parser.add_argument_group("corpus: titles of --articles, passages of --compare")
     cli.add_corpus_flags(group)

@@ -16,7 +16,7 @@ import numpy as np
 
 from reports.tables import print_table
 from tasks.intervals import mean_interval
-from utils.cli import fraction, make_parser, non_negative_int, positive_int, print_result
+from utils.cli import fraction, make_parser, positive_int, print_result, seed_number
 from utils.errors import run
 
 RESAMPLES = 999
@@ -32,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--accuracies", nargs="+", type=fraction, default=[0.25, 0.5, 0.56, 0.8, 0.95])
     add("--correlations", nargs="+", type=fraction, default=[0, 0.1], help="of two answers about one article")
     add("--simulations", type=positive_int, default=1000, help="of each row")
-    add("--seed", type=non_negative_int, default=0)
+    add("--seed", type=seed_number, default=0)
     return parser.parse_args()
 
 

@@ -33,7 +33,15 @@ from inference.prices import Price, find_price
 from tasks import readers
 from tasks.documents import load_task, parse_indices
 from utils import cli, paths
-from utils.cli import add_wait_flag, non_negative_float, non_negative_int, positive_float, positive_int, print_result
+from utils.cli import (
+    add_wait_flag,
+    call_count,
+    non_negative_float,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    print_result,
+)
 from utils.errors import UserError, run
 
 
@@ -57,7 +65,7 @@ def add_method_flags(group) -> None:
     add("--max_pairs", type=non_negative_int, help="pairs per article (default all)")
     add("--max_triples", type=non_negative_int, default=1000, help="triples per article; 40 entities have 9,880")
     add("--aim_tellings", type=positive_int, metavar="K", help="ask for what is told least, until all is told K times")
-    add("--samples", type=positive_int, default=1, help="passages per pair, triple or other request")
+    add("--samples", type=call_count, default=1, help="passages per pair, triple or other request")
     cli.add_seed_flag(group, "of the samples of pairs and triples, and of each call")
 
 
@@ -68,7 +76,7 @@ def add_server_flags(group) -> None:
     add("--max_tokens", type=positive_int, default=MAX_TOKENS, help="maximum length of a reply")
     add("--temperature", type=non_negative_float, default=1.0, help="sampling temperature; 1.0 in the paper")
     add("--response_format", choices=formats, default="json_object", help="of lists; small models need json_schema")
-    add("--concurrency", type=positive_int, default=16, help="calls in flight")
+    add("--concurrency", type=call_count, default=16, help="calls in flight")
     add("--requests_per_minute", type=positive_float, help="rate limit (default: adapted to the server's refusals)")
     add("--tokens_per_minute", type=positive_float, help="rate limit in prompt and reply tokens (default none)")
     add("--timeout", type=positive_float, default=600.0, help="seconds per try of a call")

@@ -29,6 +29,7 @@ from utils.cli import (
     add_seed_flag,
     add_strict_flag,
     add_wait_flag,
+    call_count,
     make_parser,
     positive_float,
     positive_int,
@@ -54,7 +55,7 @@ def parse_arguments() -> argparse.Namespace:
     base_help = "must not know the answers without the document, by /completions (default: --model, by chat)"
     add("--base_model", help=base_help)
     add("--base_model_url", help="server of --base_model (default: --base_url)")
-    add("--concurrency", type=positive_int, default=16, help="documents in flight")
+    add("--concurrency", type=call_count, default=16, help="documents in flight")
     add("--timeout", type=positive_float, default=600.0, help="seconds per try of a call")
     add_wait_flag(parser)
     add_seed_flag(parser, "of the order of options; also sent with each call")

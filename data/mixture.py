@@ -14,6 +14,7 @@ from utils.token_file import HELD_OUT_KEY, TokenFile
 
 SYNTHETIC, REPLAY = 0, 1
 SOURCES = ("synthetic", "replay")
+MOST_BLOCKS = 10**9  # of a run: 16 bytes each in memory
 INSTRUCT = "instruct"  # the --task_name of conversations
 SYNTHETIC_ORDER, REPLAY_ORDER, MIX = 1, 2, 3  # numbers of the random streams; 0 and 4 are packing.py's
 # Two token files made by one run agree in these keys of their sidecars.
@@ -110,6 +111,8 @@ def make_plan(synthetic: int, replay: int, epochs: float, rr: float, bs: int, se
         raise UserError("the replay text is empty; run data/tokenize_redpj.py again, or use --rr 0")
     wanted = max(1, round(epochs * synthetic))
     added = round(wanted * rr / (1 - rr))
+    if wanted + added > MOST_BLOCKS:
+        raise UserError(f"--epochs {epochs:g}, --rr {rr}: {wanted + added:,} blocks in all; at most {MOST_BLOCKS:,}")
     if wanted + added < bs:
         raise UserError(f"--bs {bs}: the run has {wanted + added} blocks in all; use a smaller --bs or --block_size")
     rest = -(wanted + added) % bs

@@ -61,7 +61,7 @@ def min_quality(text: str) -> float | str:
 
 
 def copies(text: str) -> int | str:
-    return text if text == "auto" else cli.non_negative_int(text)
+    return text if text == "auto" else cli.int_between(0, 100)(text)
 
 
 def main() -> None:

@@ -25,7 +25,16 @@ import numpy as np
 
 from gptj.hdf5 import MANIFEST, UNFINISHED
 from gptj.text_files import Source, read_documents
-from utils.cli import add_seed_flag, fraction, make_parser, non_negative_int, positive_int, print_result, progress_bar
+from utils.cli import (
+    add_seed_flag,
+    fraction,
+    int_between,
+    make_parser,
+    non_negative_int,
+    positive_int,
+    print_result,
+    progress_bar,
+)
 from utils.errors import UserError, run
 from utils.io import read_json, write_json
 
@@ -79,7 +88,7 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("files").add_argument
     add("--output_dir", type=Path, required=True)
     add("--files_per_record", type=positive_int, default=50_000, help="examples per file")
-    add("--processes", type=positive_int, default=1, help="processes that share the documents")
+    add("--processes", type=int_between(1, 1024), default=1, help="processes that share the documents")
     add("--overwrite", action="store_true", help="remove the .h5 files in --output_dir")
     add("--resume_from_checkpoint", action="store_true", help="resume an interrupted run")
 

@@ -23,7 +23,7 @@ from inference.prices import Price, Usage, find_price
 from inference.server_facts import read_facts
 from tasks.documents import Document, article_text, load_task
 from utils import cli, paths
-from utils.cli import non_negative_int, positive_float, positive_int
+from utils.cli import call_count, non_negative_int, positive_float, positive_int
 from utils.errors import UserError, run
 from utils.io import read_json, sha256_file, write_json
 
@@ -58,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--per_document", type=non_negative_int, default=10, help="questions to ask for about each document, 0 for none"
     )
-    add("--concurrency", type=positive_int, default=16, help="calls in flight")
+    add("--concurrency", type=call_count, default=16, help="calls in flight")
     add("--yes", action="store_true", help="accept the plan's cost")
     return parser.parse_args()
 

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import dataclass
 
 from utils import cli, paths
-from utils.cli import as_typed, fraction, non_negative_int, positive_float, positive_int
+from utils.cli import as_typed, fraction, int_between, non_negative_int, number_type, positive_float, positive_int
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lr", type=as_typed(positive_float), default="5e-06", help="peak learning rate")
     add("--rr", type=as_typed(fraction), default="0.1", help="fraction of blocks that are replay")
     add("--epochs", type=as_typed(positive_float), default="2", help="passes over the synthetic text, such as 0.5")
-    add("--bs", type=as_typed(positive_int), default="16", help="blocks per optimizer step, over all GPUs")
+    add("--bs", type=as_typed(int_between(1, 100_000)), default="16", help="blocks per optimizer step, over all GPUs")
     add("--wd", type=as_typed(fraction), default="0.01", help="weight decay")
     add("--warmup", type=as_typed(fraction), default="0.05", help="fraction of the steps")
     add("--model_name", default=paths.DEFAULT_TOKENIZER, help="hub name or checkpoint folder to start from")
@@ -69,7 +69,8 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
     add("--report_to", choices=["none", "wandb"], default="none", help="where metrics go besides metrics.jsonl")
 
 
+layer_count = as_typed(number_type(int, "a number of layers, or all", lambda n: n >= 0))
+
+
 def checkpointed_layers(text: str) -> str:
-    if text not in ("auto", "all") and not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text}: must be a number of layers, or all")
-    return text
+    return text if text in ("auto", "all") else layer_count(text)

@@ -15,6 +15,7 @@ from utils.errors import UserError
 
 LOG_INTERVAL_S = 60.0  # between two lines of progress, where stderr is not a terminal
 BAR_INTERVAL_S = 0.5
+LARGEST = 10**12  # of all numeric options
 CORPUS_HELP = "a folder of your own documents (txt, md, jsonl, html, pdf), in place of --task"
 
 
@@ -40,22 +41,32 @@ def make_parser(description: str, **settings: object) -> Parser:
 
 
 def number_type(convert: type, rule: str, holds: Callable) -> Callable:
-    """An argument type for numbers; `rule` says in words what `holds` checks."""
+    """An argument type for numbers up to LARGEST; `rule` says in words what `holds` checks."""
 
     def parse(text: str):
         try:
-            value = convert(text)
+            value = convert(text) if text.isascii() and "_" not in text else None  # Python also reads 1_000
         except ValueError:
             value = None
         if value is None or not holds(value):
             raise argparse.ArgumentTypeError(f"{text}: must be {rule}")
+        if value > LARGEST:
+            raise argparse.ArgumentTypeError(f"{text}: must be at most {LARGEST:,}")
         return value
 
     return parse
 
 
+def int_between(lowest: int, highest: int) -> Callable:
+    """An argument type for whole numbers with limits, both of them allowed."""
+    rule = f"a whole number from {lowest:,} to {highest:,}"
+    return number_type(int, rule, lambda n: lowest <= n <= highest)
+
+
 positive_int = number_type(int, "a whole number above 0", lambda n: n > 0)
 non_negative_int = number_type(int, "a whole number, 0 or more", lambda n: n >= 0)
+call_count = int_between(1, 10_000)  # calls in flight, or attempts at a question
+seed_number = int_between(0, 2**32 - 1)  # what numpy, torch and all servers accept
 positive_float = number_type(float, "a number above 0", lambda x: 0 < x < math.inf)
 non_negative_float = number_type(float, "a number, 0 or more", lambda x: 0 <= x < math.inf)
 fraction = number_type(float, "from 0 to below 1", lambda x: 0 <= x < 1)
@@ -111,7 +122,7 @@ def add_wait_flag(group) -> None:
 
 
 def add_seed_flag(group, help: str = "of every random choice") -> None:
-    group.add_argument("--seed", type=non_negative_int, default=0, help=help)
+    group.add_argument("--seed", type=seed_number, default=0, help=help)
 
 
 def progress_bar(desc: str = "", **settings: object):

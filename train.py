@@ -20,7 +20,7 @@ from training.settings import add_machine_arguments, add_recipe_arguments
 from utils import paths
 from utils.cli import make_parser, print_main, print_result, silence_transformers
 from utils.device import is_main_process, leave_process_group
-from utils.errors import run
+from utils.errors import name_disk_errors, run
 from utils.io import lock_folder, read_json
 
 
@@ -35,7 +35,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     folder = paths.ckpts_dir() / paths.run_name(args)
-    with lock_folder(folder) if is_main_process() else nullcontext():
+    with name_disk_errors(folder), lock_folder(folder) if is_main_process() else nullcontext():
         train(args, folder)
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import yaml
 
 from utils.cli import HelpFormatter, make_parser, print_result
-from utils.errors import UserError, run
+from utils.errors import UserError, name_disk_errors, run
 from utils.io import atomic_write, read_json, write_json
 
 SOURCES = {"hf": ("cs-1.8",), "cs-1.8": ("hf",), "cs-2.x": ("hf", "cs-1.8")}
@@ -155,7 +155,8 @@ def write_hf_folder(folder: Path, state: dict, tokenizer: str | None) -> None:
         tensor = tensor.contiguous()
         owned[name] = tensor.clone() if tensor.data_ptr() in storages else tensor
         storages.add(tensor.data_ptr())
-    save_file(owned, folder / "model.safetensors", {"format": "pt"})
+    with name_disk_errors(folder):
+        save_file(owned, folder / "model.safetensors", {"format": "pt"})
 
 
 def read_state(path: Path, source_format: str, section: dict, target_format: str) -> dict:

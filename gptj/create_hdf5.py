@@ -15,7 +15,6 @@ sha256 of every file.
 
 import argparse
 import hashlib
-import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -25,6 +24,7 @@ import numpy as np
 
 from gptj.hdf5 import MANIFEST, UNFINISHED
 from gptj.text_files import Source, read_documents
+from gptj.workers import run_workers
 from utils.cli import (
     add_seed_flag,
     fraction,
@@ -36,7 +36,7 @@ from utils.cli import (
     progress_bar,
 )
 from utils.errors import UserError, run
-from utils.io import read_json, write_json
+from utils.io import atomic_write, lock_folder, read_json, write_json
 
 NOT_SETTINGS = ("overwrite", "resume_from_checkpoint", "output_dir")  # they do not change the examples
 
@@ -116,8 +116,15 @@ def main() -> None:
     values = {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS}
     settings = {name: v if isinstance(v, int | float | None) else str(v) for name, v in values.items()}
     settings |= {"eos_id": eos, "vocab_size": len(tokenizer)}
-    prepare_folder(args, settings)
-    results = run_processes(args, eos)
+    with lock_folder(args.output_dir):
+        prepare_folder(args, settings)
+        write_folder(args, eos, settings)
+
+
+def write_folder(args: argparse.Namespace, eos: int, settings: dict) -> None:
+    """Write all files and the manifest, and print the counts."""
+    jobs = [(args, process, eos) for process in range(args.processes)]
+    results = run_workers(write_examples, jobs) if len(jobs) > 1 else [write_examples(*jobs[0])]
     files = [file for result in results for file in result["files"]]
     if not files:
         raise UserError("the text has fewer than two tokens")
@@ -164,15 +171,6 @@ def prepare_folder(args: argparse.Namespace, settings: dict) -> None:
             path.unlink()
         (folder / MANIFEST).unlink(missing_ok=True)
     write_json(unfinished, settings)
-
-
-def run_processes(args: argparse.Namespace, eos: int) -> list[dict]:
-    jobs = [(args, process, eos) for process in range(args.processes)]
-    if args.processes == 1:
-        return [write_examples(*jobs[0])]
-    # Spawned: the threads of the tokenizer do not survive a fork.
-    with multiprocessing.get_context("spawn").Pool(args.processes) as pool:
-        return pool.starmap(write_examples, jobs, chunksize=1)
 
 
 def write_examples(args: argparse.Namespace, process: int, eos: int) -> dict:
@@ -256,12 +254,15 @@ def make_example(window: np.ndarray, max_length: int, pad_id: int) -> np.ndarray
 
 def write_file(path: Path, data: np.ndarray) -> dict:
     """Write one .h5 file, complete or not at all; returns its entry in the manifest."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with h5py.File(temporary, "w") as file:
-        file.attrs["n_examples"] = len(data)
-        file.create_dataset("data", data=data, chunks=(1, *data.shape[1:]), compression="gzip")
-    digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
-    temporary.replace(path)
+    # Built in memory: h5py 3.16 crashes the process where a disk fills up while it writes.
+    with h5py.File(path.name, "w", driver="core", backing_store=False) as image:
+        image.attrs["n_examples"] = len(data)
+        image.create_dataset("data", data=data, chunks=(1, *data.shape[1:]), compression="gzip")
+        image.flush()
+        content = image.id.get_file_image()
+    with atomic_write(path) as file:
+        file.write(content)
+    digest = hashlib.sha256(content).hexdigest()
     return {"name": path.name, "examples": len(data), "labels": int(data[:, 1].sum()), "sha256": digest}
 
 

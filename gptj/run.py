@@ -21,7 +21,7 @@ from gptj.params import load
 from gptj.sections import Params
 from utils.cli import make_parser, positive_int, print_main, print_result, silence_transformers
 from utils.device import is_main_process, leave_process_group
-from utils.errors import run
+from utils.errors import name_disk_errors, run
 from utils.io import atomic_write, lock_folder
 
 
@@ -46,7 +46,8 @@ def main() -> None:
     args = parse_arguments()
     params, notes = load(args.params)
     writes_checkpoints = args.mode in ("train", "train_and_eval")
-    with lock_folder(args.model_dir) if is_main_process() and writes_checkpoints else nullcontext():
+    lock = lock_folder(args.model_dir) if is_main_process() and writes_checkpoints else nullcontext()
+    with lock, name_disk_errors(args.model_dir):
         run_mode(args, override(params, args), notes)
 
 

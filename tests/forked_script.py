@@ -7,10 +7,13 @@ preloads; it runs nothing at import that could start a thread.
 import importlib
 import multiprocessing
 import os
+import resource
 import runpy
+import signal
 import sys
 from pathlib import Path
 
+FILE_LIMIT = "TEST_FILE_LIMIT"  # variable: bytes above which writing to a file fails, as on a full disk
 PRELOADED = (
     "accelerate",
     "torch",
@@ -25,12 +28,16 @@ if multiprocessing.current_process().name == "MainProcess" and "forkserver" in "
 
 
 def run(command: list[str], environment: dict[str, str], out: str, err: str) -> None:
-    """Run a Python script as `python SCRIPT ARGUMENTS…` would from the folder /, with output to two files."""
+    """Run a Python script as `python SCRIPT ARGUMENTS…` would from the folder /, with output to two files.
+    FILE_LIMIT in `environment` limits the size of files."""
     for stream, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir("/")
+    if limit := int(os.environ.pop(FILE_LIMIT, "0")):
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     sys.argv, sys.path[0] = command, str(Path(command[0]).parent)
     runpy.run_path(command[0], run_name="__main__")

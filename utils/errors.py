@@ -1,6 +1,7 @@
 """User errors: one line on stderr, exit code 2. Bugs keep their traceback."""
 
 import errno
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ CODE_OPTIONS = {
 }
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DAMAGE = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
+TORCH_WRITER = "inline_container.cc"  # in messages of torch.save that could not write
 NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM)
 
 
@@ -29,11 +31,13 @@ class UserErrors(UserError):
 def run(main: Callable[[], None]) -> None:
     """Call the main function of an entry script.
 
-    A UserError is printed as one line `error: …` and exits with 2, Ctrl-C exits with 130; any other exception
-    is a bug and keeps its traceback. In a distributed run only rank 0 prints.
+    A UserError is printed as one line `error: …` and exits with 2, as is a full disk or a missing permission that no
+    step names; Ctrl-C exits with 130; any other exception is a bug and keeps its traceback. In a distributed run only
+    rank 0 prints.
     """
     try:
-        main()
+        with name_disk_errors():
+            main()
     except UserError as error:
         lines = str(error).splitlines() if isinstance(error, UserErrors) else [str(error)]
         for line in lines if is_main_process() else ():
@@ -64,15 +68,35 @@ def name_damage(path: Path, advice: str) -> Iterator[None]:
         raise UserError(f"{path}: damaged, or changed by hand ({reason}); {advice}") from error
 
 
-@contextmanager
-def name_disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or a missing write permission into a UserError that names `path`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in DISK_FULL:
-            raise UserError(f"{path}: no space left on the disk; the previous version is kept") from error
-        ours = error.filename is None or Path(error.filename).parent in path.parents
-        if ours and error.errno in NOT_WRITABLE:
-            raise UserError(f"{path}: no permission to write there") from error
-        raise
+class name_disk_errors:  # noqa: N801  a context manager
+    """Turns a full disk or a missing write permission into a UserError that names `path`, or, without one, the file of
+    the error. Of a class of its own are the errors of safetensors, tokenizers and torch's writer."""
+
+    def __init__(self, path: Path | None = None):
+        self.path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, UserError):
+            return
+        number = disk_errno(error)
+        file = getattr(error, "filename", None)
+        name = f"{self.path or file}: " if self.path or file else ""
+        if number in DISK_FULL:
+            raise UserError(f"{name}no space left on the disk; nothing is lost: free some, and repeat") from error
+        places = (self.path, *self.path.parents) if self.path else ()
+        ours = file is None or self.path is None or self.path in Path(file).parents or Path(file).parent in places
+        if ours and number in NOT_WRITABLE:
+            raise UserError(f"{name}no permission to {'write there' if self.path else 'read or write it'}") from error
+
+
+def disk_errno(error: BaseException | None) -> int | None:
+    """The system's number of an error that a file operation raised, also within a library; None for other errors."""
+    if isinstance(error, OSError):
+        return error.errno
+    if isinstance(error, RuntimeError) and TORCH_WRITER in str(error):  # it hides the number
+        return errno.ENOSPC
+    stated = re.search(r"\(os error (\d+)\)", str(error))  # libraries written in Rust
+    return int(stated[1]) if stated else None

@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,19 +22,31 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Write a file atomically: readers see the old content or the new one.
 
     Yields a binary file with a temporary name in the same folder. At the end it is synced and renamed to `path`; on
-    an error it is removed and `path` is left unchanged.
+    an error it is removed and `path` is left unchanged. One left by a killed process is written over.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with name_disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with name_disk_errors(path), ExitStack() as on_error:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = on_error.enter_context(_open_locked(temporary))
+        on_error.callback(temporary.unlink, missing_ok=True)
+        file.truncate(0)
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        temporary.replace(path)
+        on_error.pop_all()
+        file.close()
+
+
+def _open_locked(path: Path) -> IO[bytes]:
+    """Open a temporary file for writing, with its content, once no other process writes to it."""
+    while True:
+        file = open(path, "wb", opener=lambda name, flags: os.open(name, flags & ~os.O_TRUNC, 0o666))
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):  # renamed by the process that held the lock
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -29,6 +29,7 @@ from data.generation.passages import PassageStore
 from data.generation.sections import split_for_server, split_long
 from inference.batch_api import pending_calls
 from inference.budget import Ledger
+from inference.keys import find_server
 from inference.prices import Price, find_price
 from tasks import readers
 from tasks.documents import load_task, parse_indices
@@ -132,6 +133,8 @@ def main() -> None:
         store = PassageStore(folder, args.retry_failed, read_only=True)
         print_estimate(selected, settings, store, price, args.concurrency)
         return
+    if not args.import_json:
+        find_server(args.base_url)  # without a key, before a folder is made
     with closing(open_ledger(args, folder, price)) as ledger:
         store = PassageStore(folder, args.retry_failed)
         if args.import_json:

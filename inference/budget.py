@@ -7,14 +7,16 @@ moment. Knows tokens and prices, nothing of prompts.
 import asyncio
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from inference.prices import ZERO, Price, Usage
+from inference.shared_journal import SharedJournal
 from utils.errors import name_damage
-from utils.io import Journal
+
+UNSENT = "unsent"  # end of a call that no server has seen
 
 
 class BudgetExhausted(Exception):
@@ -48,9 +50,9 @@ class Totals:
 
 
 class Ledger:
-    """Budget and bill of one folder of passages, over all runs.
+    """Budget and bill of one folder of passages, over all runs, also of several processes at once.
 
-    With `path` None it is kept in memory only. Raises UserError if another process has the file open.
+    With `path` None it is kept in memory only.
     """
 
     def __init__(
@@ -65,13 +67,13 @@ class Ledger:
         self.batch_reserved = ZERO  # by pending batches
         self._reserved = ZERO  # by the calls in flight
         self._in_flight = 0
+        self._held: dict[str, Usage] = {}  # by the calls of other processes that are not sent yet, by call id
         self._lost: dict[str, list[Usage]] = {}  # upper bounds of their usage, by call id
         self._released = asyncio.Event()
-        self._journal = None
+        self._journal = self._opened_at = None
         if path:
             with name_damage(path, "restore it from a backup, or move the folder and its passages elsewhere"):
-                self._journal = Journal(path, self._replay, self._snapshot)
-            self._lost = {id: bounds for id, bounds in self._lost.items() if bounds}
+                self._journal = SharedJournal(path, self._replay, self._snapshot)
         self._opened_at = time.monotonic()
 
     @property
@@ -88,7 +90,8 @@ class Ledger:
 
     def summary(self) -> dict[str, Any]:
         """Figures of summary.json, over all runs."""
-        totals = self.totals
+        with self._with_others():
+            totals = self.totals
         usage = totals.live + totals.batch + self._lost_usage()
         return {
             "calls": totals.calls,
@@ -107,7 +110,7 @@ class Ledger:
         Calls in flight count as spent until they are answered; if only they can free the room, this waits. Raises
         BudgetExhausted if none is in flight.
         """
-        while not self._fits(max_usage):
+        while not self._hold(id, max_usage):
             if not self._in_flight:
                 raise BudgetExhausted
             self._released.clear()
@@ -115,6 +118,16 @@ class Ledger:
         self._in_flight += 1
         self._reserved += max_usage
         return Call(id, max_usage)
+
+    def _hold(self, id: str, max_usage: Usage) -> bool:
+        """Keep other processes from spending what a call may cost; False if the budget has no room for it."""
+        if not self.has_budget:
+            return True
+        with self._with_others():
+            fits = self._fits(max_usage)
+            if fits and self._journal:
+                self._journal.append({"id": id, "hold": astuple(max_usage)})
+        return fits
 
     def record_sent(self, call: Call) -> None:
         """Note, just before its last bytes leave, that a call may be billed from now on."""
@@ -132,8 +145,7 @@ class Ledger:
         """Note an HTTP error, which is not billed."""
         with self._releasing(call):
             self.totals.retries += 1
-            if call.sent:
-                self._append({"id": call.id, "end": "refused"})
+            self._append_end(call, "refused")
 
     def record_failure(self, call: Call) -> None:
         """Note a call without a complete reply, which is billed if it was sent."""
@@ -141,7 +153,13 @@ class Ledger:
             if call.sent:
                 self.totals.retries += 1
                 self._lost.setdefault(call.id, []).append(call.max_usage)
-                self._append({"id": call.id, "end": "lost"})
+            self._append_end(call, "lost")
+
+    def _append_end(self, call: Call, end: str) -> None:
+        if call.sent:
+            self._append({"id": call.id, "end": end})
+        elif self.has_budget:
+            self._append({"id": call.id, "end": UNSENT})
 
     def fits_batch(self, max_usage: Usage) -> bool:
         """True if the budget covers a batch of this size in addition to the pending ones."""
@@ -169,7 +187,7 @@ class Ledger:
             self._released.set()
 
     def _fits(self, live: Usage, batch: Usage = ZERO) -> bool:
-        live = self._reserved + self._lost_usage() + live
+        live = sum(self._held.values(), self._reserved) + self._lost_usage() + live
         batch = self.batch_reserved + batch
         if self.budget_usd is not None and self._usd(live, batch) > self.budget_usd:
             return False
@@ -204,16 +222,26 @@ class Ledger:
 
     def _append(self, record: dict) -> None:
         if self._journal:
-            self._journal.append(record | {"s": round(self._seconds(), 2)})
+            with self._journal.locked():
+                self._journal.append(record | {"s": round(self._seconds(), 2)})
 
-    def _replay(self, record: dict) -> bool:
-        """Apply a record of an earlier run. None is kept: `_snapshot` replaces them all."""
+    def _with_others(self) -> AbstractContextManager:
+        """Read the records of other processes, and lock the file."""
+        return self._journal.locked() if self._journal else nullcontext()
+
+    def _replay(self, record: dict) -> None:
+        """Apply a record of an earlier run, or of another process."""
         if "totals" in record:
             saved = record["totals"]
             self.totals = Totals(**saved | {name: read_usage(saved[name].values()) for name in ("live", "batch")})
             self._lost = {id: [read_usage(bound) for bound in bounds] for id, bounds in record["lost"].items()}
-            return False
+            self._held = {}
+            return
         id = record["id"]
+        if "hold" in record:
+            self._held[id] = read_usage(record["hold"])
+            return
+        self._held.pop(id, None)
         if "most" in record:  # lost, unless a later record says otherwise
             self._lost.setdefault(id, []).append(read_usage(record["most"]))
         elif "batch" in record:
@@ -221,16 +249,18 @@ class Ledger:
         elif "usage" in record:
             self._drop_last_lost(id)
             self._add_reply(id, read_usage(record["usage"]))
-        else:
+        elif record["end"] != UNSENT:
             self.totals.retries += 1
             if record["end"] == "refused":
                 self._drop_last_lost(id)
-        self.totals.seconds = float(record["s"])
-        return False
+        if self._opened_at is None:  # the time of other processes passes beside this one's
+            self.totals.seconds = max(self.totals.seconds, float(record["s"]))
 
     def _drop_last_lost(self, id: str) -> None:
         if self._lost.get(id):
             self._lost[id].pop()
+        if not self._lost.get(id):
+            self._lost.pop(id, None)
 
     def _snapshot(self) -> list[dict]:
         lost = {id: [astuple(bound) for bound in bounds] for id, bounds in self._lost.items() if bounds}

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-import os
 import random
 import sys
 import time
@@ -29,12 +28,11 @@ from inference.completions import (
     parse_chat_reply,
     parse_choices,
 )
-from inference.keys import Address, find_key, redact
+from inference.keys import find_server, redact
 from inference.prices import ZERO, Usage
 from inference.rate_limiter import RateLimiter, parse_limit_reset
 from utils.errors import UserError
 
-OPENAI_URL = "https://api.openai.com/v1"
 MAX_ATTEMPTS = 6
 FIRST_DELAY_S = 1.0  # doubled after every attempt, times a random factor of 0.5 to 1.5
 MAX_DELAY_S = 60.0
@@ -75,15 +73,13 @@ class Client:
         max_wait_s: float = MAX_WAIT_S,
         key_variable: str = "OPENAI_API_KEY",
     ):
-        given = base_url or os.environ.get("OPENAI_BASE_URL")
-        self._address = Address.parse(given or OPENAI_URL)
+        self._address, self._key = find_server(base_url, key_variable)
         self.url = self._address.public
         self.is_openai = (urlsplit(self.url).hostname or "").endswith("api.openai.com")
         self.model, self.retries, self.refused, self._replies = model, 0, 0, 0
         self.rate_limiter, self.ledger = rate_limiter or RateLimiter(), ledger or Ledger()
         self._stopping = asyncio.Event()
         self._jitter = random.Random()  # spreads retries; no output depends on it
-        self._key = find_key(None if self.url == OPENAI_URL else self.url, key_variable)
         self._timeout_s, self._max_wait_s = timeout_s, max_wait_s
         self.fields = server_habits.Fields()
         self._counts = server_habits.PromptCounts()

@@ -9,6 +9,7 @@ from urllib.request import getproxies, proxy_bypass
 from utils import paths
 from utils.errors import UserError
 
+OPENAI_URL = "https://api.openai.com/v1"
 NO_KEY = "none"  # sent to local servers
 
 
@@ -63,6 +64,12 @@ def redact(key: str, text: str) -> str:
     """A server's message on one line of at most 300 characters, with the key replaced by ***."""
     text = text if key == NO_KEY else text.replace(key, "***")
     return " ".join(text.split())[:300]
+
+
+def find_server(base_url: str | None, key_variable: str = "OPENAI_API_KEY") -> tuple[Address, str]:
+    """Address and key of the server: `base_url`, else $OPENAI_BASE_URL, else OpenAI. Raises UserError as find_key."""
+    address = Address.parse(base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL)
+    return address, find_key(None if address.public == OPENAI_URL else address.public, key_variable)
 
 
 def find_key(base_url: str | None, variable: str = "OPENAI_API_KEY") -> str:

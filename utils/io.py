@@ -81,7 +81,7 @@ def read_jsonl(path: Path, made_by: str, errors: list[str] | None = None) -> lis
     for number, line in enumerate(read_text(path, made_by).split("\n"), 1):
         try:
             if line.strip():
-                objects.append(_parse_object(line, path, number))
+                objects.append(parse_object(line, path, number))
         except UserError as error:
             if errors is None:
                 raise
@@ -95,7 +95,7 @@ def iterate_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                yield offset, _parse_object(line, path, number)
+                yield offset, parse_object(line, path, number)
             offset += len(line)
 
 
@@ -148,7 +148,7 @@ def sampled_sha256(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _parse_object(line: str | bytes, path: Path, number: int) -> dict:
+def parse_object(line: str | bytes, path: Path, number: int) -> dict:
     try:
         value = parse_json(line)
     except ValueError as error:  # invalid JSON or invalid UTF-8
@@ -209,13 +209,13 @@ class Journal:
         if not self._read(keep):
             with atomic_write(path) as file:
                 for record in [*self.records, *summarize()]:
-                    _write_record(file, record)
+                    write_record(file, record)
             self.close()
             self._open()
 
     def append(self, record: dict) -> None:
         with name_disk_errors(self.path):
-            _write_record(self._file, record)
+            write_record(self._file, record)
 
     def close(self) -> None:
         self._file.close()
@@ -256,16 +256,16 @@ def read_journal(path: Path) -> Iterator[dict]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if line.endswith(b"\n") and line.strip():
-                yield _parse_object(line, path, number)
+                yield parse_object(line, path, number)
 
 
 def append_record(path: Path, record: dict) -> None:
     """Append to a journal that is not open; the caller makes sure that no other process writes to it."""
     with name_disk_errors(path), open(path, "ab", buffering=0) as file:
-        _write_record(file, record)
+        write_record(file, record)
 
 
-def _write_record(file: IO[bytes], record: dict) -> None:
+def write_record(file: IO[bytes], record: dict) -> None:
     line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
     while line:  # unbuffered: bytes that write() accepted are with the operating system
         line = line[file.write(line) :]

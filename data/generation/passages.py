@@ -1,5 +1,6 @@
 """Journals of passage records, and the training corpus in them."""
 
+import fcntl
 import json
 import re
 from collections import Counter, OrderedDict, defaultdict
@@ -13,8 +14,8 @@ from data.generation import methods
 from data.generation.sections import document_uid
 from inference.completions import PROMPT_CUT, common_reason, strip_reasoning
 from tasks.documents import Document
-from utils.errors import UserError
-from utils.io import Journal, append_record, iterate_jsonl, read_journal
+from utils.errors import UserError, name_disk_errors
+from utils.io import Journal, append_record, iterate_jsonl, read_journal, sha256_text
 from utils.sentences import complete_part
 from utils.words import words_of
 
@@ -32,8 +33,8 @@ MAY_MENTION = "</think>"  # the prompt of a record is not at hand: only whole le
 class PassageStore:
     """The journals of one folder: record ids, listed items and token counts in memory, texts on disk.
 
-    Only one process may write to a folder; the lock on its ledger enforces that. With `read_only` no file
-    is changed, not even a torn last line. Failed calls are dropped on opening and requested again. With `retry_failed`
+    Only one process may write to a journal: `open` locks it until the process ends. With `read_only` no file is changed,
+    not even a torn last line. Failed calls are dropped on opening and requested again. With `retry_failed`
     truncated and filtered replies and those to prompts that the server cut, which were paid for, are requested again
     too; they stay until another reply to the same request is on disk (drop_replaced, is_better).
     """
@@ -46,13 +47,17 @@ class PassageStore:
         self.usage: dict[str, Counter[str]] = defaultdict(Counter)  # token counts and records by kind
         self.list_prompt_tokens: dict[str, int] = {}  # prompt tokens of the list request by uid
         self._retried: dict[str, str] = {}  # finish_reason of the replies that wait for a better one, by record id
+        self._locks: IO[bytes] | None = None
         self._replaced: set[str] = set()  # uids of documents with two replies to one request
 
     def open(self, uid: str, list_id: str | None) -> None:
         """Read a document's journal and drop the records that are to be requested again.
 
-        `list_id` is the record id of the list request, None for a method without one.
+        `list_id` is the record id of the list request, None for a method without one. Raises UserError for a journal
+        that another process writes to.
         """
+        if not self.read_only:
+            self._lock(uid)
         self.done[uid], path = set(), self.path(uid)
         if not path.exists():
             return
@@ -98,6 +103,17 @@ class PassageStore:
         """Reply tokens of all passages, lists and summaries not included."""
         kinds = {kind for method in methods.METHODS.values() for kind in method.group_sizes} | {methods.FACTS}
         return sum(counts["completion_tokens"] for kind, counts in self.usage.items() if kind in kinds)
+
+    def _lock(self, uid: str) -> None:
+        """Lock a document for this process: one byte of one file, as a system may allow only 256 open files."""
+        path = self.folder / ".documents.lock"
+        with name_disk_errors(path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._locks = self._locks or open(path, "ab")
+        try:
+            fcntl.lockf(self._locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(sha256_text(uid, 15), 16))
+        except (BlockingIOError, PermissionError) as error:
+            raise UserError(f"{self.path(uid)}: another process is writing to it; wait until it ends") from error
 
     def path(self, uid: str) -> Path:
         return self.folder / f"{uid}.jsonl"

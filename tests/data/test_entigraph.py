@@ -174,7 +174,9 @@ def test_wrong_key_stops_the_run(home, server):
 
 
 def test_no_key(home):
+    """E: without a key no folder is made."""
     assert "OPENAI_API_KEY" in error_line("data/entigraph.py", "0", "--task", "example")
+    assert not any(home.iterdir())
 
 
 @pytest.mark.parametrize("articles", ["12", "0-12", "x", "3-1", "0,99", ""])
@@ -319,14 +321,39 @@ def test_openai_parameter_names_and_cache_key(home, server):
     assert not any("prompt_cache_key" in body for body in server.bodies)
 
 
-def test_two_processes_do_not_write_to_one_folder(home, server):
+def test_two_processes_do_not_write_about_one_article(home, server):
     server.latency = 0.3
     process = start_script(*entigraph(server))
     while not server.requests and process.poll() is None:
         time.sleep(0.01)
-    line = error_line(*entigraph(server, articles="1"))
-    assert "another process" in line
+    line = error_line(*entigraph(server, articles="0-1"))
+    assert "another process" in line and records_file(0).name in line
     process.communicate()
+    assert sum(server.billed.values()) == CALLS
+
+
+def test_processes_for_an_article_each_share_the_budget(home, server):
+    """The published way of parallelism: for i in 0 1 2; do python data/entigraph.py $i & done. One killed."""
+    server.latency = 0.05
+    limit = ("--max_tokens_total", 200_000, "--concurrency", 2)
+    processes = [start_script(*map(str, entigraph(server, *limit, articles=str(n)))) for n in range(3)]
+    while not all(records_file(n).exists() and records_file(n).stat().st_size > 3000 for n in range(3)):
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.01)
+    processes[0].kill()
+    for process in processes:
+        process.communicate()
+    assert [process.returncode for process in processes] == [-9, 0, 0]
+    succeed(*entigraph(server, *limit, articles="0"))
+    assert Counter(record["kind"] for record in records()) == {"entities": 3, "pair": 45, "triple": 60}
+    assert 3 * CALLS <= sum(server.billed.values()) <= 3 * CALLS + 2  # those in flight at the kill
+    summary = json.loads((records_file(0).parent / "summary.json").read_text())
+    assert (summary["records"], summary["calls"]) == (3 * CALLS, 3 * CALLS)
+    assert summary["prompt_tokens"] + summary["completion_tokens"] <= 200_000
+
+
+def records_file(article: int):
+    return paths.passages_dir("example", "m") / f"{load_task('example')[article].uid}.jsonl"
 
 
 def test_server_that_cannot_be_reached(home, server, monkeypatch):

@@ -1,13 +1,17 @@
 import asyncio
+import fcntl
 import json
 import random
+import subprocess
+import sys
+import time
 
 import pytest
 
 from inference.budget import BudgetExhausted, Ledger
 from inference.prices import Price, Usage, find_price
+from inference.shared_journal import SharedJournal
 from utils.errors import UserError
-from utils.io import Journal
 
 PRICE = Price(10.0, 5.0, 30.0, 0.5)
 
@@ -120,7 +124,7 @@ def test_snapshot_is_written_before_the_records_are_dropped(tmp_path, monkeypatc
 
     asyncio.run(spend(tmp_path / "l"))
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "append", lambda *_: 1 / 0)
+        patch.setattr(SharedJournal, "append", lambda *_: 1 / 0)
         ledger(tmp_path / "l").close()
     book = ledger(tmp_path / "l")
     assert book.tokens() == 80
@@ -132,7 +136,7 @@ def test_full_disk_does_not_leave_a_call_in_flight(tmp_path, monkeypatch):
         book = ledger(tmp_path / "l", budget_usd=0.01)
         call = await book.reserve("a", Usage(100, 0, 100))
         with monkeypatch.context() as patch:
-            patch.setattr(Journal, "append", lambda *_: 1 / 0)
+            patch.setattr(SharedJournal, "append", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 book.record_reply(call, Usage(60, 0, 20))
         with pytest.raises(BudgetExhausted):
@@ -155,11 +159,71 @@ def test_batches_count_once(tmp_path):
     book.close()
 
 
-def test_two_processes_do_not_share_a_ledger(tmp_path):
+SPENDER = """
+import asyncio, random, sys
+from pathlib import Path
+from inference.budget import BudgetExhausted, Ledger
+from inference.prices import Usage
+
+async def main(path, name, budget):
+    rng, book, calls = random.Random(name), Ledger(Path(path), max_tokens=int(budget)), 0
+    print("open", flush=True)
+    sys.stdin.readline()
+    try:
+        while True:
+            call = await book.reserve(f"{name}{calls}", Usage(100, 0, 100))
+            await asyncio.sleep(rng.random() / 500)
+            book.record_sent(call)
+            await asyncio.sleep(rng.random() / 500)
+            book.record_reply(call, Usage(100, 0, rng.randrange(100)))
+            calls += 1
+    except BudgetExhausted:
+        print(calls, book.tokens())
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+def spenders(path, budget: int, number: int) -> list[subprocess.Popen]:
+    """Processes that spend one budget. All have opened the ledger before the first spends."""
+    command = [sys.executable, "-c", SPENDER, path]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([*command, f"p{n}-", str(budget)], **pipes) for n in range(number)]
+    assert [process.stdout.readline() for process in processes] == ["open\n"] * number
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    return processes
+
+
+def test_processes_share_a_budget(tmp_path):
+    """D9: a second process was refused. Together they spend the budget, and no more."""
+    counts = [process.communicate()[0].split() for process in spenders(tmp_path / "l", 30_000, 4)]
+    assert all(int(calls) > 10 for calls, _ in counts)
     book = ledger(tmp_path / "l")
-    with pytest.raises(UserError, match="another process"):
-        ledger(tmp_path / "l")
+    assert 29_600 < book.tokens() <= 30_000
+    assert book.summary()["calls"] == sum(int(calls) for calls, _ in counts)
     book.close()
+
+
+def test_a_killed_process_among_several(tmp_path):
+    """The call that it had sent counts at the most it can cost, and what it held is free for a later run."""
+    processes = spenders(tmp_path / "l", 30_000, 3)
+    while (tmp_path / "l").stat().st_size < 5_000:
+        time.sleep(0.005)
+    processes[0].kill()
+    with open(tmp_path / "l", "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(b'{"id": "torn')  # as a kill in the middle of write() leaves it
+    for process in processes:
+        process.communicate()
+    assert [process.returncode for process in processes] == [-9, 0, 0]
+    book = ledger(tmp_path / "l", max_tokens=30_000)
+    assert 29_400 < book.tokens() <= 30_000
+    assert book.summary()["lost"] <= 1
+    assert not book._held
+    book.close()
+    assert (tmp_path / "l").read_text().count("\n") == 1
 
 
 def test_prices(tmp_path):

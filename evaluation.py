@@ -19,6 +19,7 @@ shortqa instead of qualityqa. The same command resumes an interrupted evaluation
 
 import argparse
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from tasks import rag, readers, results
@@ -43,6 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     rag.add_search_arguments(parser)
     args = parser.parse_args()
     validate(args)
+    refuse_unused(parser, args)
     return args
 
 
@@ -82,9 +84,22 @@ def validate(args: argparse.Namespace) -> None:
             raise UserError(f"--{name}: for {'--kind choice' if args.kind == 'short' else '--protocol cot'}")
     if args.protocol not in (None, "cot") and args.base_url:
         raise UserError(f"--protocol {args.protocol}: servers do not return the likelihood of a text; omit --base_url")
-    if args.give_up and not args.base_url:
-        raise UserError("--give_up: for --base_url")
     rag.validate_search(args)
+
+
+def refuse_unused(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Raise UserError for an option without effect."""
+    refuse = partial(cli.refuse_without_effect, parser, args)
+    if args.protocol in ("loglik", "letter"):
+        refuse("n_samples temperature max_tokens", f"with --protocol {args.protocol}")
+    if args.kind == "short" or args.select == "greedy":
+        refuse("n_samples temperature", "with one greedy attempt")
+    if args.base_url:
+        refuse("batch_size", "with --base_url")
+    else:
+        refuse("concurrency timeout max_wait give_up", "without --base_url")
+    if not args.corpus:
+        refuse("strict", "without --corpus")
 
 
 def main() -> None:

@@ -57,7 +57,10 @@ def parse_arguments() -> argparse.Namespace:
     add_model_arguments(parser)
     add_reply_arguments(parser)
     add_web_arguments(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not args.web:
+        cli.refuse_without_effect(parser, args, "articles host port", "without --web")
+    return args
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,8 +85,7 @@ def add_reply_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_web_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("web page")
-    add = group.add_argument
+    add = parser.add_argument_group("web page").add_argument
     add("--web", action="store_true", help="serve a web page")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 listens on all")
     add("--port", type=int_between(1, 65535), default=7860, help="port to listen on")
@@ -96,8 +98,6 @@ def add_web_arguments(parser: argparse.ArgumentParser) -> None:
 def validate(args: argparse.Namespace) -> None:
     if args.model and (args.model_path or not args.base_url):
         raise UserError(f"--model {args.model}: names a server's model; use it with --base_url, without --model_path")
-    if args.articles and not args.web:
-        raise UserError("--articles: shown on the web page only; add --web")
     if (args.corpus or args.task) and args.web and not (args.articles or args.compare):
         raise UserError("--task and --corpus: for titles and passages only; add --articles or --compare MODEL")
 

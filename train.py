@@ -14,11 +14,11 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from data.mixture import MixtureSettings, add_data_arguments, make_datasets, open_files
+from data.mixture import INSTRUCT, MixtureSettings, add_data_arguments, make_datasets, open_files
 from training.run_record import is_finished, make_record, write_record
 from training.settings import add_machine_arguments, add_recipe_arguments
 from utils import paths
-from utils.cli import make_parser, print_main, print_result, silence_transformers
+from utils.cli import make_parser, print_main, print_result, refuse_without_effect, silence_transformers
 from utils.device import is_main_process, leave_process_group
 from utils.errors import name_disk_errors, run
 from utils.io import lock_folder, read_json
@@ -29,7 +29,12 @@ def parse_arguments() -> argparse.Namespace:
     add_recipe_arguments(parser)
     add_data_arguments(parser)
     add_machine_arguments(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.task_name != INSTRUCT:
+        refuse_without_effect(parser, args, "conversations", f"with --task_name {args.task_name}")
+    if not float(args.rr):
+        refuse_without_effect(parser, args, "replay", f"with --rr {args.rr}")
+    return args
 
 
 def main() -> None:

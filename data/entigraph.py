@@ -16,6 +16,7 @@ pays for no reply twice.
 import argparse
 import asyncio
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from data.generation import methods
@@ -56,6 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     add_mode_flags(parser.add_argument_group("mode (default: live calls)"))
     args = parser.parse_args()
     validate(args)
+    refuse_unused(parser, args)
     return args
 
 
@@ -115,6 +117,21 @@ def validate(args: argparse.Namespace) -> None:
         )
     if args.batch and (args.aim_tellings or args.target_tokens):
         raise UserError("--batch: --aim_tellings and --target_tokens look at each reply; omit --batch")
+
+
+def refuse_unused(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Raise UserError for an option without effect."""
+    refuse = partial(cli.refuse_without_effect, parser, args)
+    method = methods.METHODS[args.method]
+    if not method.list_kind:
+        refuse("max_entities response_format", f"with --method {args.method}")
+    for kind, option in (("pair", "max_pairs"), ("triple", "max_triples")):
+        if kind not in method.group_sizes:
+            refuse(option, f"with --method {args.method}")
+    if args.batch:
+        refuse("concurrency requests_per_minute tokens_per_minute timeout max_wait", "with --batch")
+    if not args.corpus:
+        refuse("strict", "without --corpus")
 
 
 def main() -> None:

@@ -34,6 +34,7 @@ from utils.cli import (
     positive_float,
     positive_int,
     print_result,
+    refuse_without_effect,
 )
 from utils.errors import UserError, run
 from utils.io import Journal, atomic_write, read_jsonl, sha256_file
@@ -61,6 +62,8 @@ def parse_arguments() -> argparse.Namespace:
     add_seed_flag(parser, "of the order of options; also sent with each call")
     args = parser.parse_args()
     validate(args)
+    if not args.corpus:
+        refuse_without_effect(parser, args, "strict", "without --corpus")
     return args
 
 

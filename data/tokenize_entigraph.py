@@ -53,7 +53,10 @@ def parse_arguments() -> argparse.Namespace:
     )
     cli.add_tokenizer_flag(parser)
     cli.add_seed_flag(parser, "of the order of documents")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.raw:
+        cli.refuse_without_effect(parser, args, "method input drop_cut with_articles min_quality", "with --raw")
+    return args
 
 
 def min_quality(text: str) -> float | str:
@@ -73,11 +76,9 @@ def main() -> None:
     else:
         target = paths.passages_bin(args.task, args.model, args.method)
         sources = args.input or [paths.passages_dir(args.task, args.model, args.method)]
-        files, locations = select_passages(args, sources)
-        articles = []
-        if args.with_articles:
-            articles, mixed = choose_articles(args, files, locations)
-            made_from |= mixed
+        files, locations, chosen = select_passages(args, sources)
+        articles, mixed = choose_articles(args, files, locations) if args.with_articles else ([], {})
+        made_from |= chosen | mixed
         build = partial(shuffled_texts, files, locations, articles, args.seed)
     made_from["sources"] = list(map(str, sources))
     sidecar = write_documents(target, build, load_tokenizer(args.tokenizer), made_from)
@@ -90,8 +91,8 @@ def shuffled_articles(documents: list[Document], seed: int) -> Iterator[str]:
         yield article_text(documents[index])
 
 
-def select_passages(args: argparse.Namespace, folders: list[Path]) -> tuple[list[Path], np.ndarray]:
-    """Journals, and the shuffled locations of the passages that --min_quality keeps."""
+def select_passages(args: argparse.Namespace, folders: list[Path]) -> tuple[list[Path], np.ndarray, dict]:
+    """Journals, the shuffled locations of the passages that --min_quality keeps, and entries of the sidecar."""
     made_by = f"run: python data/entigraph.py all --task {args.task} --model {args.model}"
     made_by += f" --method {args.method}" if args.method != "entigraph" else ""
     counts: Counter[str] = Counter()
@@ -102,16 +103,18 @@ def select_passages(args: argparse.Namespace, folders: list[Path]) -> tuple[list
         print(
             f"replies cut at --max_tokens: {counts['trimmed']:,} trimmed to whole sentences, {counts['cut']:,} left out"
         )
+    chosen = {"drop_cut": args.drop_cut, "min_quality": args.min_quality, "stale": stale, "cut": counts["cut"]}
     if args.min_quality:
         reasons = reasons_to_drop(files, locations, load_task(args.task), args.min_quality)
         kept = np.array([not reason for reason in reasons])
         if not kept.any():
             raise UserError(f"--min_quality {args.min_quality}: no passage is left; lower it")
-        dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(Counter(filter(None, reasons)).items()))
+        chosen["dropped"] = dict(sorted(Counter(filter(None, reasons)).items()))
+        dropped = ", ".join(f"{count:,} {reason}" for reason, count in chosen["dropped"].items())
         summary = f"{kept.sum():,} of {len(kept):,} passages are left"
         print(f"--min_quality {args.min_quality}: {summary}" + (f"; dropped: {dropped}" if dropped else ""))
         locations = locations[kept]
-    return files, locations
+    return files, locations, chosen
 
 
 def current_sources(args: argparse.Namespace) -> dict[str, str] | None:

@@ -22,7 +22,15 @@ import numpy as np
 from data.conversations import from_files, from_hub, print_left_out, select_conversations
 from utils import chat_template, paths
 from utils.chat_template import encode_with_mask
-from utils.cli import add_seed_flag, add_tokenizer_flag, make_parser, open_fraction, positive_int, print_result
+from utils.cli import (
+    add_seed_flag,
+    add_tokenizer_flag,
+    make_parser,
+    open_fraction,
+    positive_int,
+    print_result,
+    refuse_without_effect,
+)
 from utils.errors import UserError, run
 from utils.io import sha256_text
 from utils.token_file import HELD_OUT_KEY, refuse_other_kind, write_tokens
@@ -55,6 +63,10 @@ def parse_arguments() -> argparse.Namespace:
         raise UserError("--test_jsonl: give the conversations to train on with --jsonl FILE too")
     if len(args.splits) > 2:
         raise UserError("--splits: name one or two")
+    if args.jsonl:
+        refuse_without_effect(parser, args, "splits", "with --jsonl")
+    if args.test_jsonl:
+        refuse_without_effect(parser, args, "test_share", "with --test_jsonl")
     return args
 
 

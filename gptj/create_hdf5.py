@@ -34,6 +34,7 @@ from utils.cli import (
     positive_int,
     print_result,
     progress_bar,
+    refuse_without_effect,
 )
 from utils.errors import UserError, run
 from utils.io import atomic_write, lock_folder, read_json, write_json
@@ -49,6 +50,14 @@ def parse_arguments() -> argparse.Namespace:
     add_output_arguments(parser)
     args = parser.parse_args()
     validate(args)
+    if args.csv:
+        refuse_without_effect(parser, args, "jsonl_key", "with --csv")
+    else:
+        refuse_without_effect(parser, args, "text_column", "without --csv")
+    if args.tokenizer:
+        refuse_without_effect(parser, args, "vocab_file merges_file", "with --tokenizer")
+    if not args.use_ftfy:
+        refuse_without_effect(parser, args, "ftfy_normalizer", "without --use_ftfy")
     return args
 
 

@@ -19,7 +19,7 @@ import yaml
 
 from gptj.params import load
 from gptj.sections import Params
-from utils.cli import make_parser, positive_int, print_main, print_result, silence_transformers
+from utils.cli import make_parser, positive_int, print_main, print_result, refuse_without_effect, silence_transformers
 from utils.device import is_main_process, leave_process_group
 from utils.errors import name_disk_errors, run
 from utils.io import atomic_write, lock_folder
@@ -39,7 +39,12 @@ def parse_arguments() -> argparse.Namespace:
     add("--num_steps", type=positive_int, help="train this number of further steps")
     add("--num_epochs", type=positive_int, help="train this number of passes over the data")
     add("--eval_steps", type=positive_int, help="batches to evaluate (default: all)")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.mode in ("eval", "eval_all"):
+        refuse_without_effect(parser, args, "max_steps num_steps num_epochs", f"with --mode {args.mode}")
+    if args.mode == "train":
+        refuse_without_effect(parser, args, "eval_steps", "with --mode train")
+    return args
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import error_line
 from utils.paths import ROOT
 
 FOLDERS = (".", "data", "scripts", "benchmarks", "gptj")
@@ -47,3 +48,44 @@ def test_every_numeric_option_refuses_what_is_no_usable_number():
     for (script, option, number), text in itertools.product(options, NO_NUMBERS):
         with pytest.raises(argparse.ArgumentTypeError, match="must be"):
             assert number(text) is None, (script, option)
+
+
+# E: options without effect
+
+
+WITHOUT_EFFECT = [
+    ("data/tokenize_entigraph.py --task example --raw --min_quality auto", "--min_quality: without effect with --raw"),
+    ("data/tokenize_entigraph.py --task example --raw --with_articles 2", "--with_articles: without effect with --raw"),
+    ("data/tokenize_instruct.py --jsonl x --splits a b", "--splits: without effect with --jsonl"),
+    ("data/tokenize_instruct.py --jsonl x --test_jsonl y --test_share 0.1", "--test_share: without effect"),
+    (
+        "evaluation.py --model_path x --protocol loglik --n_samples 4",
+        "--n_samples: without effect with --protocol loglik",
+    ),
+    ("evaluation.py --model_path x --protocol letter --temperature 1", "--temperature: without effect"),
+    (
+        "evaluation.py --model_path x --select greedy --n_samples 4",
+        "--n_samples: without effect with one greedy attempt",
+    ),
+    (
+        "evaluation.py --model_path x --base_url http://h/v1 --batch_size 2",
+        "--batch_size: without effect with --base_url",
+    ),
+    ("evaluation.py --model_path x --concurrency 2", "--concurrency: without effect without --base_url"),
+    ("data/entigraph.py 0 --method rephrase --max_pairs 3", "--max_pairs: without effect with --method rephrase"),
+    ("data/entigraph.py 0 --batch submit --concurrency 3", "--concurrency: without effect with --batch"),
+    ("data/entigraph.py 0 --strict", "--strict: without effect without --corpus"),
+    ("data/make_questions.py --task x --strict", "--strict: without effect without --corpus"),
+    ("train.py --task_name example --conversations x", "--conversations: without effect with --task_name example"),
+    ("train.py --task_name example --rr 0 --replay x", "--replay: without effect with --rr 0"),
+    ("gptj/create_hdf5.py --output_dir x --input_dir . --tokenizer x --text_column y", "--text_column: without effect"),
+    ("gptj/run.py CPU --mode eval --params x --max_steps 3", "--max_steps: without effect with --mode eval"),
+    ("interactive.py --port 8000", "--port: without effect without --web"),
+]
+
+
+@pytest.mark.parametrize(("command", "message"), WITHOUT_EFFECT)
+def test_options_without_effect_are_refused(command, message, home):
+    line = error_line(*command.split())
+    assert message in line and line.endswith("leave it out")
+    assert not any(home.iterdir())

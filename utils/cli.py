@@ -84,6 +84,14 @@ def as_typed(number: Callable) -> Callable:
     return parse
 
 
+def refuse_without_effect(parser: argparse.ArgumentParser, args: argparse.Namespace, names: str, reason: str) -> None:
+    """Raise UserError for the first of the options `names` that is given: not their default. `reason` completes
+    "without effect"."""
+    for name in names.split():
+        if getattr(args, name) != parser.get_default(name):
+            raise UserError(f"--{name}: without effect {reason}; leave it out")
+
+
 def settings_from_args(cls: type, args: argparse.Namespace, **values: object):
     """An instance of the dataclass `cls`: `values`, and the options named like its other fields."""
     options = {field.name: getattr(args, field.name) for field in fields(cls) if hasattr(args, field.name)}

@@ -353,7 +353,8 @@ def test_user_errors(home, server, tiny_model):
     for address in ("nonsense", "ftp://x", "http://[::1", "http://"):
         assert f"--base_url {address}: not an http address" in error_for("--base_url", address)
     assert "--base_url" in error_for("--model", "x")
-    assert "--web" in error_for("--articles")
+    assert "without --web" in error_for("--articles")
+    assert "--port: without effect without --web" in error_for("--port", "8000")
     assert "nowhere" in error_for("--model_path", "nowhere")
     assert "http://127.0.0.1:1/v1" in error_for("--base_url", "http://127.0.0.1:1/v1")
     with FakeOpenAI(models=("a", "b")) as two:

@@ -205,7 +205,7 @@ def test_incompatible_search_options(home):
     assert "--top_k: for --rag" in error_line("evaluation.py", "--task", "example", "--model_path", "x", "--top_k", 4)
     assert "BM25 has no vectors" in error_line(*SEARCH, "--retriever", "bm25", "--embedding", "x")
     options = ("--task", "example", "--model_path", "x", "--give_up")
-    assert "--give_up: for --base_url" in error_line("evaluation.py", *options)
+    assert "--give_up: without effect without --base_url" in error_line("evaluation.py", *options)
     assert "--top_k 200" in error_line(*SEARCH, "--top_k", 200)
     assert "--chunk_overlap 1024" in error_line(*SEARCH, "--chunk_overlap", 1024)
     assert "--rerank_url" in error_line(*SEARCH, "--reranker", "x")

@@ -1,6 +1,8 @@
 """Documents of .txt, .jsonl and .csv files."""
 
 import csv
+import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ from utils.json_text import parse_json
 
 LISTS = ("train_meta.txt", "val_meta.txt")  # written by trc2.py; not documents
 MAX_FIELD_BYTES = 1 << 30
+BEYOND_UNICODE = re.compile(rb"\xf4[\x90-\xbf][\x80-\xbf]{2}|[\xf5-\xf7][\x80-\xbf]{3}")  # beyond U+10FFFF
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,17 @@ def read_files(source: Source, left_out: dict) -> Iterator[str]:
             if path.suffix == ".jsonl":
                 yield from usable_texts(read_jsonl(path, source.jsonl_key), str(path), left_out)
             else:
-                yield path.read_text(encoding="utf-8")
+                yield read_text(path, source.report)
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert it first") from error
+
+
+def read_text(path: Path, report: bool) -> str:
+    """A text file, without what trc2.py's cleaning keeps as iconv does: forms of UTF-8 beyond the last code point."""
+    content, left_out = BEYOND_UNICODE.subn(b"", path.read_bytes())
+    if left_out and report:
+        print(f"{path}: {left_out:,} code points beyond U+10FFFF are left out", file=sys.stderr)
+    return content.decode().replace("\r\n", "\n").replace("\r", "\n")
 
 
 def list_files(source: Source) -> list[Path]:

@@ -23,7 +23,10 @@ from training.optim import AdamW
 from training.settings import TrainingSettings
 from utils.cli import print_main
 from utils.device import is_main_process
-from utils.errors import UserError
+from utils.errors import UserError, name_damage
+from utils.io import read_json, write_json
+
+TARGET = ".num_steps.json"  # in --model_dir while a run with --num_steps is unfinished
 
 
 def train(
@@ -36,7 +39,7 @@ def train(
     """
     (data, validation), folder = datasets, args.model_dir
     check_later_checkpoints(folder, start)
-    last = target_step(params, start.step, data)
+    last = target_step(params, start.step, data, folder)
     settings, memory_needed = fit_memory(model, make_settings(params, data, last), "auto", suggest=False)
     print_main(f"training {memory_needed}")
     rows = data.training_rows(last)
@@ -62,6 +65,7 @@ def train(
         trainer.train(model, None, (rows, None), settings, work, overrides)
     if is_main_process():  # other ranks get here while rank 0 writes the last .mdl
         shutil.rmtree(work, ignore_errors=True)
+        (folder / TARGET).unlink(missing_ok=True)
     return {"step": last} | (evaluation.metrics if evaluation else {})
 
 
@@ -82,11 +86,11 @@ def check_later_checkpoints(folder: Path, start: Start) -> None:
         )
 
 
-def target_step(params: Params, start: int, data: InputData) -> int:
+def target_step(params: Params, start: int, data: InputData, folder: Path) -> int:
     """The step to train up to. Raises UserError where the run has reached it."""
     config = params.runconfig
     if config.num_steps:
-        return start + config.num_steps
+        return steps_after(start, config.num_steps, folder / TARGET)
     epochs, per_epoch = config.num_epochs, config.steps_per_epoch
     if per_epoch and not epochs:
         raise UserError("runconfig.steps_per_epoch: needs num_epochs")
@@ -97,6 +101,18 @@ def target_step(params: Params, start: int, data: InputData) -> int:
         reached = f"the checkpoint is at step {start}, and max_steps is {last}: nothing to train"
         raise UserError(f"{reached}; give a larger --max_steps, or --num_steps")
     return last
+
+
+def steps_after(start: int, number: int, record: Path) -> int:
+    """The last of `number` further steps. They count from where a run that was interrupted began, which `record` keeps
+    until it ends."""
+    begun = read_json(record, "delete it") if record.is_file() else {}
+    with name_damage(record, "delete it"):
+        if begun and begun["num_steps"] == number and begun["start"] <= start < begun["start"] + number:
+            start = begun["start"]
+    if is_main_process():
+        write_json(record, {"num_steps": number, "start": start})
+    return start + number
 
 
 def make_settings(params: Params, data: InputData, last: int) -> TrainingSettings:

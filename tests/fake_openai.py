@@ -48,7 +48,7 @@ MIN_CACHED_TOKENS, CACHE_STEP_TOKENS = 1024, 128
 @dataclass
 class FakeOpenAI:
     """`faults` are used first, one per call: a status code, one of FAULTS or MALFORMED, `no_choices`,
-    `content_filter` or `insufficient_quota`; then a `fault_share` of the calls has one of FAULTS. Times are in s."""
+    `content_filter`, `cut_list` or `insufficient_quota`; then a `fault_share` of the calls has one of FAULTS. Times are in s."""
 
     latency: float = 0.0
     tokens_per_s: float = 0.0  # of the completion, on top of the latency; 0: unlimited
@@ -339,8 +339,8 @@ class FakeOpenAI:
         if "prompt" in body:  # /v1/completions; like some real servers it ignores `n`
             text = self.habits.written(self.answer, body)
             return reply | {"object": "text_completion", "choices": [choice | {"text": text}]}
-        if fault in ("length", "content_filter"):
-            choice["finish_reason"] = fault
+        if fault in ("length", "content_filter", "cut_list"):
+            choice["finish_reason"] = "length" if fault == "cut_list" else fault
         text = self.habits.written(self._text(prompt, fault), body)
         choice["message"] = {"role": "assistant", "content": self.habits.content(text)}
         choices = [] if fault == "no_choices" else [choice]
@@ -352,7 +352,8 @@ class FakeOpenAI:
         task = prompt.split("# Task")[-1]
         if '"entities"' in task or '"strategies"' in task:
             named = [] if fault == "no_entities" else list(self.entities)
-            return json.dumps({"summary": "A summary.", "entities": named, "strategies": named})
+            listed = json.dumps({"summary": "A summary.", "entities": named, "strategies": named})
+            return listed[:40] if fault == "cut_list" else listed
         words = "About " + ", ".join(re.findall(r"^- (.*)$", task, re.M))
         return words + " word" * (self.completion_tokens - 10)
 
@@ -376,6 +377,9 @@ class FakeOpenAI:
             return self._store(uploaded(headers, content))
         if parts[0] == "files":
             return self._files[parts[1]]
+        if method == "POST" and parts[-1] == "cancel":
+            self._batches[parts[1]]["status"] = "cancelled"
+            return self._batches[parts[1]]
         if method == "POST":
             return self._start_batch(json.loads(content))
         if len(parts) > 1:

@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 
 FILE_LIMIT = "TEST_FILE_LIMIT"  # variable: bytes above which writing to a file fails, as on a full disk
+KILL_AT = "TEST_KILL_AT"  # variable: see kill_at
+CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree")  # audit events
 PRELOADED = (
     "accelerate",
     "torch",
@@ -40,4 +42,22 @@ def run(command: list[str], environment: dict[str, str], out: str, err: str) -> 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     sys.argv, sys.path[0] = command, str(Path(command[0]).parent)
+    changes = kill_at(int(os.environ[KILL_AT]), os.environ["SCP_HOME"]) if KILL_AT in os.environ else []
     runpy.run_path(command[0], run_name="__main__")
+    print(f"{len(changes)} changes" if KILL_AT in os.environ else "", file=sys.stderr, flush=True)
+
+
+def kill_at(number: int, folder: str) -> list[str]:
+    """Kill this process with -9 just before its `number`-th change below `folder`: a file opened for writing, a rename,
+    a removal, a new folder. Returns a list to which the changes are added; 0 kills at none."""
+    process, changes = os.getpid(), []
+
+    def count(event: str, arguments: tuple) -> None:
+        changing = event in CHANGES or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR))
+        if changing and str(arguments[0]).startswith(folder) and os.getpid() == process:
+            changes.append(event)
+            if len(changes) == number:
+                os.kill(process, signal.SIGKILL)
+
+    sys.addaudithook(count)
+    return changes

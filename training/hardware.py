@@ -59,7 +59,9 @@ def choose_micro_batch(settings: TrainingSettings) -> int:
     if ranks == 1 and torch.cuda.device_count() > 1:
         raise UserError("one process sees several GPUs; start scripts/train.sh, or set CUDA_VISIBLE_DEVICES to one")
     if settings.bs % ranks:
-        raise UserError(f"--bs {settings.bs} does not divide by {ranks} processes")
+        raise UserError(
+            f"--bs {settings.bs} does not divide by {ranks} processes (gptj/run.py: train_input.batch_size)"
+        )
     blocks = settings.bs // ranks
     if settings.micro_batch and blocks % settings.micro_batch:
         raise UserError(f"--bs {settings.bs} does not divide by {ranks} × --micro_batch {settings.micro_batch}")

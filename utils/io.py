@@ -218,6 +218,8 @@ class Journal:
             write_record(self._file, record)
 
     def close(self) -> None:
+        if not self._file.closed and not os.fstat(self._file.fileno()).st_size:
+            self.path.unlink(missing_ok=True)  # nothing was appended
         self._file.close()
 
     def __enter__(self) -> "Journal":
@@ -235,7 +237,8 @@ class Journal:
         except BlockingIOError as error:
             self._file.close()
             raise UserError(f"{self.path}: another process is writing to it; wait until it ends") from error
-        if not os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):  # just compacted by another process
+        # Just compacted, or removed as empty, by another process?
+        if not self.path.exists() or not os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
             self._file.close()
             self._open()
 

@@ -42,7 +42,8 @@ class BatchRun(GenerationRun):
             print("No request is missing, or the budget has no room for one.")
 
     def sent_body(self, request: PassageRequest) -> dict:
-        fields = self.request_fields(request)
+        # Other seeds than in the batches before: a server that honours them would repeat what could not be read.
+        fields = self.request_fields(request, attempt=len(self.ledger.totals.batches))
         return self.client.fields.adapt(
             self.client.request(request.prompt(), self.call_settings.max_tokens, "", fields)
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from data.generation import methods
 from data.generation.methods import GenerationSettings, PassageRequest
-from data.generation.passages import BLANK, FAILED, FILTERED, FINISHED, SOURCE_DIGITS, PassageStore
+from data.generation.passages import BLANK, CUT, FAILED, FILTERED, FINISHED, SOURCE_DIGITS, PassageStore
 from inference.budget import Ledger
 from inference.completions import PROMPT_CUT, Reply
 from tasks.documents import Document
@@ -56,7 +56,8 @@ class GenerationRun:
         if not self.settings.list_kind or uid in self.store.listed_items:
             return None
         request = methods.list_request(self.documents[uid], self.settings)
-        return None if request.id in self.store.done[uid] else request
+        longer = self.call_settings.max_tokens > self.store.cut_lists.get(uid, self.call_settings.max_tokens)
+        return None if request.id in self.store.done[uid] and not longer else request
 
     def missing_requests(self, uid: str, kind_index: int) -> Iterator[PassageRequest]:
         """Unanswered requests for one kind of passage; none with --aim_tellings, which plans its own."""
@@ -97,9 +98,10 @@ class GenerationRun:
         self._append(request, content | {"finish_reason": reply.finish_reason, "usage": reply.usage})
         return True
 
-    def record_failure(self, request: PassageRequest, error: str, reply: Reply | None = None) -> None:
+    def record_failure(self, request: PassageRequest, error: str, reply: Reply | None = None, tries: int = 0) -> None:
         """Record a call without a usable reply. The next run repeats it; only with --retry_failed where the content
-        filter blocked it, or the server cut its prompt and was paid."""
+        filter blocked it, or the server cut its prompt and was paid; and a list that was cut, only with a larger
+        --max_tokens too. `tries` counts those of a list request, each of which has a seed of its own."""
         self.failed += 1
         self.last_error = error
         content = {"finish_reason": FAILED, "error": error}
@@ -107,9 +109,11 @@ class GenerationRun:
             content |= {"reply": reply.text, "usage": reply.usage}
             if reply.finish_reason in (FILTERED, PROMPT_CUT):
                 content["finish_reason"] = reply.finish_reason
+            elif reply.finish_reason == CUT and request.kind == self.settings.list_kind:
+                content |= {"finish_reason": CUT, "max_tokens": self.call_settings.max_tokens}
             elif is_blank(reply):
                 content["finish_reason"] = BLANK
-        self._append(request, content)
+        self._append(request, content | ({"tries": tries} if tries else {}))
 
     def _append(self, request: PassageRequest, content: dict) -> None:
         head = {

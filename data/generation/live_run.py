@@ -132,8 +132,8 @@ class LiveRun(GenerationRun):
 
     async def _answer(self, request: PassageRequest) -> bool:
         """Send a request and record its reply; False if the call failed or a list request got no list."""
-        reply = None
-        for attempt in range(LIST_TRIES):
+        reply, earlier = None, self.store.list_tries.get(request.document.uid, 0)
+        for attempt in range(earlier, earlier + LIST_TRIES):
             try:
                 reply = await self.client.chat(
                     request.prompt(),
@@ -150,7 +150,7 @@ class LiveRun(GenerationRun):
                 return True
             if reply.finish_reason == FILTERED:
                 break
-        self.record_failure(request, self.last_error, reply)
+        self.record_failure(request, self.last_error, reply, attempt + 1)
         return False
 
     def _stop(self) -> None:
@@ -199,6 +199,11 @@ class LiveRun(GenerationRun):
             print(f"the passages have {self.store.passage_tokens():,} tokens, which --target_tokens asks for")
         if self.budget_spent:
             print("The budget is spent; the same command with a larger budget resumes from here.")
+        if cut := [self.documents[uid] for uid in self.store.cut_lists if uid in self.documents]:
+            raise UserError(
+                f"{len(cut)} lists of {self.settings.list_kind} were cut at --max_tokens (the last: {cut[-1].title}), and "
+                "their documents have no passages; give a larger --max_tokens, or --retry_failed"
+            )
         if self.failed:
             raise UserError(
                 f"{self.failed} calls failed (the last: {self.last_error}); all other replies are saved; "

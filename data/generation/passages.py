@@ -46,6 +46,8 @@ class PassageStore:
         self.finish_reasons: Counter[str] = Counter()
         self.usage: dict[str, Counter[str]] = defaultdict(Counter)  # token counts and records by kind
         self.list_prompt_tokens: dict[str, int] = {}  # prompt tokens of the list request by uid
+        self.list_tries: dict[str, int] = {}  # tries of a list request that gave no list, by uid
+        self.cut_lists: dict[str, int] = {}  # --max_tokens at which a list was cut, by uid
         self._retried: dict[str, str] = {}  # finish_reason of the replies that wait for a better one, by record id
         self._locks: IO[bytes] | None = None
         self._replaced: set[str] = set()  # uids of documents with two replies to one request
@@ -69,6 +71,8 @@ class PassageStore:
                 self._count(uid, record, list_id)
                 if self._is_retried(record):
                     self.done[uid].discard(record.get("id", ""))
+            elif record.get("id") == list_id:
+                self.list_tries[uid] = record.get("tries", 0)
             return kept
 
         if self.read_only:
@@ -136,7 +140,10 @@ class PassageStore:
         self.done[uid].add(record.get("id", ""))
         if record.get("usage") and reason != PROMPT_CUT:
             self.usage[record.get("kind", "")].update(record["usage"], records=1)
+        if record.get("id") == list_id and reason == CUT:
+            self.cut_lists[uid] = record.get("max_tokens", 0)
         if record.get("id") == list_id and record.get("entities"):
+            self.cut_lists.pop(uid, None)
             self.listed_items[uid] = record["entities"]
             self.list_prompt_tokens[uid] = (record.get("usage") or {}).get("prompt_tokens", 0)
 

@@ -491,3 +491,25 @@ def test_documents_longer_than_the_context_are_split(home, server):
 def test_section_tokens_splits_without_asking_the_server(home, server):
     out = succeed(*entigraph(server, "--section_tokens", 300, "--dry_run"))
     assert "split into" in out and server.paths == []
+
+
+def test_a_list_that_is_cut_is_paid_for_in_one_run_only(home, server):
+    """D10: it was asked for, and paid for, three times at every start."""
+    server.faults = ["cut_list"] * 3
+    line = error_line(*entigraph(server, "--max_tokens", 50))
+    assert "1 lists of entities were cut at --max_tokens" in line and "give a larger --max_tokens" in line
+    assert server.requests == 3
+    assert "were cut at --max_tokens" in error_line(*entigraph(server, "--max_tokens", 50))
+    assert server.requests == 3
+    succeed(*entigraph(server, "--max_tokens", 60, "--max_pairs", 1, "--max_triples", 0))
+    assert server.requests == 5
+    succeed(*entigraph(server, "--max_tokens", 50, "--max_pairs", 1, "--max_triples", 0))
+    assert server.requests == 5
+    assert Counter(record["kind"] for record in records()) == {"entities": 1, "pair": 1}
+
+
+def test_a_list_that_cannot_be_read_is_asked_for_with_new_seeds_at_the_next_start(home, server):
+    server.faults = ["no_entities"] * 6
+    for _ in range(2):
+        assert "0 entities" in error_line(*entigraph(server))
+    assert len({body["seed"] for body in server.bodies}) == len(server.bodies) == 6

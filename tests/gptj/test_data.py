@@ -216,6 +216,22 @@ def test_killed_and_resumed_run_has_the_same_rows(texts, tiny_model, tmp_path):
     assert np.array_equal(read_rows(tmp_path / "cut"), read_rows(tmp_path / "whole"))
 
 
+def test_code_points_beyond_unicode_are_left_out_and_counted(tiny_model, tmp_path, capsys):
+    """D10: cleaning keeps them, as iconv does, and create_hdf5.py refused the cleaned file."""
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_bytes(b"one \xf5\x80\x80\x80two\r\n\xf4\x90\x80\x80three \xf4\x8f\xbf\xbf")
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain/a.txt").write_text("one two\nthree \U0010ffff")
+    for name in ("texts", "plain"):
+        hdf5(tmp_path / f"{name}-h5", tiny_model, "--input_dir", tmp_path / name)
+    assert "texts/a.txt: 2 code points beyond U+10FFFF are left out" in capsys.readouterr().err
+    assert (read_rows(tmp_path / "texts-h5") == read_rows(tmp_path / "plain-h5")).all()
+    (tmp_path / "texts/a.txt").write_bytes(b"\xed\xa0\x80")
+    assert "not UTF-8" in create_error(
+        "--output_dir", tmp_path / "o", "--input_dir", tmp_path / "texts", "--tokenizer", tiny_model
+    )
+
+
 def test_csv_and_csv_errors(tiny_model, tmp_path):
     table = tmp_path / "news.csv"
     table.write_text('date,text\n1,"a story, with a comma"\n2,"another\nof two lines"\n')

@@ -21,7 +21,7 @@ from gptj.hdf5 import Hdf5Rows
 from gptj.params import check_model_section, load
 from gptj.sections import Optimizer, make_schedule
 from gptj.weight_files import load_hf
-from tests.conftest import ROOT, SHARED, error_line
+from tests.conftest import ROOT, SHARED, error_line, start_script
 from tests.gptj.conftest import RATES, TINY, kill_and_resume, last_line, losses, write_rows
 from utils.errors import UserError
 
@@ -134,6 +134,24 @@ def test_killed_and_resumed(tmp_path, params, run_gptj):
     expected = losses(tmp_path)
     kill_and_resume(tmp_path, run_gptj, params)
     assert losses(tmp_path) == expected
+
+
+def test_num_steps_of_a_killed_run_ends_where_it_would_have_ended(tmp_path, params, run_gptj):
+    """D10: it counted again from the checkpoint that it resumed from."""
+    run_gptj(params, "--mode", "train", "--max_steps", 6)
+    command = ("gptj/run.py", "CPU", "--mode", "train", "--params", tmp_path / "p.yaml", "--model_dir", tmp_path / "m")
+    process = start_script(*command, "--num_steps", "12")
+    while not (tmp_path / "m/checkpoint_12.mdl").exists():
+        assert process.poll() is None, process.stderr.read()
+    process.kill()
+    process.communicate()
+    (tmp_path / "m/checkpoint_18.mdl").unlink(missing_ok=True)
+    assert (tmp_path / "m/.num_steps.json").exists()
+    run_gptj(params, "--mode", "train", "--num_steps", 12)
+    assert len(losses(tmp_path)) == 18 and (tmp_path / "m/checkpoint_18.mdl").exists()
+    assert not (tmp_path / "m/.num_steps.json").exists()
+    run_gptj(params, "--mode", "train", "--num_steps", 6)
+    assert len(losses(tmp_path)) == 24
 
 
 def test_evaluation_does_not_change_training(tmp_path, params, run_gptj):

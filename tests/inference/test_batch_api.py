@@ -97,6 +97,29 @@ def test_budget_counts_pending_batches(home, server, tmp_path):
     assert "1 calls submitted" in succeed(*batch(server, "submit", "--prices", prices, "--budget_usd", 0.2))
 
 
+def test_an_abandoned_batch_is_cancelled_and_counts_at_the_most_it_can_cost(home, server):
+    succeed(*batch(server, "submit"))
+    out = succeed(*batch(server, "abandon"))
+    assert "batch_0: cancelled; its 2 calls count at the most they can cost" in out
+    assert "1 batches abandoned; their calls are missing again" in out
+    assert server._batches["batch_0"]["status"] == "cancelled"
+    assert "no batch is under way" in succeed(*batch(server, "abandon"))
+    summary = json.loads((state().parent / "summary.json").read_text())
+    assert summary["calls"] == 2 and summary["completion_tokens"] == 2 * 4096
+    succeed(*batch(server, "submit")[:-2], "--max_pairs", 1)  # live calls are possible again
+    assert len(records()) == 2 * 6
+
+
+def test_a_list_that_cannot_be_read_is_submitted_again_with_another_seed(home, server):
+    """D10: with the same seed, a server that honours it gives the same reply."""
+    succeed(*batch(server, "submit", articles="0"))
+    server.faults = ["no_entities"]
+    succeed(*batch(server, "collect", articles="0"))
+    succeed(*batch(server, "submit", articles="0"))
+    bodies = [json.loads(server._files[b["input_file_id"]])["body"] for b in server._batches.values()]
+    assert bodies[0]["messages"] == bodies[1]["messages"] and bodies[0]["seed"] != bodies[1]["seed"]
+
+
 def test_server_without_batches(home, server):
     url = server.url.removesuffix("/v1") + "/nothing"
     line = error_line("data/entigraph.py", "0", "--task", "example", "--base_url", url, "--batch", "submit")

@@ -55,6 +55,20 @@ def test_killed_sweep_resumes(home, tiny_model):
     assert result["best"]["val"] == max(float(row[6]) for row in rows)
     low, high = result["best"]["ci95"]
     assert low <= result["best"]["test"] <= high
+    compared = succeed("evaluation.py", "--compare", *(f"out/rag/{name}" for name in points()))  # under $SCP_HOME
+    assert json.loads(compared.splitlines()[-1])["n"] == 84
+    check_table_of_one_task(tiny_model)
+
+
+def check_table_of_one_task(model) -> None:
+    """A7: points of another task of the same model were mixed in."""
+    (name, content), *_ = points().items()
+    other = json.loads(content)
+    other["protocol"]["task"] = "other"
+    (paths.out_dir() / "rag" / name.replace("chunk256", "chunk512")).write_text(json.dumps(other))
+    command = ("scripts/rag_table.py", "--model_path", model)
+    assert "--task: give one of example, other" in error_line(*command)
+    assert json.loads(succeed(*command, "--task", "example").splitlines()[-1])["points"] == 2
 
 
 def test_sweep_requires_a_checkpoint():

@@ -83,6 +83,17 @@ def test_full_disk_error_keeps_the_old_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["tokens.bin"]
 
 
+def test_a_journal_to_which_nothing_was_appended_is_removed(tmp_path):
+    """E: evaluations that ended before their first answer left an empty .partial.jsonl."""
+    with Journal(tmp_path / "j.jsonl") as journal:
+        assert journal.path.exists()
+    assert not journal.path.exists()
+    with Journal(tmp_path / "j.jsonl") as journal:
+        journal.append({"id": 1})
+    with Journal(tmp_path / "j.jsonl") as journal:
+        assert journal.records == [{"id": 1}]
+
+
 def test_write_json_is_utf8(tmp_path):
     write_json(tmp_path / "a.json", {"é": 1})
     assert "é" in (tmp_path / "a.json").read_text()

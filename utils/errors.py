@@ -1,6 +1,7 @@
 """User errors: one line on stderr, exit code 2. Bugs keep their traceback."""
 
 import errno
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -43,6 +44,9 @@ def run(main: Callable[[], None]) -> None:
         for line in lines if is_main_process() else ():
             print(f"error: {' '.join(line.split())}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # `… | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except KeyboardInterrupt:
         print("interrupted; the same command resumes from here", file=sys.stderr)
         sys.exit(130)

@@ -98,6 +98,11 @@ def passages_bin(task: str, generator: str, method: str = "entigraph") -> Path:
     return bins_dir() / f"{task}_all-{method}{short_name(generator)}.bin"
 
 
+def passage_page(task: str) -> Path:
+    """Page of inspect_entigraph.py --html."""
+    return out_dir() / f"{short_name(task)}-passages.html"
+
+
 def articles_bin(task: str) -> Path:
     """The articles themselves, for the raw baseline."""
     return bins_dir() / f"{task}_all-raw.bin"

@@ -87,12 +87,13 @@ def text_digest(words: list[str]) -> bytes:
 
 
 class Duplicates:
-    """Exact and near duplicates (MinHash LSH) of passages seen before."""
+    """Exact and near duplicates (MinHash LSH) of passages seen before; `originals` has the earlier one by name."""
 
     def __init__(self):
         from datasketch import MinHashLSH
 
-        self._digests: set[bytes] = set()
+        self.originals: dict[str, str] = {}
+        self._digests: dict[bytes, str] = {}
         self._index = MinHashLSH(threshold=NEAR, num_perm=PERMUTATIONS)
         self._sketches: dict = {}
 
@@ -102,14 +103,19 @@ class Duplicates:
 
         digest = text_digest(words)
         if digest in self._digests:
+            self.originals[name] = self._digests[digest]
             return "exact"
-        self._digests.add(digest)
+        self._digests[digest] = name
         sketch = MinHash(num_perm=PERMUTATIONS)
         sketch.update_batch([" ".join(gram).encode() for gram in ngrams(words, SHINGLE_N)])
-        near = any(self._sketches[other].jaccard(sketch) >= NEAR for other in self._index.query(sketch))
+        alike = (other for other in self._index.query(sketch) if self._sketches[other].jaccard(sketch) >= NEAR)
+        near = min(alike, default=None)
         self._index.insert(name, sketch)
         self._sketches[name] = LeanMinHash(sketch)
-        return "near" if near else ""
+        if near is None:
+            return ""
+        self.originals[name] = near
+        return "near"
 
 
 def entities_not_in(entities: list[str], text: str) -> list[str]:

@@ -42,8 +42,10 @@ def print_estimate(
     usd, seconds = dollars(rows, price) if price else {}, wall_seconds(rows, concurrency)
     print("" if price else f"\nno price for {settings.model}; add it to --prices")
     for mode, amount in usd.items():
-        print(f"{mode:22}${amount:>12,.2f}")
-    sentence = f"{'wall time, live':22}{seconds / 3600:>13,.1f} h at --concurrency {concurrency}"
+        if mode == "live" or amount != usd["live"]:
+            print(f"{mode:22}${amount:>12,.{2 if amount >= 1 else 4}f}")
+    time = f"{seconds / 3600:>13,.1f} h" if seconds >= 3600 else f"{seconds / 60:>13,.1f} min"
+    sentence = f"{'wall time, live':22}{time} at --concurrency {concurrency}"
     if guessed:
         unknown = f"The {settings.list_kind} of {guessed} of {len(documents)} articles"
         sentence += f"\n{unknown} are not known yet and are guessed;\nthe number of calls is exact once they are "

@@ -271,6 +271,11 @@ class Client:
                 return response, await response.read()
         except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
             raise UserError(f"--base_url {self.url}: not the address of a server") from error
+        except aiohttp.ClientConnectorError as error:
+            if self.retries and not self._replies:  # not at the second try, a second later, either
+                reason = completions.connection_fault(error.os_error)
+                raise UserError(f"cannot reach {self.url} ({reason}); start the server") from error
+            raise RetryableError(f"{type(error).__name__}: {error}") from error
         except (aiohttp.ClientError, TimeoutError) as error:
             raise RetryableError(f"{type(error).__name__}: {error}") from error
 

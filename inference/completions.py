@@ -1,6 +1,7 @@
 """Replies of OpenAI-compatible servers: parsing of bodies, and classification of HTTP errors."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -292,3 +293,9 @@ def text_of(item: object) -> str:
     if isinstance(item, dict):
         item = next((item[key] for key in NAME_KEYS if isinstance(item.get(key), str)), None)
     return " ".join(item.split()) if isinstance(item, str) else ""
+
+
+def connection_fault(error: OSError) -> str:
+    """The system's words for a connection that could not be made; asyncio's own are about its calls."""
+    number = error.errno or 0
+    return os.strerror(number) if number > 0 else error.strerror or type(error).__name__

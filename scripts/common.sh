@@ -23,3 +23,13 @@ json_value() {
     output=$("$@" | while IFS= read -r line; do printf '%s\n' "$line" >&2; printf '%s\n' "$line"; done) || return
     "$python" -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])' "$key" <<< "${output##*$'\n'}"
 }
+
+# continue_after_user_errors SENTENCE COMMAND...: run a command; after exit code 2 print the sentence and go on. Any other
+# failure ends the script, Ctrl-C too, which Python scripts turn into 130: bash does not end by itself then.
+continue_after_user_errors() {
+    local sentence="$1" status=0
+    shift
+    "$@" || status=$?
+    [ "$status" -ne 2 ] || echo "$sentence"
+    [ "$status" -eq 0 ] || [ "$status" -eq 2 ] || exit "$status"
+}

@@ -87,7 +87,7 @@ passages=("$python" data/entigraph.py all --task "$task" "${generator[@]}" --met
     --max_tokens 600 --response_format json_schema --seed "$seed")
 [ "$method" != entigraph ] || passages+=(--aim_tellings "$tellings")
 [ -z "$budget" ] || passages+=(--budget_usd "$budget")
-ask "${passages[@]}" || { [ $? -eq 2 ] && echo "Some calls failed; continuing with the passages that came."; }
+continue_after_user_errors "Some calls failed; continuing with the passages that came." ask "${passages[@]}"
 show "$python" data/inspect_entigraph.py --task "$task" --model "$model" --method "$method"
 
 step "Questions"
@@ -95,8 +95,9 @@ quiz="${SCP_HOME:-.}/data/dataset/raw/${task}_questions.jsonl"
 if [ -n "$questions" ]; then
     show cp "$questions" "$quiz"
 else
-    ask "$python" data/make_questions.py --task "$task" "${generator[@]}" --per_document "$per_document" --seed "$seed" \
-        || { [ $? -eq 2 ] && [ -f "$quiz" ] && echo "Some questions failed; continuing with those that were kept."; }
+    continue_after_user_errors "Some questions failed; continuing with those that were kept." \
+        ask "$python" data/make_questions.py --task "$task" "${generator[@]}" --per_document "$per_document" --seed "$seed"
+    [ -f "$quiz" ] || fail "no question was kept; give --questions FILE, or a stronger generator"
 fi
 
 step "Steps 2 and 3: passages, documents and replay -> tokens"

@@ -1,4 +1,5 @@
 import asyncio
+import time
 
 import pytest
 
@@ -145,3 +146,18 @@ def test_keys(home, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "two words")
     with pytest.raises(UserError):
         find_key(None)
+
+
+def test_a_server_that_is_not_there_is_said_within_two_seconds():
+    async def ask(client):
+        try:
+            await client.complete("Question?", 1, temperature=0.0, max_tokens=5)
+        finally:
+            await client.close()
+
+    begun = time.monotonic()
+    with pytest.raises(UserError, match=r"^cannot reach http://127.0.0.1:9/v1 \(.*refused\); start the server$"):
+        asyncio.run(ask(Client("m", "http://127.0.0.1:9/v1")))
+    assert time.monotonic() - begun < 2.5
+    with pytest.raises(UserError, match=r"^cannot reach http://no.such.host.invalid/v1"):
+        asyncio.run(ask(Client("m", "http://no.such.host.invalid/v1")))

@@ -139,6 +139,28 @@ def test_three_hundred_notes(generator, tiny_model, tmp_path):
     assert "and 270 more documents" in report_files("notes")["report.html"].decode()
 
 
+def test_ctrl_c_ends_the_journey(generator, tiny_model, tmp_path):
+    folder = tmp_path / "stopped"
+    folder.mkdir()
+    (folder / "a.txt").write_text(note(0))
+    generator.latency = 0.3
+    process = subprocess.Popen(
+        command(folder, generator, tiny_model),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not (list(paths.raw_dir().glob("*/*.jsonl")) if paths.raw_dir().exists() else []):
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT)
+    assert "interrupted" in errors and "== Questions" not in out
+
+
 def test_ten_kills_of_the_whole_journey(generator, tiny_model, tmp_path):
     """kill -9 of the script and all its processes at ten moments: the same report as without, and nothing paid twice
     but what was in flight."""

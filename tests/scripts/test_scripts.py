@@ -29,6 +29,14 @@ def test_help_is_the_header_comment(name):
     assert "set -" not in done.stdout
 
 
+@pytest.mark.parametrize(("status", "out"), [(0, "next\n"), (2, "going on\nnext\n"), (1, ""), (130, "")])
+def test_only_user_errors_of_a_stage_are_passed_over(status, out):
+    """After Ctrl-C in step 1, which ends with 130, own_corpus.sh and quickstart.sh went on with the next step."""
+    common = f"set -euo pipefail; source {ROOT}/scripts/common.sh"
+    done = shell("-c", f"{common}; continue_after_user_errors 'going on' bash -c 'exit {status}'; echo next")
+    assert (done.stdout, done.returncode) == (out, 0 if out else status)
+
+
 def test_json_value_shows_the_output_and_passes_errors_on(tmp_path):
     """The output is appended to a log file, and a failing command keeps its exit status."""
     common = f"set -euo pipefail; source {ROOT}/scripts/common.sh"

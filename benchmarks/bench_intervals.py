@@ -28,11 +28,11 @@ SAME = 0.7  # of the questions two models share the random number that decides w
 def parse_arguments() -> argparse.Namespace:
     parser = make_parser(__doc__)
     add = parser.add_argument
-    add("--articles", nargs="+", type=positive_int, default=[8, 12, 30, 130])
-    add("--accuracies", nargs="+", type=fraction, default=[0.25, 0.5, 0.56, 0.8, 0.95])
+    add("--articles", nargs="+", type=positive_int, default=[8, 12, 30, 130], help="number of each row")
+    add("--accuracies", nargs="+", type=fraction, default=[0.25, 0.5, 0.56, 0.8, 0.95], help="of each row")
     add("--correlations", nargs="+", type=fraction, default=[0, 0.1], help="of two answers about one article")
     add("--simulations", type=positive_int, default=1000, help="of each row")
-    add("--seed", type=seed_number, default=0)
+    add("--seed", type=seed_number, default=0, help="of the simulated answers")
     return parser.parse_args()
 
 

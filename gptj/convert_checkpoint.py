@@ -38,9 +38,9 @@ def parse_arguments() -> argparse.Namespace:
         command = commands.add_parser(name, help=help, formatter_class=HelpFormatter)
         add = command.add_argument
         add("file", type=Path, help="source")
-        add("--model", required=True, choices=MODELS)
-        add("--src-fmt", required=True, choices=SOURCES)
-        add("--tgt-fmt", required=True, choices=["hf", "cs-1.8"])
+        add("--model", required=True, choices=MODELS, help="architecture")
+        add("--src-fmt", required=True, choices=SOURCES, help="format of the source")
+        add("--tgt-fmt", required=True, choices=["hf", "cs-1.8"], help="format to write")
         add("--output-dir", type=Path, help="default: beside the source")
         if name == "convert":
             add("--config", type=Path, required=True, help="config.json, or a YAML file with a `model` section")

@@ -95,7 +95,7 @@ def add_example_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("files").add_argument
-    add("--output_dir", type=Path, required=True)
+    add("--output_dir", type=Path, required=True, help="folder of the .h5 files and their manifest")
     add("--files_per_record", type=positive_int, default=50_000, help="examples per file")
     add("--processes", type=int_between(1, 1024), default=1, help="processes that share the documents")
     add("--overwrite", action="store_true", help="remove the .h5 files in --output_dir")

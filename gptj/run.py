@@ -28,8 +28,9 @@ from utils.io import atomic_write, lock_folder
 def parse_arguments() -> argparse.Namespace:
     parser = make_parser(__doc__)
     add = parser.add_argument
-    add("device", choices=["CPU", "GPU"])
-    add("-m", "--mode", required=True, choices=["train", "eval", "train_and_eval", "eval_all"])
+    add("device", choices=["CPU", "GPU"], help="where to compute")
+    modes = ["train", "eval", "train_and_eval", "eval_all"]
+    add("-m", "--mode", required=True, choices=modes, help="eval_all: every checkpoint in --model_dir")
     add("-p", "--params", type=Path, required=True, help="the YAML file")
     add("-o", "--model_dir", type=Path, default=Path("model_dir"), help="folder of the run")
     add("--checkpoint_path", type=Path, help=".mdl file or Hugging Face folder (default: the newest in --model_dir)")

@@ -50,8 +50,8 @@ def parse_arguments() -> argparse.Namespace:
     clean.add_argument("--keep_numbers", action="store_true", help="keep the number at the start of a story")
     split = commands.add_parser("split", help="training and validation files", formatter_class=HelpFormatter)
     add = split.add_argument
-    add("--input_file", type=Path, required=True)
-    add("--out_dir", type=Path, required=True)
+    add("--input_file", type=Path, required=True, help="a .clean file")
+    add("--out_dir", type=Path, required=True, help="folder for the texts, and lists of them")
     add("--buffer_len", type=positive_int, default=10_000, help="lines per file")
     add("--val_split_ratio", type=open_fraction, default=0.1, help="fraction of the files for validation")
     add("--by_article", action="store_true", help="cut between articles only, and draw those for validation randomly")

@@ -103,14 +103,16 @@ def read_work(args: argparse.Namespace) -> tuple[list, int]:
     from data.generation.calls import MAX_TOKENS
     from tasks import readers
     from tasks.documents import load_task
+    from tasks.quiz_maker import QUESTION_TOKENS
 
+    names = {Path(word).name for word in args.command}
+    longest_reply = QUESTION_TOKENS if "make_questions.py" in names else MAX_TOKENS
     parser = make_parser("", add_help=False, allow_abbrev=False)
     parser.add_argument("--task")
     parser.add_argument("--corpus", type=Path)
-    parser.add_argument("--max_tokens", type=positive_int, default=MAX_TOKENS)
+    parser.add_argument("--max_tokens", type=positive_int, default=longest_reply)
     options = parser.parse_known_args(args.command)[0]
-    is_step_1 = any(Path(word).name == "entigraph.py" for word in args.command)
-    if args.context_tokens or not (options.task or options.corpus or is_step_1):
+    if args.context_tokens or not (options.task or options.corpus or "entigraph.py" in names):
         return [], options.max_tokens
     try:
         task = readers.import_corpus(options.corpus, strict=False) if options.corpus else options.task or "quality"

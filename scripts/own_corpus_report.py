@@ -27,8 +27,8 @@ BINS = (0, 1, 2, 3)  # tellings; the last is "and more"
 
 def parse_arguments() -> argparse.Namespace:
     parser = make_parser(__doc__)
-    for name in ("task", "model", "method"):
-        parser.add_argument(f"--{name}", required=True)
+    for name, help in (("task", "the corpus"), ("model", "generator of the passages"), ("method", "generation method")):
+        parser.add_argument(f"--{name}", required=True, help=help)
     for name in ("base", "raw", "synthetic"):
         parser.add_argument(f"--{name}", required=True, help="an evaluated checkpoint")
     parser.add_argument("--open_book", type=Path, required=True, help="output of the base model's open-book evaluation")

@@ -36,7 +36,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str], list[str]]:
     group = parser.add_argument_group("search, as in evaluation.py")
     names = [field.name for field in dataclasses.fields(SearchSettings)]
     for name in names:
-        group.add_argument(f"--{name}")
+        group.add_argument(f"--{name}", help="see evaluation.py --help")
     args, others = parser.parse_known_args()
     if paths.evaluation_file(args.base) == paths.evaluation_file(args.entigraph):
         name = paths.short_name(args.base)

@@ -32,11 +32,18 @@ def parsers_of(script: Path) -> list[argparse.ArgumentParser]:
     return [*parsers, *itertools.chain(*commands)]
 
 
-def numeric_options():
-    """Every option of every script whose type reads numbers, as (script, option, type)."""
+def all_parsers():
+    """Every script's parsers, as (path, parser)."""
     scripts = [path for folder in FOLDERS for path in (ROOT / folder).glob("*.py")]
     for path in sorted(path for path in scripts if "def parse_arguments()" in path.read_text()):
-        for action in itertools.chain(*(parser._actions for parser in parsers_of(path))):
+        for parser in parsers_of(path):
+            yield path, parser
+
+
+def numeric_options():
+    """Every option of every script whose type reads numbers, as (script, option, type)."""
+    for path, parser in all_parsers():
+        for action in parser._actions:
             with contextlib.suppress(TypeError, ValueError, argparse.ArgumentTypeError):
                 if action.type and action.type is not Path and float(action.type("1")) == 1:
                     yield path.name, action.dest, action.type
@@ -89,3 +96,13 @@ def test_options_without_effect_are_refused(command, message, home):
     line = error_line(*command.split())
     assert message in line and line.endswith("leave it out")
     assert not any(home.iterdir())
+
+
+def test_every_option_has_a_help_text():
+    missing = [
+        f"{path.name} {action.dest}"
+        for path, parser in all_parsers()
+        for action in parser._actions
+        if not action.help and not isinstance(action, argparse._SubParsersAction)
+    ]
+    assert not missing

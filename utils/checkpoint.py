@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from utils import paths
 from utils.device import is_main_process
 from utils.errors import UserError, first_line
+from utils.hub import use_cache_without_network
 
 
 def load_checkpoint(name: str, dtype: torch.dtype, flag: str):
@@ -47,6 +48,7 @@ def find_checkpoint(name: str, flag: str) -> str:
         raise UserError(f"{flag} {found}: holds no model (config.json); resume the run with scripts/train.sh")
     if not Path(found).is_dir() and not paths.looks_like_hub_name(name):
         raise UserError(f"{flag} {name}: no such folder")
+    use_cache_without_network()
     return found
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from utils import paths
 from utils.errors import UserError, first_line
+from utils.hub import use_cache_without_network
 from utils.io import json_digest
 from utils.special_tokens import special_tokens
 from utils.token_file import write_tokens
@@ -34,6 +35,7 @@ def load_tokenizer(name: str, flag: str = "--tokenizer"):
         raise UserError(f"{found}: holds no tokenizer (tokenizer_config.json); save the base model's tokenizer into it")
     if not Path(found).is_dir() and not paths.looks_like_hub_name(name):
         raise UserError(f"{flag} {name}: no such folder")
+    use_cache_without_network()
     try:
         tokenizer = AutoTokenizer.from_pretrained(found, trust_remote_code=False)
     except (OSError, ValueError) as error:

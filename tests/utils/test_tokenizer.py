@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -224,3 +225,15 @@ def test_memory_does_not_grow_with_the_tokens(tiny_model, tmp_path):
         peaks.append([int(number) for number in out.splitlines()[-1].split()])
     ((small, small_peak), (large, large_peak)) = peaks
     assert (large_peak - small_peak) / (large - small) < 1
+
+
+def test_without_a_network_the_hub_is_not_asked_for_half_a_minute(tmp_path):
+    code = "from utils.tokenizer import load_tokenizer; from utils.errors import run; run(lambda: load_tokenizer('no/such'))"
+    environment = {
+        name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE" and "proxy" not in name.lower()
+    }
+    environment |= {"HF_ENDPOINT": "https://no.such.host.invalid", "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --tokenizer no/such: not a folder, and could not be loaded from the Hub")
+    assert done.stderr.count("\n") == 1  # not a line for each of five tries

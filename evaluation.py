@@ -29,7 +29,7 @@ from tasks.documents import load_task
 from tasks.scoring import SELECTION_RULES
 from utils import cli
 from utils.cli import add_wait_flag, call_count, non_negative_float, non_negative_int, positive_float, positive_int
-from utils.errors import UserError, run
+from utils.errors import RESUMES, UserError, run
 from utils.io import write_json
 
 
@@ -146,4 +146,4 @@ def report(target: Path, metrics: dict) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, RESUMES)

@@ -53,7 +53,7 @@ def train(args: argparse.Namespace, folder: Path) -> None:
     from training import hardware, memory, trainer
     from training.flops import flops_per_token, model_shape
     from training.model import check_block_size, check_saving
-    from utils.checkpoint import text_config
+    from utils.checkpoint import resuming, text_config
     from utils.tokenizer import load_tokenizer, vocabulary_sha256
 
     silence_transformers()
@@ -79,7 +79,10 @@ def train(args: argparse.Namespace, folder: Path) -> None:
     print_main(memory_needed)
     record["settings"] = asdict(settings)
     write_record(folder, record)
-    record |= {"finished": True} | trainer.train(model, tokenizer, (blocks, held_out), settings, folder)
+    try:
+        record |= {"finished": True} | trainer.train(model, tokenizer, (blocks, held_out), settings, folder)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(resuming(folder, args.save_steps)) from error
     write_record(folder, record)
     report(folder, record)
     leave_process_group()

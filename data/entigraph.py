@@ -44,7 +44,7 @@ from utils.cli import (
     positive_int,
     print_result,
 )
-from utils.errors import UserError, run
+from utils.errors import RESUMES, UserError, run
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -187,4 +187,4 @@ def report(store: PassageStore, ledger: Ledger) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, RESUMES)

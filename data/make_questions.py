@@ -36,7 +36,7 @@ from utils.cli import (
     print_result,
     refuse_without_effect,
 )
-from utils.errors import UserError, run
+from utils.errors import RESUMES, UserError, run
 from utils.io import Journal, atomic_write, read_jsonl, sha256_file
 
 
@@ -121,4 +121,4 @@ def questions_of(records: list[dict]) -> list[dict]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, RESUMES)

@@ -187,4 +187,4 @@ def reasons_to_drop(
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, "starts over; the files of an earlier run are kept until then")

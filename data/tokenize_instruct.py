@@ -153,4 +153,4 @@ def split_conversation(tokenizer, messages: list[dict], args: argparse.Namespace
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, "starts over; the files of an earlier run are kept until then")

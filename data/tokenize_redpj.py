@@ -166,4 +166,4 @@ def shuffled(texts: Iterable[str], seed: int) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, "starts over; the files of an earlier run are kept until then")

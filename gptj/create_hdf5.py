@@ -276,4 +276,4 @@ def write_file(path: Path, data: np.ndarray) -> dict:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, "with --resume_from_checkpoint resumes after the last complete file")

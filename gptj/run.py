@@ -105,4 +105,4 @@ def save_params(params: Params, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, "resumes from the newest checkpoint in --model_dir, without one at step 0")

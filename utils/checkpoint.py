@@ -93,6 +93,14 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(complete, key=lambda path: int(path.name.partition("-")[2]), default=None)
 
 
+def resuming(folder: Path, save_steps: int) -> str:
+    """What is kept of an interrupted run: "resumes after step 500"."""
+    steps = [int(path.parent.name.partition("-")[2]) for path in folder.glob(f"checkpoint-*/{paths.COMPLETE}")]
+    if steps:
+        return f"resumes after step {max(steps):,}"
+    return f"starts over: no checkpoint yet, the first comes at step {save_steps:,} (--save_steps)"
+
+
 def remove_older_checkpoints(folder: Path, keep: int) -> None:
     """Keep the newest `keep` complete checkpoints of a run. Called once the newest is complete and synced."""
     complete = [path for path in folder.glob("checkpoint-*") if (path / paths.COMPLETE).is_file()]

@@ -21,6 +21,9 @@ TORCH_WRITER = "inline_container.cc"  # in messages of torch.save that could not
 NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM)
 
 
+RESUMES = "resumes from here"  # see run()
+
+
 class UserError(Exception):
     """An error that the user can fix. The message names the file or flag, and the step that helps."""
 
@@ -29,8 +32,8 @@ class UserErrors(UserError):
     """Several of them, a line for each."""
 
 
-def run(main: Callable[[], None]) -> None:
-    """Call the main function of an entry script.
+def run(main: Callable[[], None], again: str = "starts over") -> None:
+    """Call the main function of an entry script. `again` says what the same command does after Ctrl-C.
 
     A UserError is printed as one line `error: …` and exits with 2, as is a full disk or a missing permission that no
     step names; Ctrl-C exits with 130; any other exception is a bug and keeps its traceback. In a distributed run only
@@ -47,8 +50,10 @@ def run(main: Callable[[], None]) -> None:
     except BrokenPipeError:  # `… | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except KeyboardInterrupt:
-        print("interrupted; the same command resumes from here", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        # On a terminal ^C, and often a progress bar, stand on the line.
+        line = f"interrupted; the same command {str(error) or again}"
+        print("\n" * sys.stderr.isatty() + line, file=sys.stderr)
         sys.exit(130)
 
 

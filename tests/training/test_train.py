@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -192,6 +193,24 @@ def has_reached(folder: Path, moment: str) -> bool:
         return (folder / moment).is_dir()
     metrics = folder / "metrics.jsonl"
     return metrics.is_file() and f'{{"step": {moment.split()[1]},' in metrics.read_text()
+
+
+@pytest.mark.parametrize(
+    ("save_steps", "kept"),
+    [(5, r"resumes after step \d+$"), (5000, r"starts over: no checkpoint yet, the first comes at step 5,000")],
+)
+def test_ctrl_c_says_what_is_kept(save_steps, kept, work, tiny_model):
+    process = start_script(
+        *map(str, train_command(tiny_model, "--save_steps", save_steps, epochs="20")), SCP_HOME=str(work)
+    )
+    steps = work / "ckpts"
+    while sum(line.count('"loss"') for path in steps.glob("*/metrics.jsonl") for line in path.open()) < 12:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert re.search(rf"^interrupted; the same command {kept}", errors, re.MULTILINE)
 
 
 def test_finished_run_is_kept_and_another_is_rejected(uninterrupted, work, tiny_model):

@@ -135,7 +135,7 @@ def main() -> None:
         attempts = collect_attempts(prompted, partial, settings, served)
     if attempts:
         write_json(target, results.build_result(documents, attempts, protocol, settings.model, retrieved))
-        partial.unlink(missing_ok=True)
+    partial.unlink(missing_ok=True)
     result = results.read_result(target)
     print_contamination(result)
     report(target, result["metrics"])

@@ -169,7 +169,7 @@ def prepare_folder(args: argparse.Namespace, settings: dict) -> None:
     files = sorted(folder.glob("*.h5"))
     unfinished = folder / UNFINISHED
     same = unfinished.is_file() and read_json(unfinished, "give --overwrite") == settings
-    if args.resume_from_checkpoint and files and (folder / MANIFEST).is_file():
+    if args.resume_from_checkpoint and files and (folder / MANIFEST).is_file() and not unfinished.is_file():
         raise UserError(f"{folder}: finished already; --overwrite creates it again")
     if args.resume_from_checkpoint and files and not same:
         raise UserError(f"{folder}: started with other settings; give --overwrite")

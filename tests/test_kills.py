@@ -26,6 +26,7 @@ TIMES = {"seconds", "tokens_per_s", "mfu", "code"}  # keys of values that differ
 def steps(model, server) -> dict[str, tuple]:
     """Commands by name; each takes the files that `prepare` makes."""
     recipe = "--lr 1e-3 --rr 0.1 --epochs 1 --bs 4 --block_size 128 --save_steps 5 --keep_checkpoints 1"
+    hdf5 = "--max_seq_length 64 --files_per_record 20 --output_dir {home}/h5 --resume_from_checkpoint"
     task = ("--task", "example")
     few = ("--max_pairs", 6, "--max_triples", 4, "--concurrency", 3)
     return {
@@ -43,6 +44,7 @@ def steps(model, server) -> dict[str, tuple]:
             "--model_name",
             model,
         ),
+        "hdf5": ("gptj/create_hdf5.py", "--input_dir", "{home}/texts", "--tokenizer", model, *hdf5.split()),
         "evaluation": ("evaluation.py", *task, "--protocol", "loglik", "--model_path", model, "--batch_size", 16),
     }
 
@@ -51,10 +53,17 @@ def prepare(home: Path, name: str, command: tuple, model, token_files: Path) -> 
     """Fill an empty home folder; returns the command for it. Tokenisers find files of an earlier run."""
     if name == "training":
         shutil.copytree(token_files / "data", home / "data")
+    if name == "hdf5":
+        (home / "texts").mkdir()
+        shutil.copy(EXAMPLE / "news.txt", home / "texts")
     if name in ("passages", "replay", "conversations"):
         command = (*command, "--tokenizer", model)
         succeed(*command, "--seed", 1, SCP_HOME=str(home))
     return command
+
+
+def placed(command: tuple, home: Path) -> list[str]:
+    return [str(part).replace("{home}", str(home)) for part in command]
 
 
 def results(home: Path) -> dict:
@@ -75,10 +84,12 @@ def without_times(path: Path, home: str) -> object:
         text = path.read_text().replace(home, "")
         lines = text.splitlines() if path.suffix == ".jsonl" else [text]
         return [{key: v for key, v in json.loads(line).items() if key not in TIMES} for line in lines]
-    return path.read_bytes()
+    return path.read_bytes().replace(home.encode(), b"")
 
 
-@pytest.mark.parametrize("name", ["generation", "passages", "replay", "conversations", "training", "evaluation"])
+@pytest.mark.parametrize(
+    "name", ["generation", "passages", "replay", "conversations", "training", "evaluation", "hdf5"]
+)
 def test_killed_and_started_again(name, tmp_path, tiny_llama, tiny_model, token_files, server):
     model = tiny_model if name == "training" else tiny_llama
     server.latency = 0.01
@@ -91,18 +102,18 @@ def test_killed_and_started_again(name, tmp_path, tiny_llama, tiny_model, token_
     (tmp_path / "before").mkdir()
     command = prepare(tmp_path / "before", name, steps(model, server)[name], model, token_files)
     whole = fresh("whole")
-    done = run_script(*command, SCP_HOME=str(whole), **{KILL_AT: "0"})
+    done = run_script(*placed(command, whole), SCP_HOME=str(whole), **{KILL_AT: "0"})
     assert done.returncode == 0, done.stderr
     changes, expected = int(done.stderr.split()[-2]), results(whole)
     assert changes >= 6
     for number in sorted(random.Random(name).sample(range(1, changes + 1), min(KILLS, changes))):
         home = fresh(f"killed-{number}")
-        assert run_script(*command, SCP_HOME=str(home), **{KILL_AT: str(number)}).returncode == -9
+        assert run_script(*placed(command, home), SCP_HOME=str(home), **{KILL_AT: str(number)}).returncode == -9
         if name in ("passages", "replay", "conversations"):
             check_tokens(home)
-        succeed(*command, SCP_HOME=str(home))
+        succeed(*placed(command, home), SCP_HOME=str(home))
         assert results(home) == expected, number
-        left = [path.name for path in home.rglob(".*") if path.suffix == ".tmp"]
+        left = [path.name for path in home.rglob(".*") if path.suffix in (".tmp", ".json")]
         assert not left, number
         shutil.rmtree(home)
     if name == "generation":  # a kill costs the calls in flight

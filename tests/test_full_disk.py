@@ -149,6 +149,22 @@ def test_temporary_files_of_killed_runs_are_written_over(tmp_path):
     assert contents(tmp_path) == {"a.json": b"new"}
 
 
+def test_a_long_wait_for_another_process_is_said(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from utils.io import atomic_write\n"
+        "with atomic_write(Path(sys.argv[1])) as file: print('open', flush=True); sys.stdin.readline()\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    first = subprocess.Popen([sys.executable, "-c", code, tmp_path / "a"], **pipes)
+    assert first.stdout.readline() == "open\n"
+    second = subprocess.Popen([sys.executable, "-c", code, tmp_path / "a"], **pipes)
+    assert f"waiting for another process that is writing {tmp_path}/.a.tmp" in second.stderr.readline()
+    first.communicate("\n")
+    assert second.stdout.readline() == "open\n"
+    second.communicate("\n")
+    assert (first.returncode, second.returncode) == (0, 0)
+
+
 def test_two_processes_that_write_one_file(tmp_path):
     """They wait for each other: a content of either, never a mixture."""
     code = (

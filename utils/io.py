@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import IO, Any
 from utils.errors import UserError, name_disk_errors
 from utils.json_text import parse_json
 
+PATIENCE_S = 2.0  # a file of the other process is usually small
 SAMPLES, SAMPLE_BYTES = 64, 1 << 16  # 4 MiB of a file of weights
 
 
@@ -42,11 +44,23 @@ def _open_locked(path: Path) -> IO[bytes]:
     """Open a temporary file for writing, with its content, once no other process writes to it."""
     while True:
         file = open(path, "wb", opener=lambda name, flags: os.open(name, flags & ~os.O_TRUNC, 0o666))
-        fcntl.flock(file, fcntl.LOCK_EX)
+        _lock_patiently(file, path)
         with suppress(FileNotFoundError):  # renamed by the process that held the lock
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
         file.close()
+
+
+def _lock_patiently(file: IO[bytes], path: Path) -> None:
+    """Wait for a lock, and say so where it takes longer than PATIENCE_S."""
+    ends = time.monotonic() + PATIENCE_S
+    while time.monotonic() < ends:
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(0.02)
+    print(f"waiting for another process that is writing {path}", file=sys.stderr)
+    fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def write_json(path: Path, value: Any) -> None:

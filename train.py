@@ -53,7 +53,7 @@ def train(args: argparse.Namespace, folder: Path) -> None:
     from training import hardware, memory, trainer
     from training.flops import flops_per_token, model_shape
     from training.model import check_block_size, check_saving
-    from utils.checkpoint import resuming, text_config
+    from utils.checkpoint import say_what_is_kept, text_config
     from utils.tokenizer import load_tokenizer, vocabulary_sha256
 
     silence_transformers()
@@ -79,10 +79,8 @@ def train(args: argparse.Namespace, folder: Path) -> None:
     print_main(memory_needed)
     record["settings"] = asdict(settings)
     write_record(folder, record)
-    try:
+    with say_what_is_kept(folder, args.save_steps):
         record |= {"finished": True} | trainer.train(model, tokenizer, (blocks, held_out), settings, folder)
-    except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(resuming(folder, args.save_steps)) from error
     write_record(folder, record)
     report(folder, record)
     leave_process_group()

@@ -12,8 +12,6 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
-    NonNegativeInt,
-    PositiveInt,
     Tag,
     ValidationInfo,
     field_validator,
@@ -21,6 +19,7 @@ from pydantic import (
 )
 
 from gptj.architectures import architecture_of
+from utils.cli import LARGEST
 
 # The same key under another release's name.
 OTHER_NAMES = {
@@ -53,6 +52,8 @@ def parse_number(value: object) -> object:
     return value
 
 
+PositiveInt = Annotated[int, Field(gt=0, le=LARGEST)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=LARGEST)]
 Number = Annotated[float, Field(ge=0), BeforeValidator(parse_number)]
 Fraction = Annotated[float, Field(ge=0, lt=1), BeforeValidator(parse_number)]
 
@@ -88,7 +89,7 @@ class Input(Section):
     max_sequence_length: PositiveInt | None = None
     batch_size: PositiveInt
     shuffle: bool = False
-    shuffle_seed: NonNegativeInt | None = None
+    shuffle_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     num_workers: NonNegativeInt = 0
     drop_last: bool = True
     prefetch_factor: PositiveInt = 10
@@ -258,7 +259,7 @@ class RunConfig(Section):
     eval_frequency: PositiveInt | None = None
     log_steps: PositiveInt = 1
     checkpoint_steps: NonNegativeInt = 0
-    seed: NonNegativeInt = 1
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 1
     keep_checkpoint_max: PositiveInt | None = Field(
         None, validation_alias=AliasChoices("keep_checkpoint_max", "max_checkpoints")
     )

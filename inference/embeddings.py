@@ -185,7 +185,10 @@ def parse_vectors(reply: dict, count: int) -> np.ndarray:
         raise ValueError("the reply has embeddings that are empty or differ in width")
     if not all(isinstance(value, int | float) for vector in vectors for value in vector):
         raise ValueError("the reply has embeddings with values that are no numbers")
-    made = np.array(vectors, np.float64)
+    try:
+        made = np.array(vectors, np.float64)
+    except OverflowError as error:
+        raise ValueError("the reply has embeddings with numbers that are too large") from error
     if not is_usable(made).all():
         raise ValueError("the reply has embeddings that are zero, or hold NaN or infinity")
     return made.astype(np.float32)

@@ -1,6 +1,8 @@
 """Checkpoints: loading with validation, and the newest complete checkpoint of a run."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -93,12 +95,15 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(complete, key=lambda path: int(path.name.partition("-")[2]), default=None)
 
 
-def resuming(folder: Path, save_steps: int) -> str:
-    """What is kept of an interrupted run: "resumes after step 500"."""
-    steps = [int(path.parent.name.partition("-")[2]) for path in folder.glob(f"checkpoint-*/{paths.COMPLETE}")]
-    if steps:
-        return f"resumes after step {max(steps):,}"
-    return f"starts over: no checkpoint yet, the first comes at step {save_steps:,} (--save_steps)"
+@contextmanager
+def say_what_is_kept(folder: Path, save_steps: int) -> Iterator[None]:
+    """Give Ctrl-C during a run the words that errors.run() prints: "resumes after step 500"."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        steps = [int(path.parent.name.partition("-")[2]) for path in folder.glob(f"checkpoint-*/{paths.COMPLETE}")]
+        first = f"starts over: no checkpoint yet, the first comes at step {save_steps:,} (--save_steps)"
+        raise KeyboardInterrupt(f"resumes after step {max(steps):,}" if steps else first) from error
 
 
 def remove_older_checkpoints(folder: Path, keep: int) -> None:

@@ -4,6 +4,7 @@ import json
 import re
 from typing import Any
 
+MAX_DIGITS = 309  # of the largest float
 HALF_PAIRS = re.compile("[\ud800-\udfff]")  # surrogates; those in pairs have become one character
 ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 
@@ -14,10 +15,15 @@ def parse_json(text: str | bytes) -> Any:
     try:
         if isinstance(text, bytes):
             text = text.decode(json.detect_encoding(text))
-        value = json.loads(text)
+        value = json.loads(text, parse_int=parse_int)
         return mend(value) if ESCAPED_SURROGATE.search(text) else value
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def parse_int(digits: str) -> int | float:
+    """A whole number; infinity for one beyond the largest float, with which no arithmetic is possible."""
+    return int(digits) if len(digits) < MAX_DIGITS else float(digits)
 
 
 def mend(value: Any) -> Any:

@@ -10,11 +10,11 @@ import numpy as np
 from data.generation import filters
 from data.generation.coverage import Statements
 from data.generation.methods import distinct_names
-from data.generation.passages import BLANK, CUT, FAILED, FILTERED, FINISHED, finish_reason, training_text
+from data.generation.passages import BLANK, CUT, FAILED, FILTERED, FINISHED, finish_reason, read_records, training_text
 from data.generation.support import Source
 from tasks.documents import Document
 from utils import paths
-from utils.io import read_journal, read_text
+from utils.io import read_text
 
 SHOWN = 10  # statements and passages
 
@@ -47,7 +47,7 @@ class CorpusStats:
         source = set(filters.ngrams(filters.words_of(document.text), filters.COPIED_N))
         statements, known, tellings = Statements(document.title, document.text), Source(document), []
         entities, pairs = [], []
-        for record in itertools.chain.from_iterable(map(read_journal, files)):
+        for record in itertools.chain.from_iterable(map(read_records, files)):
             reason = finish_reason(record)
             self.finish_reasons[reason] += 1
             if record.get("kind") == "entities":

@@ -14,12 +14,11 @@ from pathlib import Path
 from data.generation import filters
 from data.generation.coverage import Statements
 from data.generation.methods import distinct_names
-from data.generation.passages import CUT, FAILED, FINISHED, finish_reason, training_text
+from data.generation.passages import CUT, FAILED, FINISHED, finish_reason, read_records, training_text
 from data.generation.support import MARKUP, Source
 from inference.completions import PROMPT_CUT
 from inference.prices import Usage
 from tasks.documents import Document
-from utils.io import read_journal
 from utils.sentences import split_sentences
 
 UNUSED = "not trained on"  # flag of a reply that is not in the training corpus
@@ -67,26 +66,28 @@ def read_document(files: list[Path], limit: int) -> Journals:
     journals = Journals()
 
     def passages() -> Iterator[dict]:
-        for record in itertools.chain.from_iterable(map(read_journal, files)):
+        for record in itertools.chain.from_iterable(map(read_records, files)):
             journals.reasons[finish_reason(record)] += 1
             journals.usage += billed(record)
-            if record.get("kind") in ("entities", "strategies"):
-                journals.entities += record.get("entities") or []
-            elif record.get("text"):
-                journals.kinds[record.get("kind", "")] += 1
-                if record.get("kind") == "pair":
+            if record["kind"] in ("entities", "strategies"):
+                journals.entities += record["entities"]
+            elif record["text"]:
+                journals.kinds[record["kind"]] += 1
+                if record["kind"] == "pair":
                     journals.pairs[tuple(record["entities"])] += 1
                 yield record
 
-    journals.shown = heapq.nsmallest(limit, passages(), key=lambda record: str(record.get("id")))
+    journals.shown = heapq.nsmallest(limit, passages(), key=lambda record: record["id"])
     journals.entities = distinct_names(journals.entities)
     return journals
 
 
 def billed(record: dict) -> Usage:
-    usage = record.get("usage") or {}
-    names = ("prompt_tokens", "cached_tokens", "completion_tokens")
-    return Usage(*(usage.get(name) or 0 for name in names))
+    usage = record.get("usage")
+    counts = (
+        (usage.get(f"{name}_tokens") for name in ("prompt", "cached", "completion")) if isinstance(usage, dict) else ()
+    )
+    return Usage(*(count if isinstance(count, int) else 0 for count in counts))
 
 
 class Describer:
@@ -103,11 +104,11 @@ class Describer:
         return set(filters.ngrams(filters.words_of(self.document.text), filters.COPIED_N))
 
     def describe(self, record: dict) -> Passage:
-        text, used = record.get("text") or "", training_text(record)
+        text, used = record["text"], training_text(record)
         lines = [self._sentences(line) for line in text.split("\n")]
         words = filters.words_of(text)
         told = sorted(set(self.statements.sentence_of[self.statements.told_by(used)].tolist())) if used else []
-        passage = Passage(str(record["id"]), record["kind"], record.get("entities") or [], [], lines, told)
+        passage = Passage(record["id"], record["kind"], record["entities"], [], lines, told)
         if used:
             kind = self._duplicates.add(passage.id, words)
             passage.duplicate_of = self._duplicates.originals.get(passage.id, "") if kind else ""

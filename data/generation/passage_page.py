@@ -6,9 +6,11 @@ One self-contained HTML file; where it would be larger than MAX_BYTES, an index 
 import base64
 import html
 import json
+import re
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import quote
 
 from data.generation import filters
 from data.generation.passage_details import Describer, Journals, Passage, Sentence, read_document
@@ -51,7 +53,8 @@ def split_pages(target: Path, title: str, entries: list[dict]) -> dict[Path, lis
     folder = target.with_suffix("")
     pages = {folder / f"{entry['uid']}.html": [entry] for entry in entries}
     links = [
-        {name: value for name, value in entry.items() if name != "details"} | {"page": f"{folder.name}/{path.name}"}
+        {name: value for name, value in entry.items() if name != "details"}
+        | {"page": quote(f"{folder.name}/{path.name}")}
         for path, (entry,) in pages.items()
     ]
     return {target: links} | pages
@@ -64,13 +67,13 @@ def make_entry(document: Document, journals: Journals, price: Price | None) -> d
     cost = f"; {cost_of(journals.usage, price)}" if journals.usage.total else ""
     places = {entity: number for number, entity in enumerate(journals.entities)}
     absent = set(filters.entities_not_in(journals.entities, document.text))
-    pairs = [[places[name] for name in pair] for pair in sorted(journals.pairs) if all(name in places for name in pair)]
+    pairs = [[places[name] for name in pair if name in places] for pair in sorted(journals.pairs)]
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(journals.kinds.items()))
     shown = f"; {len(passages):,} of {total:,} passages are shown" if len(passages) < total else ""
     details = {
         "summary": f"{len(words_of(document.text)):,} words; passages: {kinds}{cost}{shown}",
         "entities": [{"name": name, "absent": name in absent} for name in journals.entities],
-        "pairs": pairs,
+        "pairs": [pair for pair in pairs if len(pair) == 2],
         "source": describer.statements.sentences,
         "passages": [as_json(passage, places) for passage in passages],
     }
@@ -107,4 +110,5 @@ def render(title: str, entries: list[dict], totals: dict) -> str:
     page = read_text(paths.generation_prompts_dir().parent / "passages.html", "it ships with the repository")
     summary = f"{totals['documents']:,} documents, {totals['passages']:,} passages"
     data = json.dumps({"documents": entries}, ensure_ascii=False).replace("<", "\\u003c")
-    return page.replace("{{title}}", html.escape(title)).replace("{{summary}}", summary).replace("{{data}}", data)
+    values = {"title": html.escape(title), "summary": summary, "data": data}
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], page)

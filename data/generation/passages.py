@@ -148,6 +148,16 @@ class PassageStore:
             self.list_prompt_tokens[uid] = (record.get("usage") or {}).get("prompt_tokens", 0)
 
 
+def read_records(path: Path) -> Iterator[dict]:
+    """Records of a journal, also of one that another program wrote: each has an id, a kind, entities and a text, which
+    are empty where the record has none, or a value of another type."""
+    for record in read_journal(path):
+        listed = record.get("entities")
+        names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
+        texts = {key: record[key] if isinstance(record.get(key), str) else "" for key in ("kind", "text")}
+        yield record | texts | {"id": str(record.get("id", "")), "entities": names}
+
+
 def best_records(path: Path) -> dict[str, dict]:
     """By record id the best of several replies to the same request; only ids with several."""
     counts = Counter(re.findall(rb'^{"id": "([^"]*)"', path.read_bytes(), re.MULTILINE))
@@ -223,7 +233,8 @@ def training_text(record: dict, drop_cut: bool = False) -> str:
     the model ended by itself, and, without `drop_cut`, cut texts up to their last complete sentence."""
     reason = finish_reason(record)
     # Earlier versions kept the reasoning of a reply, and the server's own words for its end.
-    text = strip_reasoning(record.get("text") or "", prompt=MAY_MENTION)
+    text = record.get("text")
+    text = strip_reasoning(text if isinstance(text, str) else "", prompt=MAY_MENTION)
     if reason == CUT and not drop_cut and not record.get("summary"):
         trimmed = complete_part(text)
         return trimmed if len(words_of(trimmed)) >= MIN_TRIMMED_WORDS else ""

@@ -135,3 +135,25 @@ def test_show(folder, home):
     assert succeed(*command, "--show", title[:14].lower()) == out
     assert "--show nothing: 0 documents match" in error_line(*command, "--show", "nothing")
     assert QUEEN in succeed(*command)
+
+
+ODD = [
+    {"id": "1", "kind": "pair", "text": "</script><script>x</script> {{data}}", "entities": ["</script>", 7]},
+    {"kind": "pair", "text": "No id, and no entities."},
+    {"id": 3, "text": "No kind.", "usage": {"prompt_tokens": "many"}},
+    {"id": "4", "kind": "entities", "entities": ["one", "__proto__", "</script>"]},
+    {"id": "5", "kind": ["pair"], "text": {"a": 1}, "usage": 3},
+]
+
+
+@pytest.mark.parametrize("options", [("--html",), ("--show", "0"), ()])
+def test_records_of_other_programs(options, home, tmp_path):
+    folder = tmp_path / "<b>{{data}}"
+    folder.mkdir()
+    journal = folder / f"{load_task('example')[0].uid}.jsonl"
+    journal.write_text("".join(json.dumps(record | {"finish_reason": "stop"}) + "\n" for record in ODD))
+    out = succeed("data/inspect_entigraph.py", "--task", "example", "--input", folder, *options)
+    assert "3 passages" in out or "3 of 3 passages" in out or json.loads(out.splitlines()[-1])["passages"] == 3
+    if "--html" in options:
+        page = paths.passage_page("example").read_text()
+        assert page.count("<script") == page.count("</script>") == 2 and "<b>" not in page

@@ -128,8 +128,6 @@ def refuse_unused(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     for kind, option in (("pair", "max_pairs"), ("triple", "max_triples")):
         if kind not in method.group_sizes:
             refuse(option, f"with --method {args.method}")
-    if args.batch:
-        refuse("concurrency requests_per_minute tokens_per_minute timeout max_wait", "with --batch")
     if not args.corpus:
         refuse("strict", "without --corpus")
 

@@ -80,7 +80,6 @@ WITHOUT_EFFECT = [
     ),
     ("evaluation.py --model_path x --concurrency 2", "--concurrency: without effect without --base_url"),
     ("data/entigraph.py 0 --method rephrase --max_pairs 3", "--max_pairs: without effect with --method rephrase"),
-    ("data/entigraph.py 0 --batch submit --concurrency 3", "--concurrency: without effect with --batch"),
     ("data/entigraph.py 0 --strict", "--strict: without effect without --corpus"),
     ("data/make_questions.py --task x --strict", "--strict: without effect without --corpus"),
     ("train.py --task_name example --conversations x", "--conversations: without effect with --task_name example"),

@@ -15,7 +15,7 @@ from utils.errors import UserError
 
 LOG_INTERVAL_S = 60.0  # between two lines of progress, where stderr is not a terminal
 BAR_INTERVAL_S = 0.5
-LARGEST = 10**12  # of all numeric options
+LARGEST, LARGEST_FLOAT = 10**12, 1e36  # of all numeric options
 CORPUS_HELP = "a folder of your own documents (txt, md, jsonl, html, pdf), in place of --task"
 
 
@@ -41,7 +41,8 @@ def make_parser(description: str, **settings: object) -> Parser:
 
 
 def number_type(convert: type, rule: str, holds: Callable) -> Callable:
-    """An argument type for numbers up to LARGEST; `rule` says in words what `holds` checks."""
+    """An argument type for numbers up to LARGEST or LARGEST_FLOAT; `rule` says in words what `holds` checks."""
+    limit = LARGEST if convert is int else LARGEST_FLOAT
 
     def parse(text: str):
         try:
@@ -50,8 +51,8 @@ def number_type(convert: type, rule: str, holds: Callable) -> Callable:
             value = None
         if value is None or not holds(value):
             raise argparse.ArgumentTypeError(f"{text}: must be {rule}")
-        if value > LARGEST:
-            raise argparse.ArgumentTypeError(f"{text}: must be at most {LARGEST:,}")
+        if value > limit:
+            raise argparse.ArgumentTypeError(f"{text}: must be at most {limit:,}")
         return value
 
     return parse

@@ -219,6 +219,7 @@ class Journal:
     ):
         self.path = path
         self._open()
+        self._was_empty = not os.fstat(self._file.fileno()).st_size
         self.records: list[dict] = []
         if not self._read(keep):
             with atomic_write(path) as file:
@@ -232,7 +233,7 @@ class Journal:
             write_record(self._file, record)
 
     def close(self) -> None:
-        if not self._file.closed and not os.fstat(self._file.fileno()).st_size:
+        if self._was_empty and not self._file.closed and not os.fstat(self._file.fileno()).st_size:
             self.path.unlink(missing_ok=True)  # nothing was appended
         self._file.close()
 

@@ -199,16 +199,19 @@ class LiveRun(GenerationRun):
             print(f"the passages have {self.store.passage_tokens():,} tokens, which --target_tokens asks for")
         if self.budget_spent:
             print("The budget is spent; the same command with a larger budget resumes from here.")
-        if cut := [self.documents[uid] for uid in self.store.cut_lists if uid in self.documents]:
-            raise UserError(
-                f"{len(cut)} lists of {self.settings.list_kind} were cut at --max_tokens (the last: {cut[-1].title}), and "
-                "their documents have no passages; give a larger --max_tokens, or --retry_failed"
-            )
+        faults = []
         if self.failed:
-            raise UserError(
+            faults.append(
                 f"{self.failed} calls failed (the last: {self.last_error}); all other replies are saved; "
                 "the same command retries the failed calls, and --retry_failed those that were paid for"
             )
+        if cut := [self.documents[uid] for uid in self.store.cut_lists if uid in self.documents]:
+            faults.append(
+                f"{len(cut)} lists of {self.settings.list_kind} were cut at --max_tokens (the last: {cut[-1].title}), and "
+                "their documents have no passages; give a larger --max_tokens, or --retry_failed"
+            )
+        if faults:
+            raise UserError("; ".join(faults))
 
 
 def _raise_open_file_limit(concurrency: int) -> None:

@@ -103,13 +103,16 @@ def test_ctrl_c_leaves_nothing_running(gguf):
 
 
 def test_step_1_over_the_real_server(home, gguf):
-    """With 8 tokens the entity call is truncated, fails after three attempts, and is reported."""
+    """With 8 tokens the entity call is truncated, fails after three attempts, and is reported; its record says that it
+    was cut, so that the next start does not pay for it again."""
     command = f"{sys.executable} {ROOT}/data/entigraph.py 0 --task example --model smol --max_tokens 8".split()
     done = subprocess.run(server_command(gguf, *command), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "error: 1 calls failed" in done.stderr
     (journal,) = paths.passages_dir("example", "smol").glob("*.jsonl")
-    assert json.loads(journal.read_text())["finish_reason"] == "error"
+    record = json.loads(journal.read_text())
+    assert (record["finish_reason"], record["max_tokens"], record["tries"]) == ("length", 8, 3)
+    assert record["error"]
 
 
 def test_missing_model_is_reported():

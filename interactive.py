@@ -14,24 +14,24 @@ import argparse
 import functools
 import sys
 
-from chat.compare import OPEN_BOOK, Comparer, Corpus, Side, label_sides
-from chat.conversation import Conversation, Engine, Sampling, parse_temperature
+from chat.compare import OPEN_BOOK, Comparer, Corpus, Side, corpus_names, label_sides, trained_task
+from chat.conversation import Conversation, Sampling, parse_temperature
+from chat.engines import make_engine, open_engine
 from chat.repl import Repl, print_notice
-from chat.web import WebSettings, serve
-from tasks.documents import load_task
+from chat.web import Article, WebSettings, serve
+from tasks.documents import Document, load_task
 from tasks.rag import message_search
 from tasks.readers import import_corpus
 from utils import cli, paths
 from utils.cli import int_between, positive_fraction, positive_int
 from utils.errors import UserError, run
-from utils.io import read_json
 
 
 def main() -> None:
     args = parse_arguments()
     validate(args)
-    task = import_corpus(args.corpus, args.strict) if args.corpus else args.task
-    titles = [document.title for document in load_task(task or "quality")] if args.articles else []
+    task = args.task = import_corpus(args.corpus, args.strict) if args.corpus else args.task
+    documents = load_task(task or "quality") if args.articles else []
     find_corpus = functools.cache(lambda: Corpus(task, message_search(load_task(task))) if task else None)
     corpus = find_corpus() if args.compare else None  # its errors, before a model is loaded
     engine = make_engine(args)
@@ -43,7 +43,7 @@ def main() -> None:
     label_sides(sides)
     sampling = Sampling(args.temperature, args.top_p, args.max_tokens, args.seed)
     if args.web:
-        serve(sides, WebSettings(sampling, args.system, titles, args.host, args.port, corpus))
+        serve(sides, web_settings(args, sides, sampling, corpus, documents))
         return
     if any(side.engine.is_base_model for side in sides):
         print_notice("Base model: it continues the text of each message, and sees no earlier messages.")
@@ -102,47 +102,31 @@ def validate(args: argparse.Namespace) -> None:
         raise UserError("--task and --corpus: for titles and passages only; add --articles or --compare MODEL")
 
 
-def make_engine(args: argparse.Namespace) -> Engine:
-    """The model to chat with: a server's or a local checkpoint."""
-    name = args.model or args.model_path
-    if args.base_url:
-        engine = open_engine(args, name, "--model")
-        if not name:
-            print_notice(f"using {engine.name}")
-        return engine
-    return open_engine(args, name or newest_instruct_checkpoint(), "--model_path")
+def web_settings(
+    args: argparse.Namespace, sides: list[Side], sampling: Sampling, corpus: Corpus | None, documents: list[Document]
+) -> WebSettings:
+    """The page's settings: the documents of --articles, what is known about the models, the passages of their corpus."""
+    task = args.task or next(filter(None, (trained_task(side.engine.name) for side in sides)), "")
+    articles = [Article(one.title, " ".join(filter(None, (one.byline, one.year))), one.text) for one in documents]
+    known = {side.label: describe_checkpoint(side.engine.name) for side in sides}
+    labelled = [f"{label}: {text}" if len(sides) > 1 else text for label, text in known.items() if text]
+    pages = [page for page in map(paths.passage_page, sorted(corpus_names(task), reverse=True)) if page.is_file()]
+    command = f"python data/inspect_entigraph.py --task {task} --html" if task else ""
+    about, page = " · ".join(labelled), pages[0] if pages else None
+    return WebSettings(sampling, args.system, articles, args.host, args.port, corpus, about, page, command)
 
 
-def open_engine(args: argparse.Namespace, name: str | None, flag: str) -> Engine:
-    """A model of the server, or a local checkpoint."""
-    # Heavy imports, after parsing: openai or torch, not both.
-    if args.base_url:
-        from chat.api_engine import ApiEngine
+def describe_checkpoint(name: str) -> str:
+    """The corpus that a checkpoint was trained on, and its accuracy, as far as they are known."""
+    from tasks.results import describe_metrics, read_result  # heavy: numpy, scipy
 
-        return ApiEngine(name, args.base_url, args.complete, flag)
-    from chat.local_engine import LocalEngine, memory_notice
-
-    cli.silence_transformers()
-    if flag != "--model_path" and (notice := memory_notice(name)):
-        print_notice(notice)
-    return LocalEngine(name, args.complete, flag)
-
-
-def newest_instruct_checkpoint() -> str:
-    """The instruction-tuned checkpoint that finished last."""
-    finished = {
-        record.parent: record.stat().st_mtime_ns
-        for record in paths.ckpts_dir().glob("instruct-*/run.json")
-        if read_json(record, "name a checkpoint with --model_path").get("finished")
-    }
-    if not finished:
-        raise UserError(
-            f"{paths.ckpts_dir()}/instruct-*: no finished checkpoint; make one with ./scripts/train.sh "
-            "--task_name instruct, or name another with --model_path"
-        )
-    newest = max(finished, key=finished.get)
-    print_notice(f"using {newest}")
-    return str(newest)
+    task, file = trained_task(name), paths.evaluation_file(name)
+    parts = [f"trained on {task}"] if task else []
+    if file.is_file():
+        result = read_result(file)
+        if result["protocol"].get("weights") == paths.weights_state(name):
+            parts.append(f"closed book on {result['protocol'].get('task')}: {describe_metrics(result['metrics'])}")
+    return "; ".join(parts)
 
 
 if __name__ == "__main__":

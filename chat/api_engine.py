@@ -24,7 +24,7 @@ API_ERRORS = (openai.APIError, ValueError)  # ValueError: a body that is not JSO
 class ApiEngine:
     """A model on a server. Token counts are estimated from bytes."""
 
-    concurrency = 8  # more wait in Gradio's queue
+    concurrency = 8  # visitors of the page; more wait
 
     def __init__(self, name: str | None, base_url: str, complete: bool = False, flag: str = "--model"):
         self._key, self._address = find_key(base_url), Address.parse(check_url(base_url))

@@ -1,14 +1,13 @@
-"""Limits of the chat page's server: no uploads, and bounded requests."""
+"""Limit of the requests that the chat page's server reads."""
 
 from collections.abc import Awaitable, Callable
 
 MAX_BODY_BYTES = 8 << 20  # a message with a long conversation before it
-UPLOAD = "/upload"  # Gradio keeps what anybody sends there, though the page has no upload
 Handler = Callable[..., Awaitable]
 
 
 class BodyLimit:
-    """ASGI middleware that answers uploads with 404, and bodies above MAX_BODY_BYTES with 413."""
+    """ASGI middleware that answers bodies above MAX_BODY_BYTES with 413."""
 
     def __init__(self, app: Handler):
         self.app = app
@@ -19,9 +18,7 @@ class BodyLimit:
             return
         headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"0")
-        if scope["path"].rstrip("/").endswith(UPLOAD):
-            await _refuse(send, 404)
-        elif not length.isdigit() or int(length) > MAX_BODY_BYTES:
+        if not length.isdigit() or int(length) > MAX_BODY_BYTES:
             await _refuse(send, 413)
         else:
             await self.app(scope, _limited(receive), send)

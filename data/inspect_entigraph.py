@@ -84,7 +84,8 @@ def main() -> None:
         bar = cli.progress_bar(iterable=known, desc="reading", unit="document")
         target = paths.passage_page(args.task)
         price = None if args.input else find_price(paths.prices_file(), args.model)
-        result = write_page(target, f"Passages: {folder.name}", bar, len(known), price)
+        title = f"Passages of {args.task}" + ("" if args.input else f" by {args.model}")
+        result = write_page(target, title, bar, len(known), price)
         cli.print_result(result, f"{result['shown']:,} of {result['passages']:,} passages -> {target}")
     else:
         print_statistics(folder, documents, groups)

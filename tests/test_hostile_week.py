@@ -483,19 +483,13 @@ def test_long_waits_are_said_and_longer_ones_end_the_run(server, capfd):
     assert capfd.readouterr().err == ""
 
 
-# B3: the page has no upload, and bounded requests
+# B3: bounded requests of the page; that it has no upload is tested in chat/test_web.py
 
 
 @pytest.mark.parametrize(
-    ("path", "length", "status"),
-    [
-        ("/gradio_api/upload", "5", 404),
-        ("/queue/join", "5", 200),
-        ("/queue/join", str(9 << 20), 413),
-        ("/x", "-1", 413),
-    ],
+    ("path", "length", "status"), [("/reply", "5", 200), ("/reply", str(9 << 20), 413), ("/x", "-1", 413)]
 )
-def test_uploads_and_large_bodies_are_refused(path, length, status):
+def test_large_bodies_are_refused(path, length, status):
     from chat.body_limit import BodyLimit
 
     sent = []

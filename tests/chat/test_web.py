@@ -185,7 +185,7 @@ def test_taken_port_is_reported(home):
 
 
 def test_notices_are_not_part_of_the_history():
-    from chat.web import to_conversation
+    from chat.replies import to_conversation
 
     history = [
         {"role": "user", "content": "too long"},
@@ -373,12 +373,16 @@ def test_requests_that_the_page_does_not_send(home):
         assert post(site.port, json.dumps(good).encode()) == 200
         assert post(site.port, json.dumps(good).encode(), content_type="text/plain") == 415  # a form of another site
         assert post(site.port, json.dumps(good).encode(), host="evil.example") == 400  # a name that points here
-        for bad in (
-            b"", b"[1]", b"\xff", b"[" * 100_000, json.dumps(good | {"histories": []}).encode(),
-            json.dumps(good | {"histories": [[1]]}).encode(), json.dumps(good | {"temperature": "x"}).encode(),
-            json.dumps(good | {"message": " "}).encode(), json.dumps(good | {"histories": 3}).encode(),
-            json.dumps(good | {"histories": [[{"role": "system", "content": "x"}]]}).encode(),
-        ):  # fmt: skip
+        changes = (
+            {"histories": []},
+            {"histories": [[1]]},
+            {"histories": 3},
+            {"temperature": "x"},
+            {"message": " "},
+            {"histories": [[{"role": "system", "content": "x"}]]},
+        )
+        bodies = [json.dumps(good | change).encode() for change in changes]
+        for bad in (b"", b"[1]", b"\xff", b"[" * 100_000, *bodies):
             assert post(site.port, bad) == 400
         connection = http.client.HTTPConnection("127.0.0.1", site.port, timeout=20)
         paths = [("GET", path) for path in ("/articles/0", "/data/../../etc/passwd", "/data/x.html", "/data/")]
@@ -395,7 +399,7 @@ def test_visitors_take_turns(home):
 
     from chat.compare import Side
     from chat.conversation import Conversation, Sampling
-    from chat.web import Request, stream_lines
+    from chat.replies import Request, stream_lines
 
     class Slow:
         name, context, is_base_model, concurrency, closed = "slow", 1 << 20, False, 1, 0

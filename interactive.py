@@ -49,7 +49,8 @@ def main() -> None:
         print_notice("Base model: it continues the text of each message, and sees no earlier messages.")
     if sys.stdin.isatty():
         print_notice("/help lists the commands, Ctrl-D quits.")
-    Repl(sides, sampling, comparer).run()
+    titles = [document.title for document in load_task(task)] if task and sys.stdin.isatty() else []
+    Repl(sides, sampling, comparer, titles).run()
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -5,20 +5,20 @@ import contextlib
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from chat.compare import Comparer, Side, format_passages, label_sides, load_sides, no_passages, save_sides
 from chat.conversation import ReplyStatus, Sampling, parse_temperature
+from chat.terminal import read_terminal, reply_screen
 from inference.completions import strip_reasoning
 from inference.retrieval import Chunk
-from utils import paths
 from utils.errors import UserError, first_line
 
 HELP = """\
 Enter sends; Alt-Enter, or a \\ at the end of a line, starts a new line; the arrow keys recall earlier messages.
-Ctrl-C stops a reply, Ctrl-D quits.
+Tab completes commands, file names and titles of the corpus. Ctrl-C stops a reply, Ctrl-D quits.
   /reset              start a new conversation
   /system [TEXT]      show or set the system message; /system - removes it
   /retry              remove the last reply and ask again
@@ -36,9 +36,11 @@ class Repl:
     """Reads messages and commands; replies go to stdout, with labels and passages if two models are compared, everything
     else to stderr."""
 
-    def __init__(self, sides: list[Side], sampling: Sampling, comparer: Comparer):
+    def __init__(self, sides: list[Side], sampling: Sampling, comparer: Comparer, titles: Sequence[str] = ()):
         self.sides, self.sampling, self.comparer = sides, sampling, comparer
+        self.titles = list(titles)  # completed by Tab
         self.interactive = sys.stdin.isatty()
+        self.on_terminal = self.interactive and sys.stdout.isatty()
         self.replies = 0  # added to the seed
         self.show_speed = False
         self.unanswered: str | None = None  # the message that /retry sends after an error
@@ -46,7 +48,8 @@ class Repl:
 
     def run(self) -> None:
         """Run until /quit or the end of the input; input from a pipe stops at the first error."""
-        for text in read_terminal() if self.interactive else read_pipe():
+        names = [f"/{name}" for name in (*self.commands(), "quit")]
+        for text in read_terminal(names, self.titles, print_notice) if self.interactive else read_pipe():
             if text == "/quit":
                 break
             try:
@@ -59,12 +62,14 @@ class Repl:
                     raise
                 print_notice(f"error: {error}" + ("; /retry asks again" if self.unanswered else ""))
 
-    def command(self, name: str, argument: str) -> None:
+    def commands(self) -> dict[str, Callable[[str], None]]:
         methods = (self.reset, self.system, self.retry, self.save, self.load, self.temperature, self.compare)
-        commands = {method.__name__: method for method in (*methods, self.speed, self.help)}
-        if name not in commands:
+        return {method.__name__: method for method in (*methods, self.speed, self.help)}
+
+    def command(self, name: str, argument: str) -> None:
+        if name not in self.commands():
             raise UserError(f"there is no /{name}; /help lists the commands")
-        commands[name](argument.strip())
+        self.commands()[name](argument.strip())
 
     def ask(self, message: str) -> None:
         """Run one turn. A model that gave no reply does not have the message in its conversation; if none gave one, or
@@ -84,6 +89,8 @@ class Repl:
             self.unanswered = None
         if compared:
             print(clean(f"── passages ──\n{format_passages(passages) or no_passages(corpus)}\n"), flush=True)
+        elif self.on_terminal:
+            print(flush=True)
 
     def ask_side(self, side: Side, message: str, passages: list[Chunk]) -> bool:
         """Print one model's reply and add it to its conversation. Returns False if there is none."""
@@ -112,10 +119,11 @@ class Repl:
         sampling = replace(self.sampling, seed=self.sampling.seed + self.replies)
         reply = ""
         try:
-            with contextlib.closing(side.stream(passages, sampling, status, print_notice)) as pieces:
+            pieces = side.stream(passages, sampling, status, print_notice)
+            with contextlib.closing(pieces), reply_screen(self.on_terminal) as show:
                 for piece in pieces:
                     reply += piece
-                    print(clean(piece), end="", flush=True)
+                    show(clean(piece))
         except KeyboardInterrupt:
             if not self.interactive:
                 raise
@@ -234,52 +242,3 @@ def read_pipe() -> Iterator[str]:
         yield message.strip()
         message = ""
     yield message.strip()
-
-
-def read_terminal() -> Iterator[str]:
-    """Messages typed by the user, with a history and multi-line editing, until Ctrl-D."""
-    session = make_prompt_session()
-    while True:
-        try:
-            yield replace_invalid_utf8(session.prompt()).strip()
-        except KeyboardInterrupt:  # clears the line
-            print_notice("/quit or Ctrl-D quits")
-        except EOFError:
-            return
-
-
-def make_prompt_session():
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.filters import is_searching
-    from prompt_toolkit.history import FileHistory
-    from prompt_toolkit.key_binding import KeyBindings
-
-    class History(FileHistory):
-        def store_string(self, string: str) -> None:
-            super().store_string(replace_invalid_utf8(string))
-
-    keys = KeyBindings()
-
-    @keys.add("enter", filter=~is_searching)
-    def send(event) -> None:
-        buffer = event.current_buffer
-        if buffer.document.text_before_cursor.endswith("\\"):
-            buffer.delete_before_cursor()
-            buffer.insert_text("\n")
-        else:
-            buffer.validate_and_handle()
-
-    @keys.add("escape", "enter")
-    def insert_line_break(event) -> None:
-        event.current_buffer.insert_text("\n")
-
-    paths.chat_history().parent.mkdir(parents=True, exist_ok=True)
-    paths.chat_history().touch(mode=0o600)
-    paths.chat_history().chmod(0o600)  # for the user's eyes alone
-    history = History(str(paths.chat_history()))
-    return PromptSession("> ", history=history, multiline=True, key_bindings=keys, prompt_continuation="  ")
-
-
-def replace_invalid_utf8(text: str) -> str:
-    """U+FFFD for the surrogates by which Python represents typed bytes that are not UTF-8."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

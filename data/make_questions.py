@@ -97,11 +97,11 @@ def main() -> None:
     keep_earlier_quiz(target, records)
     with atomic_write(target) as file:
         file.write(jsonl(records))
-    if failed:
-        raise UserError(f"{failed}; {target} has the questions about the other documents")
     covered = len({document.uid for document, _ in kept})
     result = maker.counts | {"kept": len(kept), "file": str(target)}
     print_result(result, f"{len(kept):6} kept, about {covered} of {len(documents)} documents -> {target}")
+    if failed:
+        raise UserError(f"{failed}; {target} has the questions about the other documents")
 
 
 def keep_earlier_quiz(target: Path, records: list[dict]) -> None:

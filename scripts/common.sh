@@ -15,21 +15,26 @@ show_help() {
     exit
 }
 
+# Copy the input to stderr and to stdout. The shell does it: `tee /dev/stderr` would truncate a log file.
+copy() { while IFS= read -r line; do printf '%s\n' "$line" >&2; printf '%s\n' "$line"; done; }
+
 # json_value KEY COMMAND...: run the command, copy its output to stderr, and print the value of KEY in the JSON
-# object on its last line. The copy is made by the shell: `tee /dev/stderr` would truncate a log file.
+# object on its last line.
 json_value() {
     local key="$1" output
     shift
-    output=$("$@" | while IFS= read -r line; do printf '%s\n' "$line" >&2; printf '%s\n' "$line"; done) || return
+    output=$("$@" | copy) || return
     "$python" -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])' "$key" <<< "${output##*$'\n'}"
 }
 
-# continue_after_user_errors SENTENCE COMMAND...: run a command; after exit code 2 print the sentence and go on. Any other
-# failure ends the script, Ctrl-C too, which Python scripts turn into 130: bash does not end by itself then.
+# continue_after_user_errors SENTENCE COMMAND...: run a command, and go on with what came if some of its calls failed: then
+# its exit code is 2, and its last line is the result, in JSON. Any other failure ends the script: a step that could not
+# begin, and Ctrl-C, which Python scripts turn into 130: bash does not end by itself then.
 continue_after_user_errors() {
-    local sentence="$1" status=0
+    local sentence="$1" status=0 output
     shift
-    "$@" || status=$?
-    [ "$status" -ne 2 ] || echo "$sentence"
-    [ "$status" -eq 0 ] || [ "$status" -eq 2 ] || exit "$status"
+    output=$("$@" | copy) || status=$?
+    [ "$status" -ne 0 ] || return 0
+    [ "$status" -eq 2 ] && [[ "${output##*$'\n'}" == "{"* ]] || exit "$status"
+    echo "$sentence"
 }

@@ -335,11 +335,11 @@ def test_advice_to_run_code_is_not_passed_on():
 
 
 def test_the_chat_history_is_private(home, monkeypatch):
-    from chat import repl
+    from chat import terminal
     from utils import paths
 
     monkeypatch.setattr("prompt_toolkit.PromptSession", lambda *arguments, **options: None)
-    repl.make_prompt_session()
+    terminal.make_prompt_session([], [])
     assert stat.S_IMODE(paths.chat_history().stat().st_mode) == 0o600
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -482,3 +483,69 @@ def test_loading_an_invalid_conversation(tmp_path, content):
     with pytest.raises(UserError, match=r"t\.jsonl"):
         conversation.load(tmp_path / "t.jsonl")
     assert conversation.system == "kept"
+
+
+def test_tab_completes_commands_files_and_titles(home, server):
+    opened = Terminal("--base_url", server.url, "--task", "example")
+
+    def complete(typed: str, completed: str, then: str) -> None:
+        opened.send(typed, end="\t")
+        opened.expect(completed)
+        opened.send(then)
+
+    complete("/temp", "erature", " 0.5")
+    opened.expect("temperature: 0.5")
+    opened.send("hello")
+    opened.expect("turn 1: hello")
+    opened.send(f"/save {home}/talk.jsonl")
+    opened.expect("saved")
+    complete(f"/load {home}/ta", "lk.jsonl", "")
+    opened.expect("1 turns")
+    complete("What is told in the glassb", "Glassblowers' Strike", "?")
+    opened.expect("turn 2: What is told in The Glassblowers' Strike")
+    assert opened.quit() == 0
+
+
+def test_what_is_typed_during_a_reply_is_the_next_message(terminal, server):
+    terminal.send("slow please")
+    terminal.expect("word5 ")
+    terminal.send("typed ahead", end="")
+    terminal.expect("word20 ")
+    shown = terminal.process.before.decode()
+    assert "typed" not in shown and not re.search("word(?! ?[0-9])", shown.replace("\r\n", " "))
+    terminal.send("!")
+    terminal.expect("turn 2: typed ahead!")
+    assert terminal.quit() == 0
+
+
+def test_lines_are_broken_between_words_and_turns_are_set_apart(terminal, server):
+    terminal.process.setwinsize(40, 25)
+    terminal.send("abcdefghi " * 6)
+    terminal.expect("turn 1: ")
+    terminal.expect("\r\n\r\n")
+    lines = terminal.process.before.decode().split("\r\n")
+    assert [line.strip() for line in lines] == ["abcdefghi", *["abcdefghi abcdefghi"] * 2, "abcdefghi"]
+
+
+@pytest.mark.parametrize("width", [7, 20])
+def test_word_wrap(width):
+    from chat.terminal import WordWrap
+
+    text = "a bc  def\n\nghij   klmnop qrstuvwxyzabcdefghi 12 灯台の光 end "
+    wrap = WordWrap(width)
+    shown = "".join([*map(wrap.feed, text), wrap.rest()])
+    assert shown.split() == text.split() or shown.replace("\n", "").replace(" ", "") == "".join(text.split())
+    whole = WordWrap(width)
+    assert whole.feed("x" * 30 + " y") == "x" * 30
+    assert whole.rest() == " y"
+    for line in shown.split("\n"):
+        assert len(line) <= width or " " not in line.strip()
+
+
+def test_titles_that_begin_with_the_end_of_a_message():
+    from chat.terminal import matching_titles
+
+    titles = ["The Lamp", "The Lamp at Skarrow Head", "Bells"]
+    assert matching_titles("tell me about the la", titles) == [("The Lamp", 6), ("The Lamp at Skarrow Head", 6)]
+    assert matching_titles('about "bel', titles) == [("Bells", 3)]
+    assert matching_titles("amp", titles) == [] == matching_titles("", titles)

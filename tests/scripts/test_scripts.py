@@ -29,12 +29,18 @@ def test_help_is_the_header_comment(name):
     assert "set -" not in done.stdout
 
 
-@pytest.mark.parametrize(("status", "out"), [(0, "next\n"), (2, "going on\nnext\n"), (1, ""), (130, "")])
-def test_only_user_errors_of_a_stage_are_passed_over(status, out):
-    """After Ctrl-C in step 1, which ends with 130, own_corpus.sh and quickstart.sh went on with the next step."""
+@pytest.mark.parametrize(
+    ("status", "result", "out"),
+    [(0, "x", "next\n"), (2, '{"n": 1}', "going on\nnext\n"), (2, "x", ""), (1, '{"n": 1}', ""), (130, '{"n": 1}', "")],
+)
+def test_only_failed_calls_of_a_stage_are_passed_over(status, result, out):
+    """After Ctrl-C in step 1, which ends with 130, own_corpus.sh and quickstart.sh went on with the next step; and they
+    trained on what was there after an error that step 1 could not begin with, such as another process at work."""
     common = f"set -euo pipefail; source {ROOT}/scripts/common.sh"
-    done = shell("-c", f"{common}; continue_after_user_errors 'going on' bash -c 'exit {status}'; echo next")
+    step = f"bash -c 'echo begun; echo \"$1\"; exit {status}' step '{result}'"
+    done = shell("-c", f"{common}; continue_after_user_errors 'going on' {step}; echo next")
     assert (done.stdout, done.returncode) == (out, 0 if out else status)
+    assert done.stderr == f"begun\n{result}\n"
 
 
 def test_json_value_shows_the_output_and_passes_errors_on(tmp_path):

@@ -22,6 +22,7 @@ from utils.cli import make_parser, print_main, print_result, refuse_without_effe
 from utils.device import is_main_process, leave_process_group
 from utils.errors import name_disk_errors, run
 from utils.io import lock_folder, read_json
+from utils.progress import working
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -49,12 +50,12 @@ def train(args: argparse.Namespace, folder: Path) -> None:
     mixture = MixtureSettings.from_args(args)
     files = open_files(mixture)
 
-    # Heavy imports, after parsing.
-    from training import hardware, memory, trainer
-    from training.flops import flops_per_token, model_shape
-    from training.model import check_block_size, check_saving
-    from utils.checkpoint import say_what_is_kept, text_config
-    from utils.tokenizer import load_tokenizer, vocabulary_sha256
+    with working("starting torch"):  # heavy imports, after parsing
+        from training import hardware, memory, trainer
+        from training.flops import flops_per_token, model_shape
+        from training.model import check_block_size, check_saving
+        from utils.checkpoint import say_what_is_kept, text_config
+        from utils.tokenizer import load_tokenizer, vocabulary_sha256
 
     silence_transformers()
     tokenizer = load_tokenizer(args.model_name, "--model_name")

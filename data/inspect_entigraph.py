@@ -27,6 +27,7 @@ from tasks.documents import Document, load_task
 from utils import cli, paths
 from utils.errors import UserError, run
 from utils.io import write_json
+from utils.progress import progress_bar
 
 SHOWN_NAMES = 20
 LABELS = {
@@ -81,7 +82,7 @@ def main() -> None:
         print_document(choose_document(args.show, list(documents.values())), groups)
     elif args.html:
         known = [(documents[uid], group) for uid, group in groups.items() if uid in documents]
-        bar = cli.progress_bar(iterable=known, desc="reading", unit="document")
+        bar = progress_bar(iterable=known, desc="reading", unit="document")
         target = paths.passage_page(args.task)
         price = None if args.input else find_price(paths.prices_file(), args.model)
         title = f"Passages of {args.task}" + ("" if args.input else f" by {args.model}")
@@ -94,7 +95,7 @@ def main() -> None:
 def print_statistics(folder: Path, documents: dict[str, Document], groups: dict[str, list[Path]]) -> None:
     """Print the table, and write it with the values of each passage."""
     stats = CorpusStats()
-    for uid, group in cli.progress_bar(iterable=groups.items(), unit="document"):
+    for uid, group in progress_bar(iterable=groups.items(), unit="document"):
         if uid in documents:
             stats.add(group, documents[uid])
         else:

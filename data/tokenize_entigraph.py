@@ -25,6 +25,7 @@ from tasks.documents import Document, article_text, load_task, task_files
 from tasks.readers import RESERVED_TASKS
 from utils import cli, paths
 from utils.errors import UserError, run
+from utils.progress import progress_bar
 from utils.tokenizer import load_tokenizer, write_documents
 
 WELL_TOLD = 0.9  # fraction of the statements that the passages tell; below it `auto` mixes in the articles
@@ -72,7 +73,8 @@ def main() -> None:
     made_from: dict = {"seed": args.seed}
     if args.raw:
         target, sources = paths.articles_bin(args.task), task_files(args.task)
-        build = partial(shuffled_articles, load_task(args.task), args.seed)
+        documents = load_task(args.task)
+        build, number = partial(shuffled_articles, documents, args.seed), len(documents)
     else:
         target = paths.passages_bin(args.task, args.model, args.method)
         sources = args.input or [paths.passages_dir(args.task, args.model, args.method)]
@@ -80,8 +82,9 @@ def main() -> None:
         articles, mixed = choose_articles(args, files, locations) if args.with_articles else ([], {})
         made_from |= chosen | mixed
         build = partial(shuffled_texts, files, locations, articles, args.seed)
+        number = len(locations) + len(articles)
     made_from["sources"] = list(map(str, sources))
-    sidecar = write_documents(target, build, load_tokenizer(args.tokenizer), made_from)
+    sidecar = write_documents(target, build, load_tokenizer(args.tokenizer), made_from, documents=number)
     result = {"file": str(target), "tokens": sidecar["tokens"], "documents": sidecar["documents"]}
     cli.print_result(result, f"tokenizer {sidecar['tokenizer']}, encoder {sidecar['encoder']}")
 
@@ -146,12 +149,18 @@ def measure_coverage(documents: list[Document], files: list[Path], locations: np
     known = {document.uid: Statements(document.title, document.text) for document in documents}
     told = {uid: np.zeros(len(statements.texts), bool) for uid, statements in known.items()}
     size = 0
-    for (index, _), text in zip(locations, read_passages(files, locations), strict=True):
+    for index, text in passages_in_order(files, locations, "coverage"):
         size += len(text.encode())
         if (uid := document_uid(files[index].stem)) in known:
             told[uid] |= known[uid].told_by(text)
     every = np.concatenate([*told.values(), np.zeros(0, bool)])
     return float(every.mean()) if len(every) else 1.0, size
+
+
+def passages_in_order(files: list[Path], locations: np.ndarray, desc: str) -> Iterator[tuple[int, str]]:
+    """(index of its file, text) of each passage, with a progress bar."""
+    texts = progress_bar(iterable=read_passages(files, locations), total=len(locations), desc=desc, unit="passage")
+    return zip(locations[:, 0], texts, strict=True)
 
 
 def shuffled_texts(files: list[Path], locations: np.ndarray, articles: list[str], seed: int) -> Iterator[str]:
@@ -172,7 +181,7 @@ def reasons_to_drop(
     articles = {document.uid: document.text for document in documents}
     seen: set[bytes] = set()
     current, source, reasons = None, set(), []
-    for (index, _), text in zip(locations, read_passages(files, locations), strict=True):
+    for index, text in passages_in_order(files, locations, "quality"):
         if index != current:
             article = filters.words_of(articles.get(document_uid(files[index].stem), ""))
             current, source = index, set(filters.ngrams(article, filters.COPIED_N))

@@ -33,6 +33,7 @@ from utils.cli import (
 )
 from utils.errors import UserError, run
 from utils.io import sha256_text
+from utils.progress import progress_bar
 from utils.token_file import HELD_OUT_KEY, refuse_other_kind, write_tokens
 from utils.tokenizer import load_tokenizer, vocabulary_sha256
 
@@ -112,7 +113,7 @@ def describe(tokenizer, args: argparse.Namespace, sources: list[str]) -> dict:
 
 def pieces(records: Iterable[dict], tokenizer, args: argparse.Namespace, counts: dict) -> Iterator[list[np.ndarray]]:
     """Batches of conversations, or pieces of long ones, as (2, tokens) ids and mask; updates `counts`."""
-    records = iter(records)
+    records = iter(progress_bar(iterable=records, desc="encoding", unit="conversation"))
     while batch := list(itertools.islice(records, BATCH)):
         selected = select_conversations(batch, tokenizer, counts)
         encoded = []

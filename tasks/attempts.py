@@ -16,9 +16,10 @@ from tasks import scoring, short_answers
 from tasks.documents import Item
 from tasks.multiple_choice import PromptedQuestion, build_prompt
 from tasks.rag import Retrieved
-from utils.cli import progress_bar, settings_from_args, silence_transformers
+from utils.cli import settings_from_args, silence_transformers
 from utils.errors import UserError
 from utils.io import Journal
+from utils.progress import progress_bar, working
 
 DEFAULT_FEW_SHOT = 5
 MAX_TOKENS = {"short": 32}  # of an attempt, unless --max_tokens says otherwise
@@ -111,27 +112,33 @@ def collect_attempts(
         asked = {question.id: question for question in questions}
         attempts = {r["id"]: [scoring.reparse_attempt(asked[r["id"]], one) for one in r["attempts"]] for r in records}
         total, done = len(questions), len(attempts)
-        with progress_bar(total=total, initial=done, desc=settings.protocol, unit="question") as bar:
+        model = load_local_model(settings.model) if done < total and not settings.base_url else None
+        bar = progress_bar(total=total, initial=done, desc=settings.protocol, unit="question", leave=True)
 
-            def save(question: PromptedQuestion, answers: list[dict]) -> None:
-                attempts[question.id] = answers
-                journal.append({"id": question.id, "attempts": answers})
-                bar.update()
+        def save(question: PromptedQuestion, answers: list[dict]) -> None:
+            attempts[question.id] = answers
+            journal.append({"id": question.id, "attempts": answers})
+            bar.update()
 
+        with bar:
             if settings.base_url:
                 asyncio.run(_ask_server(questions, attempts, settings, save))
-            elif done < total:
-                _ask_local_model(questions, attempts, settings, save)
+            elif model:
+                _ask_local_model(model, questions, attempts, settings, save)
     return attempts
 
 
-def _ask_local_model(questions: Questions, done: dict, settings: AttemptSettings, save: Callable) -> None:
-    """Batches are the same in every run, and a batch with a missing question is answered as a whole, so that a
-    resumed evaluation gives the same answers as an uninterrupted one."""
-    from inference.local_model import LocalModel
+def load_local_model(name: str):
+    with working("starting torch"):
+        from inference.local_model import LocalModel
 
     silence_transformers()
-    model = LocalModel(settings.model)
+    return LocalModel(name)
+
+
+def _ask_local_model(model, questions: Questions, done: dict, settings: AttemptSettings, save: Callable) -> None:
+    """Batches are the same in every run, and a batch with a missing question is answered as a whole, so that a
+    resumed evaluation gives the same answers as an uninterrupted one."""
     answer = _sample_attempts if settings.protocol in READ_ATTEMPT else _score_options
     size = settings.batch_size
     for number, start in enumerate(range(0, len(questions), size)):

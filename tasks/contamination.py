@@ -11,6 +11,7 @@ from tasks.documents import Document
 from utils import paths
 from utils.errors import UserError, name_damage
 from utils.io import read_json
+from utils.progress import progress_bar
 from utils.token_file import TokenFile, choose_documents
 from utils.tokenizer import load_tokenizer
 from utils.words import words_of
@@ -101,7 +102,9 @@ def training_text(checkpoint: str, files: dict[Path, TrainedFile]) -> Iterator[s
         if file.meta.get("sha256") != trained.sha256:
             raise UserError(f"{path}: was replaced after training")
         chosen = choose_documents(len(file.ends), trained.subsample_ratio, trained.seed)
-        for ids in itertools.compress(file.documents(), chosen):
+        documents = itertools.compress(file.documents(), chosen)
+        name = f"contamination, {path.stem}"
+        for ids in progress_bar(iterable=documents, total=int(chosen.sum()), desc=name, unit="document"):
             yield tokenizer.decode(ids, skip_special_tokens=True)
 
 

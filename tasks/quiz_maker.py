@@ -16,9 +16,10 @@ from inference.server_facts import read_facts
 from tasks import facts, quiz, wrong_options
 from tasks.documents import Document
 from tasks.quiz import DraftQuestion
-from utils.cli import progress_bar, settings_from_args
+from utils.cli import settings_from_args
 from utils.errors import UserError
 from utils.io import Journal, json_digest
+from utils.progress import progress_bar
 
 QUESTION_TOKENS = 400  # for a question with its fact and options, as JSON
 CHECK_TOKENS, LETTER_TOKENS, SHORT_TOKENS = 200, 8, 32

@@ -13,9 +13,9 @@ import yaml
 from tasks.documents import check_task_name
 from tasks.line_structure import is_fixed, split_blocks
 from utils import paths
-from utils.cli import progress_bar
 from utils.errors import UserError, first_line
 from utils.io import atomic_write, read_jsonl, read_text
+from utils.progress import progress_bar
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".html", ".htm", ".pdf")
 MAX_FILE_BYTES = 32 << 20  # of one document: ten million tokens of English

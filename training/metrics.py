@@ -11,10 +11,10 @@ import torch
 from transformers import TrainerCallback
 
 from training.flops import mfu
-from utils.cli import progress_bar
 from utils.device import world_size
 from utils.errors import UserError
 from utils.io import atomic_write
+from utils.progress import progress_bar
 
 RECENT_STEPS = 20  # steps that the shown speed is averaged over
 
@@ -30,12 +30,17 @@ class Metrics(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         state.save_steps, state.eval_steps = args.save_steps, args.eval_steps  # not those stored in a checkpoint
-        self.first_step, self.begun = state.global_step, time.monotonic()
-        self.ends = deque([self.begun], maxlen=RECENT_STEPS)
+        self.first_step, self.bar = state.global_step, None
         if state.is_world_process_zero:
             self._drop_steps_after(state.global_step)
-        steps = {"total": state.max_steps, "initial": state.global_step, "unit": "step"}
-        self.bar = progress_bar("training", **steps, disable=not (self.show_bar and state.is_world_process_zero))
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        """Start the clock with the first step of this process: what comes before it is the held-out loss."""
+        if self.bar is None:
+            self.begun = time.monotonic()
+            self.ends = deque([self.begun], maxlen=RECENT_STEPS)
+            steps = {"total": state.max_steps, "initial": state.global_step, "unit": "step", "leave": True}
+            self.bar = progress_bar("training", **steps, disable=not (self.show_bar and state.is_world_process_zero))
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if "loss" not in logs:
@@ -57,10 +62,13 @@ class Metrics(TrainerCallback):
         self._write(state, {"held_out_loss": metrics["eval_loss"]})
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
 
     def tokens_per_s(self, state) -> float:
         """Mean over the steps of this process; steps before a resume do not count."""
+        if self.bar is None:  # resumed after the last step
+            return 0.0
         done = (state.global_step - self.first_step) * self.tokens_per_step
         return done / (time.monotonic() - self.begun)
 

@@ -28,6 +28,7 @@ from utils.checkpoint import last_checkpoint, remove_older_checkpoints
 from utils.cli import print_main
 from utils.device import is_main_process, world_size
 from utils.io import atomic_write
+from utils.progress import progress_bar, working
 from utils.token_file import IGNORE_INDEX
 
 
@@ -79,8 +80,9 @@ class ResumableTrainer(Trainer):
         return metrics
 
     def _save_checkpoint(self, model, trial) -> None:  # transformers 5.23
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
+        with working(f"saving checkpoint-{self.state.global_step}"):
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
         if self.args.should_save:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             for path in folder.rglob("*"):
@@ -124,7 +126,8 @@ def train(
     if held_out is not None:
         trainer.evaluate()
     if tokenizer is not None:
-        save(trainer, folder)
+        with working("saving the weights"):
+            save(trainer, folder)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     held_out_losses = metrics.held_out_losses() or [None]
     result = {"steps": len(blocks) // settings.bs, "tokens": len(blocks) * settings.block_size}
@@ -179,7 +182,8 @@ def held_out_loss(trainer: Trainer) -> float:
     total = torch.zeros(2, dtype=torch.float64)  # of the loss, and of the tokens
     was_training = model.training
     model.eval()
-    for first in range(0, len(blocks), ranks * size):
+    starts = range(0, len(blocks), ranks * size)
+    for first in progress_bar(iterable=starts, desc="held-out loss", unit="batch"):
         mine = range(min(first + rank * size, len(blocks)), min(first + (rank + 1) * size, len(blocks)))
         rows = [blocks[index] for index in mine] or [blocks[0]]
         batch = {name: values.to(trainer.args.device) for name, values in default_data_collator(rows).items()}

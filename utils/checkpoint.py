@@ -14,6 +14,7 @@ from utils import paths
 from utils.device import is_main_process
 from utils.errors import UserError, first_line
 from utils.hub import use_cache_without_network
+from utils.progress import working
 
 
 def load_checkpoint(name: str, dtype: torch.dtype, flag: str):
@@ -24,9 +25,10 @@ def load_checkpoint(name: str, dtype: torch.dtype, flag: str):
     """
     folder = find_checkpoint(name, flag)
     try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, trust_remote_code=False
-        )
+        with working(f"loading {paths.short_name(name)}"):
+            model, loaded = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, output_loading_info=True, trust_remote_code=False
+            )
     except ImportError as error:  # of a quantised checkpoint
         raise UserError(f"{flag} {name}: needs a package that is not installed: {first_line(error)}") from error
     except (OSError, ValueError) as error:

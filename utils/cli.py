@@ -1,4 +1,4 @@
-"""Command line: parser factory, argument types, shared flags, progress bars, results."""
+"""Command line: parser factory, argument types, shared flags, results."""
 
 import argparse
 import json
@@ -13,8 +13,6 @@ from utils import paths
 from utils.device import is_main_process
 from utils.errors import UserError
 
-LOG_INTERVAL_S = 60.0  # between two lines of progress, where stderr is not a terminal
-BAR_INTERVAL_S = 0.5
 LARGEST, LARGEST_FLOAT = 10**12, 1e36  # of all numeric options
 CORPUS_HELP = "a folder of your own documents (txt, md, jsonl, html, pdf), in place of --task"
 
@@ -132,19 +130,6 @@ def add_wait_flag(group) -> None:
 
 def add_seed_flag(group, help: str = "of every random choice") -> None:
     group.add_argument("--seed", type=seed_number, default=0, help=help)
-
-
-def progress_bar(desc: str = "", **settings: object):
-    """A tqdm bar on a terminal, one line a minute elsewhere. Settings are tqdm's (total, unit, …)."""
-    from tqdm import tqdm
-
-    desc = f"{desc}: " if desc else ""
-    if sys.stderr.isatty():
-        return tqdm(desc=desc, dynamic_ncols=True, mininterval=BAR_INTERVAL_S, **settings)
-    count = "{n_fmt} of {total_fmt} {unit}s, {remaining} left" if settings.get("total") else "{n_fmt} {unit}s"
-    line = f"{{desc}}{count}, {{rate_fmt}}{{postfix}}\n"
-    every = {"mininterval": LOG_INTERVAL_S, "maxinterval": LOG_INTERVAL_S, "delay": LOG_INTERVAL_S}
-    return tqdm(desc=desc, bar_format=line, leave=False, **every, **settings)
 
 
 def silence_transformers() -> None:

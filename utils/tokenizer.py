@@ -15,6 +15,7 @@ from utils import paths
 from utils.errors import UserError, first_line
 from utils.hub import use_cache_without_network
 from utils.io import json_digest
+from utils.progress import counted, working
 from utils.special_tokens import special_tokens
 from utils.token_file import write_tokens
 
@@ -28,8 +29,6 @@ CHECKED_LATER = 1 << 12
 def load_tokenizer(name: str, flag: str = "--tokenizer"):
     """The tokenizer of a checkpoint folder or Hub name. Raises UserError, which names the command-line `flag`,
     where none is found or it has no EOS token."""
-    from transformers import AutoTokenizer
-
     found = paths.resolve_checkpoint(name)
     if Path(found).is_dir() and not (Path(found) / "tokenizer_config.json").is_file():
         raise UserError(f"{found}: holds no tokenizer (tokenizer_config.json); save the base model's tokenizer into it")
@@ -37,7 +36,10 @@ def load_tokenizer(name: str, flag: str = "--tokenizer"):
         raise UserError(f"{flag} {name}: no such folder")
     use_cache_without_network()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(found, trust_remote_code=False)
+        with working(f"loading the tokenizer of {paths.short_name(name)}"):
+            from transformers import AutoTokenizer  # heavy
+
+            tokenizer = AutoTokenizer.from_pretrained(found, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{flag} {name}: not a folder, and could not be loaded from the Hub "
@@ -91,6 +93,7 @@ def write_documents(
     made: dict,
     enough: int | None = None,
     leave_rest: bool = False,
+    documents: int | None = None,
 ) -> dict:
     """Encode the documents that `build` yields into `path` and print a summary; returns the sidecar.
 
@@ -99,8 +102,16 @@ def write_documents(
 
     gigatoken is used first (about 100 times as fast as the Hugging Face tokenizer) and its ids are compared on a
     sample of the input; on a difference everything is encoded again by the Hugging Face tokenizer. `build` is then
-    called a second time and must yield the same texts.
+    called a second time and must yield the same texts. The progress bar counts up to `enough` tokens or the number of
+    `documents`, if known.
     """
+
+    def written(batches: Iterator[list[np.ndarray]], encoder: str) -> dict:
+        size = (lambda batch: sum(map(len, batch))) if enough else len
+        settings = {"total": enough or documents, "unit": "token" if enough else "document"}
+        shown = counted(_until(batches, enough, leave_rest), "encoding", size, **settings)
+        return _written(path, shown, about | {"encoder": encoder})
+
     about = made | {
         "tokenizer": tokenizer.name_or_path,
         "tokenizer_sha256": vocabulary_sha256(tokenizer),
@@ -111,12 +122,10 @@ def write_documents(
     fast = _gigatoken(tokenizer)
     if fast:
         try:
-            batches = _encoded(build(), tokenizer, fast)
-            return _written(path, _until(batches, enough, leave_rest), about | {"encoder": "gigatoken"})
+            return written(_encoded(build(), tokenizer, fast), "gigatoken")
         except _DifferentIds as error:
             print(f"gigatoken encodes {error} differently: encoding with transformers")
-    batches = _encoded(build(), tokenizer, None)
-    return _written(path, _until(batches, enough, leave_rest), about | {"encoder": "transformers"})
+    return written(_encoded(build(), tokenizer, None), "transformers")
 
 
 def _written(path: Path, batches: Iterator[list[np.ndarray]], about: dict) -> dict:

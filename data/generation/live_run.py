@@ -20,9 +20,9 @@ from inference.completions import PROMPT_CUT, CallFailed, CallStopped, PromptCut
 from inference.parallel import for_each
 from inference.rate_limiter import RateLimiter
 from inference.server_facts import read_facts
-from utils.cli import progress_bar
 from utils.errors import UserError
 from utils.io import read_journal
+from utils.progress import progress_bar, short_count
 
 LIST_TRIES = 3  # a reply without a list is paid for, so the tries are bounded
 FIGURES_INTERVAL_S = 0.5  # between two updates of the bar's figures: 15 us, and 2.5 us per lost call
@@ -51,7 +51,8 @@ class LiveRun(GenerationRun):
         try:
             await self._choose_order()
             asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._interrupt)
-            with progress_bar(total=total, unit="call") as self.bar:
+            with progress_bar(total=total, unit="call", leave=True) as self.bar:
+                self.bar.waits_for = limiter.describe_wait
                 try:
                     await self._send_all()
                 finally:
@@ -176,12 +177,13 @@ class LiveRun(GenerationRun):
     def _figures(self) -> str:
         figures = self.ledger.summary()
         tokens = figures["prompt_tokens"] + figures["completion_tokens"]
-        parts = [f"{tokens / 1e6:.2f}M tokens"]
+        parts = [f"{short_count(tokens)} tokens"]
         if figures["usd"] is not None:
             parts.append(f"${figures['usd']:.2f}")
         if figures["prompt_tokens"]:
             parts.append(f"{figures['cached_tokens'] / figures['prompt_tokens']:.0%} cached")
-        parts.append(f"{self.failed} failed")
+        if self.failed:
+            parts.append(f"{self.failed} failed")
         if self.client.refused:
             parts.append(f"{self.client.refused} rate-limited")
         return " · ".join(parts)

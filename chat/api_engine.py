@@ -11,14 +11,15 @@ from chat.conversation import UNKNOWN_CONTEXT, ContextExceeded, ReplyStatus, Sam
 from inference.client import print_once
 from inference.completions import THINK_TAGS, CallFailed, common_reason, join_parts, strip_reasoning
 from inference.keys import Address, find_key, redact
+from inference.server_facts import context_of
 from inference.server_habits import Fields, refused_field
 from utils.chat_template import replace_surrogates
-from utils.errors import UserError, first_line
+from utils.errors import UserError, first_line, name_damage
 from utils.io import read_json
 
 BYTES_PER_TOKEN = 3  # a cautious estimate, since the tokenizer is unknown: English has 4 to 5
 CONTEXT_ERROR = re.compile(r"context|too long|too many tokens|maximum.{0,40}(length|tokens)", re.I | re.S)
-API_ERRORS = (openai.APIError, ValueError)  # ValueError: a body that is not JSON
+API_ERRORS = (openai.APIError, ValueError, RecursionError)  # the latter: a body that is not JSON, or nested too deeply
 
 
 class ApiEngine:
@@ -93,7 +94,7 @@ class ApiEngine:
                 print_once(f"{self._url}: {note}")
 
     def _pieces(self, chunk, status: ReplyStatus) -> Iterator[str]:
-        for choice in chunk.choices or []:
+        for choice in first_choices(chunk):
             piece = choice.text if self.is_base_model else join_parts(getattr(choice.delta, "content", None))
             status.finish_reason = common_reason(choice.finish_reason) or status.finish_reason
             if piece:
@@ -114,6 +115,16 @@ class ApiEngine:
         if tokens:
             return UserError(f"{self._url}: the connection was lost during the reply ({text})")
         return UserError(f"{self._url}: no reply from the server: {text}")
+
+
+def first_choices(chunk) -> list:
+    """The part of a reply's first choice in a chunk of a stream, if it has one. Raises ValueError for anything else."""
+    choices = getattr(chunk, "choices", None)
+    if choices is None and hasattr(chunk, "choices"):
+        return []
+    if not isinstance(choices, list) or not all(hasattr(choice, "finish_reason") for choice in choices):
+        raise ValueError("the server sends something else than a stream of replies")
+    return [choice for choice in choices if not getattr(choice, "index", 0)]
 
 
 def hide_reasoning(pieces: Iterable[str], prompt: str) -> Iterator[str]:
@@ -159,7 +170,7 @@ def parse_models(response: object) -> dict[str, int | None] | None:
         return None
     if not all(isinstance(model, dict) and isinstance(model.get("id"), str) for model in models):
         return None
-    return {model["id"]: model.get("max_model_len") for model in models}
+    return {model["id"]: context_of(model.get("max_model_len")) for model in models}
 
 
 def context_of_folder(name: str) -> int | None:
@@ -168,4 +179,5 @@ def context_of_folder(name: str) -> int | None:
     if not config.is_file():
         return None
     content = read_json(config, "make it again")
-    return content.get("text_config", content).get("max_position_embeddings")
+    with name_damage(config, "make it again"):
+        return context_of(content.get("text_config", content).get("max_position_embeddings"))

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from chat.conversation import UNKNOWN_CONTEXT, ReplyStatus, Sampling
-from inference.local_model import LocalModel
+from inference.local_model import NO_NUMBERS, LocalModel
 from utils import chat_template, paths, probe
 from utils.checkpoint import context_length
+from utils.errors import UserError
 from utils.io import read_json
 from utils.tokenizer import encode_texts
 
@@ -54,7 +55,10 @@ class LocalEngine:
         reply = StreamedText(self.tokenizer)
         status.finish_reason = "length"
         for _ in range(min(sampling.max_tokens, self.context - len(prompt))):
-            token = sample_token(self._next_logits(prompt + reply.ids), sampling, generator)
+            logits = self._next_logits(prompt + reply.ids)
+            if logits.isnan().any():
+                raise UserError(f"{self.name}: {NO_NUMBERS}")
+            token = sample_token(logits, sampling, generator)
             status.tokens += 1
             if token in stop_ids:
                 status.finish_reason = "stop"

@@ -31,6 +31,8 @@ SHUFFLE_BUFFER = 10_000  # documents in memory while a stream is shuffled
 PIECE_CHARACTERS = 1 << 16  # a .txt file is cut at line ends into pieces of this size
 MIN_PIECE_CHARACTERS = 200
 TEST_TOKENS = 10**7
+LOOKED_AT_BYTES = 1 << 20
+MAX_INVALID = 1e-3  # fraction of a file's bytes that are not UTF-8
 BYTES_PER_TOKEN = 4  # English prose
 
 
@@ -99,8 +101,20 @@ def texts_of(file: Path, left_out: dict, small_pieces: bool) -> Iterator[str]:
     else:
         import datasets
 
-        stream = datasets.load_dataset("parquet", data_files=str(file), split="train", streaming=True)
-        yield from column_text(stream, str(file), left_out)
+        try:
+            stream = datasets.load_dataset("parquet", data_files=str(file), split="train", streaming=True)
+            yield from column_text(stream, str(file), left_out)
+        except ValueError as error:  # pyarrow's own is one
+            raise UserError(f"--text {file}: not a Parquet file ({first_line(error)})") from error
+
+
+def refuse_other_encodings(file: Path) -> None:
+    """Raise UserError for a file that is not UTF-8, by its beginning; single invalid bytes further on are replaced."""
+    with open(file, "rb") as stream:
+        start = stream.read(LOOKED_AT_BYTES)
+    wrong = start.decode(errors="replace").count("\ufffd") - start.decode(errors="ignore").count("\ufffd")
+    if b"\0" in start or wrong > 1 + len(start) * MAX_INVALID:
+        raise UserError(f"--text {file}: not UTF-8 text; convert it: iconv -f ENCODING -t UTF-8")
 
 
 def pieces(file: Path, small: bool) -> Iterator[str]:
@@ -109,6 +123,7 @@ def pieces(file: Path, small: bool) -> Iterator[str]:
     hundredth = max(MIN_PIECE_CHARACTERS, file.stat().st_size // 100)
     least = min(PIECE_CHARACTERS, hundredth) if small else PIECE_CHARACTERS
     lines, size = [], 0
+    refuse_other_encodings(file)
     with open(file, encoding="utf-8", errors="replace", newline="\n") as stream:
         for line in stream:
             lines.append(line)

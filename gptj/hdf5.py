@@ -136,10 +136,13 @@ def check_files(files: list[Path], vocab_size: int, max_length: int) -> tuple[li
 
 def _find_problem(file) -> str | None:
     data, examples = file.get("data"), file.attrs.get("n_examples")
+    is_link = isinstance(file.get("data", getlink=True), h5py.ExternalLink | h5py.SoftLink)
+    if is_link or (isinstance(data, h5py.Dataset) and (data.external or data.is_virtual)):
+        return "its data lies in another file; only rows in the file itself are read"
     if not isinstance(data, h5py.Dataset):
         return "has no dataset `data`"
-    if examples is None:
-        return "has no attribute n_examples"
+    if examples is None or np.ndim(examples):
+        return "has no attribute n_examples, a number"
     if data.dtype != np.int32 or data.ndim != 3 or data.shape[1] != 3:
         return f"data is {data.dtype} {data.shape}, not int32 (rows, 3, length)"
     if len(data) != examples:

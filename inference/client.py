@@ -1,7 +1,4 @@
-"""Asynchronous client for OpenAI-compatible servers, with retries, a rate limiter and a ledger.
-
-Knows prompts and replies, nothing of documents or entities.
-"""
+"""Asynchronous client for OpenAI-compatible servers, with retries, a rate limiter and a ledger."""
 
 import asyncio
 import contextlib
@@ -234,6 +231,7 @@ class Client:
 
     async def _attempt(self, request: _Request) -> dict:
         """One attempt, recorded in the ledger and spaced by the rate limiter."""
+        self._say_wait(self.rate_limiter.paused_s())
         call = await self.ledger.reserve(request.id, request.max_usage)
         estimated_tokens = request.max_usage.prompt / BYTES_PER_TOKEN
         started_at, usage, completion = None, ZERO, {}

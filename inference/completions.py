@@ -29,8 +29,9 @@ THINK_TAGS = ("think", "thinking", "thought", "thoughts", "reasoning", "seed:thi
 THINK = f"(?:{'|'.join(THINK_TAGS)})"
 OPENING, ANY_TAG = re.compile(rf"\s*<({THINK})>", re.I), re.compile(rf"</?{THINK}>", re.I)
 QUOTES = "`'\"“‘«"
-NOTE_REASON, NOTE_THINK, NOTE_PARTS = (
+NOTE_REASON, NOTE_UNKNOWN, NOTE_THINK, NOTE_PARTS = (
     "the server names the end of a reply in other words than OpenAI; they are read as `stop` and `length`",
+    "the server ends replies with a word that is not known; they are taken for cut",
     "replies begin with the model's reasoning (`</think>`); it is left out",
     "replies come as lists of parts; they are joined",
 )
@@ -124,7 +125,8 @@ def parse_choices(completion: dict, prompt: str = "") -> list[Reply]:
 
 def read_choice(text: str, reason: object, prompt: str) -> tuple[str, str, list[str]]:
     """Answer, finish_reason in OpenAI's words, and notes. Reasoning that never ends has no answer: a missing
-    finish_reason, or one that says the model ended by itself, becomes `length` and `empty`."""
+    finish_reason, or one that says the model ended by itself, becomes `length` and `empty`. An unknown finish_reason
+    becomes `length`: a text is kept, and `error` and `empty` are words of our own."""
     text = text.encode("utf-8", "replace").decode()  # half of a surrogate pair was seen once
     common = common_reason(reason)
     notes = [NOTE_REASON] if common != reason and common in FINISH_REASONS else []
@@ -132,6 +134,8 @@ def read_choice(text: str, reason: object, prompt: str) -> tuple[str, str, list[
     notes += [NOTE_THINK] if answer != text else []
     if text and not answer:
         common = "empty" if common == "stop" else common or "length"
+    elif common and common not in FINISH_REASONS:  # `error` and others: the text may have been cut anywhere
+        common, notes = ("length", [*notes, NOTE_UNKNOWN]) if answer.strip() else ("empty", notes)
     return answer, common or ("stop" if answer else "empty"), notes
 
 
@@ -183,7 +187,8 @@ def cut_at(text: str, stop: list[str]) -> str:
 def first_choice(completion: dict) -> dict:
     choices = completion.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise ValueError(f"the reply has no choices ({str(completion.get('error', ''))[:100]})")
+        error = completion.get("error", "")  # not shortened here: half a key could not be redacted
+        raise ValueError(f"the reply has no choices ({error})")
     return choices[0]
 
 
@@ -213,7 +218,11 @@ def parse_usage(usage: object) -> Usage | None:
     details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else 0
     counts = (usage.get("prompt_tokens"), cached or 0, usage.get("completion_tokens"))
-    return Usage(*counts) if all(isinstance(count, int) and count >= 0 for count in counts) else None
+    if not all(isinstance(count, int) and count >= 0 for count in counts):
+        return None
+    prompt, cached, completion = counts
+    # Some servers leave the tokens of their cache out of prompt_tokens.
+    return Usage(prompt if cached <= prompt else prompt + cached, cached, completion)
 
 
 def tokens_read(usage: object) -> int | None:

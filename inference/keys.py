@@ -3,14 +3,16 @@
 import base64
 import os
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, unquote_plus, urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
 from utils import paths
 from utils.errors import UserError
+from utils.io import read_text
 
 OPENAI_URL = "https://api.openai.com/v1"
 NO_KEY = "none"  # sent to local servers
+MIN_SECRET = 4  # characters; a shorter value of a query, such as `v=1`, is no secret
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,12 @@ class Address:
         return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
 
     def redact(self, text: str) -> str:
-        secrets = [self.user, self.query, self.user.partition(":")[2], *self.query.split("&")]
+        """A text without user, password and query, nor what a server could quote of them."""
+        user = [self.user, self.user.partition(":")[2]]
+        values = [part.partition("=")[2] for part in self.query.split("&")]
+        secrets = [*user, self.query, *self.query.split("&"), self.authorization, self.authorization[len("Basic ") :]]
+        secrets += [unquote(secret) for secret in user] + [value for value in values if len(value) >= MIN_SECRET]
+        secrets += [unquote_plus(value) for value in values if len(value) >= MIN_SECRET]
         for secret in sorted(filter(None, secrets), key=len, reverse=True):
             text = text.replace(secret, "***")
         return text
@@ -77,7 +84,7 @@ def find_key(base_url: str | None, variable: str = "OPENAI_API_KEY") -> str:
     optional. Raises UserError for a missing or malformed key."""
     key = os.environ.get(variable, "").strip()
     if not key and variable == "OPENAI_API_KEY" and paths.key_file().is_file():
-        key = paths.key_file().read_text().strip()
+        key = read_text(paths.key_file(), "write the key into it").strip()
     if not key and base_url:
         return NO_KEY
     if not key:

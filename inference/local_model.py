@@ -1,6 +1,7 @@
 """Completions and log-likelihoods of a local checkpoint, through transformers, on a GPU or the CPU."""
 
 import functools
+import math
 
 import torch
 from transformers import GenerationConfig
@@ -10,6 +11,8 @@ from utils import probe
 from utils.checkpoint import context_length, load_checkpoint
 from utils.errors import UserError
 from utils.tokenizer import encode_texts, load_tokenizer
+
+NO_NUMBERS = "gives no numbers (NaN); its weights are damaged, or too large for their type"
 
 
 class LocalModel:
@@ -33,7 +36,10 @@ class LocalModel:
         encoded = loglikelihood.encode(self.tokenizer, prompts, continuations)
         self._check_length(loglikelihood.longest_input(encoded))
         self.check_ids([ids for prompt, rows in encoded for ids in (prompt, *rows)])
-        return self._scorer.score(self.model, encoded)
+        scores = self._scorer.score(self.model, encoded)
+        if any(math.isnan(score) for row in scores for score in row):
+            raise UserError(f"{self.flag} {self.name}: {NO_NUMBERS}")
+        return scores
 
     @functools.cached_property
     def _scorer(self) -> loglikelihood.Scorer:
@@ -69,7 +75,12 @@ class LocalModel:
         mask = [[0] * pad + [1] * (longest - pad) for pad in padding]
         inputs = {"input_ids": ids, "attention_mask": mask}
         batch = {name: torch.tensor(rows, device=self.device) for name, rows in inputs.items()}
-        return self.model.generate(**batch, **settings)[:, longest:].tolist()
+        try:
+            return self.model.generate(**batch, **settings)[:, longest:].tolist()
+        except RuntimeError as error:
+            if "probability tensor" not in str(error):
+                raise
+            raise UserError(f"{self.flag} {self.name}: {NO_NUMBERS}") from error
 
     @functools.cached_property
     def _pads_on_the_left(self) -> bool:

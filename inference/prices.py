@@ -1,5 +1,6 @@
 """Token usage and prices of API calls."""
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,11 @@ def find_price(path: Path, model: str) -> Price | None:
     if entry is None:
         return None
     try:
-        return Price(**{name: float(value) for name, value in entry.items()})
+        price = Price(**{name: float(value) for name, value in entry.items()})
+        if not all(0 <= value < math.inf for value in vars(price).values()):  # no budget would end
+            raise ValueError("not a price")
     except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: {model!r} needs prompt, cached, completion and batch, each a number") from error
+        raise UserError(
+            f"{path}: {model!r} needs prompt, cached, completion and batch, each a number from 0 upwards"
+        ) from error
+    return price

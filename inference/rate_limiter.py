@@ -87,6 +87,10 @@ class RateLimiter:
         """Start no call for this long."""
         self._paused_until = max(self._paused_until, self._clock() + seconds)
 
+    def paused_s(self) -> float:
+        """Seconds of the longest waiting time that the server has named."""
+        return max(0.0, self._paused_until - self._clock())
+
     def wait_s(self) -> float:
         """Seconds until the next call may start, as currently known; 0 if it may start now."""
         now = self._clock()
@@ -181,7 +185,7 @@ def parse_limit_reset(headers) -> float:
     for kind in ("requests", "tokens"):
         remaining, limit, reset = (headers.get(f"x-ratelimit-{n}-{kind}") for n in ("remaining", "limit", "reset"))
         if remaining == "0" and (limit or "").isdigit():
-            parts = re.findall(r"([\d.]+)(ms|s|m|h|d)", reset or "")
+            parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", reset or "")
             reset_s = sum(float(number) * units_s[unit] for number, unit in parts)
             wait_s = max(wait_s, reset_s / max(1, int(limit)))
     return wait_s

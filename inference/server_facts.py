@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from inference.client import Client
 from inference.completions import CallFailed
+from inference.server_habits import MIN_CONTEXT
 from utils.errors import UserError
 
 
@@ -24,12 +25,17 @@ async def read_facts(client: Client) -> ServerFacts:
     models = [model for model in listed if isinstance(model, dict)] if isinstance(listed, list) else []
     if not any(model.get("owned_by") == "llamacpp" for model in models):
         lengths = [model.get("max_model_len") for model in models if model.get("id") == client.model]
-        return ServerFacts(next((length for length in lengths if isinstance(length, int)), None))
+        return ServerFacts(next(filter(None, map(context_of, lengths)), None))
     properties = await client.get("/props", of_root=True)
     settings = properties.get("default_generation_settings")
     context = settings.get("n_ctx") if isinstance(settings, dict) else None
     slots = properties.get("total_slots")
-    return ServerFacts(context if isinstance(context, int) else None, slots if isinstance(slots, int) else 0)
+    return ServerFacts(context_of(context), slots if isinstance(slots, int) and slots > 0 else 0)
+
+
+def context_of(value: object) -> int | None:
+    """A context that a server states; None for what is none, such as -1 for an unknown or unlimited one."""
+    return value if isinstance(value, int) and value >= MIN_CONTEXT else None
 
 
 async def count_tokens(client: Client, text: str) -> int | None:

@@ -66,7 +66,7 @@ def refused_field(status: int, content: bytes, body: dict) -> FieldRefused | Non
         always = name == "response_format" or (name == "n" and body["n"] != 1)
         if always or (UNSUPPORTED.search(message) and not OUT_OF_RANGE.search(message)):
             both = [other for other in OMITTED if other in named] if re.search(r"\bboth\b", message) else []
-            return FieldRefused(both[0] if both else name, " ".join(message.split())[:200])
+            return FieldRefused(both[0] if both else name, " ".join(message.split()))
     return None
 
 

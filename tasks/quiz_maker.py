@@ -17,7 +17,7 @@ from tasks import facts, quiz, wrong_options
 from tasks.documents import Document
 from tasks.quiz import DraftQuestion
 from utils.cli import settings_from_args
-from utils.errors import UserError
+from utils.errors import UserError, name_damage
 from utils.io import Journal, json_digest
 from utils.progress import progress_bar
 
@@ -71,9 +71,11 @@ class QuizMaker:
 
     def __init__(self, settings: QuizSettings, journal: Journal):
         self.settings, self._journal = settings, journal
-        self._replies = {record["key"]: record["text"] for record in journal.records if "key" in record}
-        self._servers = [record["server"] for record in journal.records if "server" in record]
-        self._earlier_lists = sum(EARLIER_LIST in text for text in self._replies.values())
+        with name_damage(journal.path, "move it away, and the same command begins anew"):
+            self._replies = {record["key"]: record["text"] for record in journal.records if "key" in record}
+            self._servers = [record["server"] for record in journal.records if "server" in record]
+            self._earlier_lists = sum(EARLIER_LIST in text for text in self._replies.values())
+            hash(tuple((server["address"], server["model"], server["root"]) for server in self._servers))
         self._server_of: dict[Client, dict] = {}
         self._failed: set[str] = set()
         self.counts: Counter[str] = Counter({"written": 0})

@@ -31,6 +31,7 @@ BROKEN_PDF = (
 )
 ENCODINGS = ["utf_16", "cp1252", "cp1250", "cp1251", "koi8_r", "cp1253", "cp1255", "cp1256", "gb18030", "big5"]
 ENCODINGS += ["shift_jis", "euc_jp", "euc_kr"]
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a terminal would obey them
 RESERVED_TASKS = ("quality", "example")
 
 
@@ -60,21 +61,27 @@ def write_corpus(folder: Path, strict: bool = True) -> tuple[str, list[str]]:
     for line in left_out:
         print(f"left out: {line}", file=sys.stderr)
     target = paths.corpus_file(task)
-    if target.is_file() and any(line.get("corpus") != str(folder) for line in read_jsonl(target, "")):
+    if target.is_file() and any(line.get("corpus") != as_text(folder) for line in read_jsonl(target, "")):
         raise UserError(
             f"--corpus {folder}: {target} exists and was not made from this folder; rename the folder, or use --task {task}"
         )
     with atomic_write(target) as file:
         for article in articles:
             line = json.dumps(article | {"corpus": str(folder)}, ensure_ascii=False)
-            file.write(line.encode("utf-8", "replace") + b"\n")  # unpaired surrogates become ?
+            file.write(as_text(line).encode() + b"\n")
     return task, left_out
+
+
+def as_text(value: object) -> str:
+    """A text that can be written: unpaired surrogates, as in the name of a file that is not UTF-8, become `?`."""
+    return str(value).encode("utf-8", "replace").decode()
 
 
 def read_folder(folder: Path, strict: bool = False) -> tuple[list[dict], list[str]]:
     """The documents under a folder, sorted by path, and a sentence about each file that was left out."""
     articles: list[dict] = []
-    left_out = [] if strict else [f"{path}: a link that leads nowhere, or to a folder" for path in _dead_links(folder)]
+    dead = [] if strict else _dead_links(folder)
+    left_out = [as_text(f"{path}: a link that leads nowhere, or to a folder") for path in dead]
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     for path in progress_bar(iterable=files, unit="file", desc="reading documents"):
         try:
@@ -84,7 +91,7 @@ def read_folder(folder: Path, strict: bool = False) -> tuple[list[dict], list[st
         except UserError as error:
             if strict:
                 raise
-            left_out.append(str(error))
+            left_out.append(as_text(error))
     return distinct_articles(articles, folder, strict, left_out), left_out
 
 
@@ -97,7 +104,8 @@ def distinct_articles(articles: list[dict], folder: Path, strict: bool, left_out
     left out if the texts are the same; with `strict` they raise UserError."""
     seen: dict[tuple[str, str], dict] = {}
     for article in articles:
-        key = (article["title"], article.get("author", ""))
+        article["title"] = CONTROL.sub("", article["title"]).strip() or Path(article["source"]).stem
+        key = (article["title"], article.get("author", "").strip())
         if first := seen.get(key):
             both = f"{first['source']} and {article['source']} have the same title and author, {article['title']!r}"
             if strict:
@@ -107,7 +115,7 @@ def distinct_articles(articles: list[dict], folder: Path, strict: bool, left_out
                 continue
             article["title"] = f"{article['title']} ({article['source']})"
             print(f"{both}; the second is named {article['title']!r}", file=sys.stderr)
-        seen[(article["title"], article.get("author", ""))] = article
+        seen[(article["title"], article.get("author", "").strip())] = article
     return list(seen.values())
 
 
@@ -203,22 +211,36 @@ def read_markdown(path: Path, strict: bool = True) -> tuple[str, str, dict]:
     stem, text = read_plain(path, strict)
     about, text = split_front_matter(text.replace("\r\n", "\n"))
     lines = (line for block in split_blocks(text) if not is_fixed(block) for line in block)
-    headings = (match[1] for line in lines if (match := re.match(r" {0,3}#\s+(.+?)(?:\s+#+)?$", line)))
-    title = about.get("title")
+    title = text_of(about.get("title")) or next(filter(None, map(heading_of, lines)), stem)
     authors = about.get("author") or about.get("authors") or []
-    author = ", ".join(map(str, authors)) if isinstance(authors, list) else str(authors)
-    year = re.search(r"\b\d{4}\b", str(about.get("year") or about.get("date") or ""))
-    details = {"author": author.strip(), "author_as_written": True} if author.strip() else {}
+    author = ", ".join(filter(None, map(text_of, authors if isinstance(authors, list) else [authors])))
+    year = re.search(r"\b\d{4}\b", text_of(about.get("year")) or text_of(about.get("date")))
+    details = {"author": author, "author_as_written": True} if author else {}
     details |= {"year": year[0]} if year else {}
-    return str(title) if title else next(headings, stem), text, details
+    return title, text, details
+
+
+def text_of(value: object) -> str:
+    """A text of the front matter; empty for a list, a mapping, and what YAML has for nothing."""
+    text = value.strip() if isinstance(value, str) else ""
+    return "" if text in ("~", "null", "Null", "NULL") else text
+
+
+def heading_of(line: str) -> str:
+    """The text of a first-level heading, `# Text` or `# Text #`; empty for any other line."""
+    if not re.match(r" {0,3}#\s", line):
+        return ""
+    text = line.strip()[1:].strip()
+    without = text.rstrip("#")
+    return without.strip() if without != without.rstrip() or not without else text
 
 
 def split_front_matter(text: str) -> tuple[dict, str]:
     """The YAML mapping between `---` lines at the beginning of a Markdown file, and the text after it."""
     match = re.match(r"---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", text, re.DOTALL)
     try:
-        about = yaml.safe_load(match[1]) if match else None
-    except (yaml.YAMLError, ValueError):  # a text between two lines; an impossible date
+        about = yaml.load(match[1], yaml.BaseLoader) if match else None  # texts, as written: no `007` that becomes 7
+    except (yaml.YAMLError, RecursionError):  # a text between two lines
         about = None
     return (about, text[match.end() :]) if isinstance(about, dict) else ({}, text)
 

@@ -107,12 +107,13 @@ def reselect_attempts(target: Path, protocol: dict, served: ServedModel | None) 
     if not target.is_file():
         return None
     earlier = read_json(target, "delete it")
-    if earlier["protocol"].get("select") == protocol.get("select"):
-        return None
-    if not is_same(earlier["protocol"] | {"select": None}, protocol | {"select": None}, served):
-        return None
-    questions = (q for document in earlier["documents"] for q in document["questions"])
-    return {question["id"]: question["attempts"] for question in questions}
+    with name_damage(target, "delete it"):
+        if earlier["protocol"].get("select") == protocol.get("select"):
+            return None
+        if not is_same(earlier["protocol"] | {"select": None}, protocol | {"select": None}, served):
+            return None
+        questions = (q for document in earlier["documents"] for q in document["questions"])
+        return {question["id"]: question["attempts"] for question in questions}
 
 
 def is_finished(target: Path, protocol: dict, served: ServedModel | None) -> bool:

@@ -1,20 +1,27 @@
 """Checkpoints: loading with validation, and the newest complete checkpoint of a run."""
 
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from utils import paths
 from utils.device import is_main_process
-from utils.errors import UserError, first_line
+from utils.errors import UserError, first_line, name_damage
 from utils.hub import use_cache_without_network
+from utils.io import read_json
 from utils.progress import working
+
+# What transformers makes of a configuration with values that no model has.
+BAD_CONFIG = (StrictDataclassError, ZeroDivisionError, OverflowError, TypeError, KeyError, AttributeError)
+ODD_CONFIG = "its config.json describes no model; download it again"
 
 
 def load_checkpoint(name: str, dtype: torch.dtype, flag: str):
@@ -24,6 +31,7 @@ def load_checkpoint(name: str, dtype: torch.dtype, flag: str):
     have another shape than the config says, or are missing (transformers would initialise them at random).
     """
     folder = find_checkpoint(name, flag)
+    check_shard_names(Path(folder), f"{flag} {name}")
     try:
         with working(f"loading {paths.short_name(name)}"):
             model, loaded = AutoModelForCausalLM.from_pretrained(
@@ -35,13 +43,36 @@ def load_checkpoint(name: str, dtype: torch.dtype, flag: str):
         raise UserError(
             f"{flag} {name}: not a checkpoint folder, and could not be loaded from the Hub ({first_line(error)})"
         ) from error
+    except BAD_CONFIG as error:
+        raise UserError(f"{flag} {name}: {ODD_CONFIG} ({first_line(error)})") from error
     except (SafetensorError, UnpicklingError, RuntimeError) as error:
         raise UserError(
             f"{flag} {name}: its weights are damaged, or of another shape than its config says ({first_line(error)})"
         ) from error
     if missing := loaded["missing_keys"]:
         raise UserError(f"{flag} {name}: lacks {len(missing)} weights, for example {min(missing)}; download it again")
+    if surplus := surplus_layers(model, loaded["unexpected_keys"]):
+        raise UserError(
+            f"{flag} {name}: has weights of more layers than its config.json says, for example {min(surplus)}; "
+            "download it again"
+        )
     return model
+
+
+def check_shard_names(folder: Path, where: str) -> None:
+    """Raise UserError for an index that names weights outside of its folder."""
+    for index in folder.glob("*.index.json") if folder.is_dir() else ():
+        with name_damage(index, "download it again"):
+            names = set(read_json(index, "download it again")["weight_map"].values())
+        if outside := sorted(name for name in names if not isinstance(name, str) or Path(name).name != name):
+            raise UserError(f"{where}: {index.name} names a file that is not in the folder, {outside[0]}")
+
+
+def surplus_layers(model, unexpected: Iterable[str]) -> list[str]:
+    """The unexpected weights that stand where the model's own layers are: it would run without them."""
+    layer = re.compile(r"^(.*\b(?:layers|h|blocks)\.)\d+\.")
+    places = {match[1] for name, _ in model.named_parameters() if (match := layer.match(name))}
+    return [name for name in unexpected if (match := layer.match(name)) and match[1] in places]
 
 
 def find_checkpoint(name: str, flag: str) -> str:
@@ -63,6 +94,8 @@ def load_config(name: str, flag: str):
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{flag} {name}: its configuration could not be loaded ({first_line(error)})") from error
+    except BAD_CONFIG as error:
+        raise UserError(f"{flag} {name}: {ODD_CONFIG} ({first_line(error)})") from error
 
 
 def text_config(model):

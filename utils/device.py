@@ -13,8 +13,9 @@ def local_world_size() -> int:
 
 
 def is_main_process() -> bool:
-    """True on rank 0, the only rank that prints and writes run records."""
-    return int(os.environ.get("RANK", "0")) == 0
+    """True on rank 0, the only rank that prints and writes run records. A RANK without a WORLD_SIZE is of another
+    program."""
+    return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") in ("0", "")
 
 
 def leave_process_group() -> None:

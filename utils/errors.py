@@ -15,10 +15,13 @@ CODE_OPTIONS = {
     "trust_remote_code": "it comes with code of its own, which is never run",
     "weights_only": "it holds more than tensors, which could run code",
 }
+MAX_SHOWN_NAME = 200  # characters of a path in an error
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DAMAGE = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
 TORCH_WRITER = "inline_container.cc"  # in messages of torch.save that could not write
 NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM)
+# A name that is too long, a file in the place of a folder or the other way round, a loop of links.
+ODD_PATHS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP)
 
 
 RESUMES = "resumes from here"  # see run()
@@ -39,6 +42,9 @@ def run(main: Callable[[], None], again: str = "starts over") -> None:
     step names; Ctrl-C exits with 130; any other exception is a bug and keeps its traceback. In a distributed run only
     rank 0 prints.
     """
+    for stream in (sys.stdout, sys.stderr):  # a name that is not UTF-8, or a terminal that is not
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     try:
         with name_disk_errors():
             main()
@@ -99,6 +105,12 @@ class name_disk_errors:  # noqa: N801  a context manager
         ours = file is None or self.path is None or self.path in Path(file).parents or Path(file).parent in places
         if ours and number in NOT_WRITABLE:
             raise UserError(f"{name}no permission to {'write there' if self.path else 'read or write it'}") from error
+        if self.path is None and file is not None and number in ODD_PATHS:
+            raise UserError(f"{shorten(str(file))}: {os.strerror(number)}; use another name or folder") from error
+
+
+def shorten(name: str) -> str:
+    return name if len(name) <= MAX_SHOWN_NAME else f"{name[:MAX_SHOWN_NAME]}…"
 
 
 def disk_errno(error: BaseException | None) -> int | None:

@@ -45,6 +45,8 @@ def load_tokenizer(name: str, flag: str = "--tokenizer"):
             f"{flag} {name}: not a folder, and could not be loaded from the Hub "
             f"({first_line(error)}); name a checkpoint folder, or log in with: hf auth login"
         ) from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{flag} {name}: its tokenizer.json is damaged; download it again") from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"{flag} {name}: has no EOS token to separate documents")
     return tokenizer
@@ -221,11 +223,20 @@ def _gigatoken(tokenizer):
     """gigatoken's version of a tokenizer, or None for kinds that it does not support."""
     import gigatoken
 
+    if any(has_conditions(token) for token in tokenizer.added_tokens_decoder.values()):
+        _say_slow(tokenizer.name_or_path)
+        return None
     try:
         return gigatoken.Tokenizer(tokenizer)
     except (ValueError, TypeError, NotImplementedError, RuntimeError):
         _say_slow(tokenizer.name_or_path)
         return None
+
+
+def has_conditions(token) -> bool:
+    """True for an added token that stands in a text only as a whole word, or takes the spaces beside it: gigatoken finds
+    it everywhere. Special tokens are not looked for in texts."""
+    return not token.special and (token.single_word or token.lstrip or token.rstrip)
 
 
 @functools.cache  # once in a process, which may write several files

@@ -1,9 +1,10 @@
 """Batch runs: submit missing requests to the Batch API, show their status, collect their replies."""
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import astuple, replace
 from itertools import chain, islice
 
 from data.generation.call_queue import ROUND
@@ -68,26 +69,32 @@ class BatchRun(GenerationRun):
         missing = {request.id: request for request in self._all_missing_requests()}
         missing |= {earlier.id: earlier for request in missing.values() if (earlier := request.earlier())}
         async for batch, status, lines in self.batches.collect():
-            responses = {line["custom_id"]: as_object(line.get("response")) for line in lines}
+            responses = responses_by_id(lines)
             unknown = responses.keys() - missing.keys() - set().union(*self.store.done.values())
+            self._record_batch(batch, status, responses, missing, is_last=not unknown)
             if unknown:
                 raise UserError(
                     f"{batch.id}: {len(unknown)} of its replies answer other requests than these articles and options "
-                    "make; run --batch collect with those of the submission"
+                    "make; run --batch collect with those of the submission, or, where documents were edited since, "
+                    f"--batch abandon; the other {len(responses) - len(unknown)} are recorded"
                 )
-            self._record_batch(batch, status, responses, missing)
         remaining = sum(1 for _ in self._all_missing_requests()) - len(self.batches.requests_under_way())
         print(f"{max(0, remaining):,} calls are to be submitted" + (": --batch submit" if remaining > 0 else ""))
 
-    def _record_batch(self, batch: Batch, status: str, responses: dict, missing: dict[str, PassageRequest]) -> None:
-        """Record every reply of a batch, then its bill; replies recorded before a kill are only billed."""
+    def _record_batch(
+        self, batch: Batch, status: str, responses: dict, missing: dict[str, PassageRequest], is_last: bool
+    ) -> None:
+        """Record every reply of a batch, then, where it `is_last`, its bill; replies recorded before are only billed."""
         usage, replies = Usage(), 0
+        most = Usage(*(math.ceil(count / len(batch.requests)) for count in astuple(batch.max_usage)))
         for id, response in responses.items():
-            code, body = response.get("status_code"), as_object(response.get("body"))
-            if code == 200:
-                usage, replies = usage + (parse_usage(body.get("usage")) or Usage()), replies + 1
+            code, body = response["status_code"], as_object(response.get("body"))
+            if code == 200:  # a reply without counts has cost the most, as a live one
+                usage, replies = usage + (parse_usage(body.get("usage")) or most), replies + 1
             if id in missing:
                 self._record_response(missing[id], code, body)
+        if not is_last:
+            return
         self.batches.collected(batch, usage, replies)
         print(f"{batch.id}: {status}, {replies:,} replies to {len(batch.requests):,} calls")
 
@@ -128,6 +135,18 @@ class BatchRun(GenerationRun):
                 rounds = [list(islice(stream, ROUND)) for stream in streams]
                 streams = [stream for stream, requests in zip(streams, rounds, strict=True) if requests]
                 yield from chain.from_iterable(rounds)
+
+
+def responses_by_id(lines: list[dict]) -> dict[str, dict]:
+    """The response to each request; of several the one with a reply. Its status is a number, also where it is a text."""
+    responses: dict[str, dict] = {}
+    for line in lines:
+        response = as_object(line.get("response"))
+        code = response.get("status_code")
+        code = int(code) if isinstance(code, str) and code.isdecimal() else code
+        if responses.get(line["custom_id"], {}).get("status_code") != 200:
+            responses[line["custom_id"]] = response | {"status_code": code}
+    return responses
 
 
 def as_object(value: object) -> dict:

@@ -1,7 +1,6 @@
 """Journals of passage records, and the training corpus in them."""
 
 import fcntl
-import json
 import re
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from inference.completions import PROMPT_CUT, common_reason, strip_reasoning
 from tasks.documents import Document
 from utils.errors import UserError, name_disk_errors
 from utils.io import Journal, append_record, iterate_jsonl, read_journal, sha256_text
+from utils.json_text import parse_json
 from utils.sentences import complete_part
 from utils.words import words_of
 
@@ -66,11 +66,11 @@ class PassageStore:
         best = best_records(path)
 
         def keep(record: dict) -> bool:
-            kept = finish_reason(record) not in (FAILED, BLANK) and best.get(record.get("id"), record) == record
+            kept = finish_reason(record) not in (FAILED, BLANK) and best.get(record_id(record), record) == record
             if kept:
                 self._count(uid, record, list_id)
                 if self._is_retried(record):
-                    self.done[uid].discard(record.get("id", ""))
+                    self.done[uid].discard(record_id(record))
             elif record.get("id") == list_id:
                 self.list_tries[uid] = record.get("tries", 0)
             return kept
@@ -100,7 +100,7 @@ class PassageStore:
         """Drop from the journals the replies in whose place others came."""
         for uid in sorted(self._replaced):
             best = best_records(self.path(uid))
-            Journal(self.path(uid), lambda record, best=best: best.get(record.get("id"), record) == record).close()
+            Journal(self.path(uid), lambda record, best=best: best.get(record_id(record), record) == record).close()
         self._replaced.clear()
 
     def passage_tokens(self) -> int:
@@ -126,7 +126,7 @@ class PassageStore:
         # Not a list: with other entities, the passages about the present ones would be paid for in vain.
         retried = self.retry_failed and finish_reason(record) != FINISHED and "summary" not in record
         if retried:
-            self._retried[record.get("id", "")] = finish_reason(record)
+            self._retried[record_id(record)] = finish_reason(record)
         return retried
 
     def _count(self, uid: str, record: dict, list_id: str | None) -> None:
@@ -134,10 +134,10 @@ class PassageStore:
         self.finish_reasons[reason] += 1
         if reason in (FAILED, BLANK):
             return
-        if replaced := self._retried.pop(record.get("id", ""), None):
+        if replaced := self._retried.pop(record_id(record), None):
             self.finish_reasons -= Counter([replaced])  # which drops a count of 0
             self._replaced.add(uid)
-        self.done[uid].add(record.get("id", ""))
+        self.done[uid].add(record_id(record))
         if record.get("usage") and reason != PROMPT_CUT:
             self.usage[record.get("kind", "")].update(record["usage"], records=1)
         if record.get("id") == list_id and reason == CUT:
@@ -158,13 +158,19 @@ def read_records(path: Path) -> Iterator[dict]:
         yield record | texts | {"id": str(record.get("id", "")), "entities": names}
 
 
+def record_id(record: dict) -> str:
+    """The id of a record; empty where it is no text, as in a file of another program."""
+    id = record.get("id")
+    return id if isinstance(id, str) else ""
+
+
 def best_records(path: Path) -> dict[str, dict]:
     """By record id the best of several replies to the same request; only ids with several."""
     counts = Counter(re.findall(rb'^{"id": "([^"]*)"', path.read_bytes(), re.MULTILINE))
     several = {id.decode() for id, count in counts.items() if count > 1}
     best: dict[str, dict] = {}
     for record in read_journal(path) if several else ():
-        if (id := record.get("id")) in several and (id not in best or is_better(record, best[id])):
+        if (id := record_id(record)) in several and (id not in best or is_better(record, best[id])):
             best[id] = record
     return best
 
@@ -222,7 +228,7 @@ def read_passages(files: list[Path], locations: np.ndarray) -> Iterator[str]:
                 if len(opened) > MAX_OPEN:
                     opened.popitem(last=False)[1].close()
             opened[index].seek(offset)
-            yield training_text(json.loads(opened[index].readline()))
+            yield training_text(parse_json(opened[index].readline()))
     finally:
         for file in opened.values():
             file.close()
@@ -242,8 +248,13 @@ def training_text(record: dict, drop_cut: bool = False) -> str:
 
 
 def finish_reason(record: dict) -> str:
-    """The finish_reason of a record in OpenAI's words, also of those written by earlier versions."""
-    return common_reason(record.get("finish_reason"))
+    """The finish_reason of a record in OpenAI's words, also of those written by earlier versions: these kept unknown
+    words of a server, and `error` and `empty` of one beside the text of a reply."""
+    reason = common_reason(record.get("finish_reason"))
+    has_text = isinstance(record.get("text"), str) and bool(record["text"].strip())
+    if has_text and reason and reason not in (FINISHED, FILTERED, PROMPT_CUT):
+        return CUT
+    return reason
 
 
 def _passage_offsets(path: Path, drop_cut: bool, counts: Counter, source: str | None) -> list[int]:
@@ -251,7 +262,7 @@ def _passage_offsets(path: Path, drop_cut: bool, counts: Counter, source: str | 
     passages, best = [], best_records(path)
     for offset, record in iterate_jsonl(path):
         text = training_text(record, drop_cut)
-        if best.get(record.get("id"), record) != record:
+        if best.get(record_id(record), record) != record:
             continue
         if text and source is not None and record.get("source") not in (None, "", source[:SOURCE_DIGITS]):
             counts["stale"] += 1

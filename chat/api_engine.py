@@ -3,14 +3,13 @@
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import openai
 
 from chat.conversation import UNKNOWN_CONTEXT, ContextExceeded, ReplyStatus, Sampling
 from inference.client import print_once
 from inference.completions import THINK_TAGS, CallFailed, common_reason, join_parts, strip_reasoning
-from inference.keys import Address, find_key, redact
+from inference.keys import Address, check_url, find_key, redact
 from inference.server_facts import context_of
 from inference.server_habits import Fields, refused_field
 from utils.chat_template import replace_surrogates
@@ -148,19 +147,6 @@ def could_open(start: str) -> bool:
     """True if the beginning of a reply may become an opening tag, or is white space."""
     word = start.lstrip().lower()
     return any(f"<{tag}".startswith(word) for tag in THINK_TAGS)
-
-
-def check_url(base_url: str) -> str:
-    """Return the address. Raises UserError unless it is an http or https address with a host."""
-    try:
-        parts = urlsplit(base_url)
-    except ValueError:
-        parts = urlsplit("")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(
-            f"--base_url {Address.parse(base_url).public}: not an http address; give one such as http://127.0.0.1:8000/v1"
-        )
-    return base_url
 
 
 def parse_models(response: object) -> dict[str, int | None] | None:

@@ -25,6 +25,7 @@ from utils.chat_template import encode_with_mask
 from utils.cli import (
     add_seed_flag,
     add_tokenizer_flag,
+    file_name,
     make_parser,
     open_fraction,
     positive_int,
@@ -57,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--template", type=Path, metavar="FILE", help=template_help)
     add("--train_on_all", action="store_true", help="also train on the user's tokens")
     add("--block_size", type=positive_int, default=2048, help="maximum tokens of a piece of a conversation")
-    add("--name", default=paths.DEFAULT_CONVERSATIONS, help="name of the token files")
+    add("--name", type=file_name, default=paths.DEFAULT_CONVERSATIONS, help="name of the token files")
     add_seed_flag(parser, "of the choice of held-out conversations")
     args = parser.parse_args()
     if args.test_jsonl and not args.jsonl:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from utils import paths
-from utils.cli import add_seed_flag, add_tokenizer_flag, make_parser, positive_int, print_result
+from utils.cli import add_seed_flag, add_tokenizer_flag, file_name, make_parser, positive_int, print_result
 from utils.errors import UserError, first_line, run
 from utils.io import iterate_jsonl, report_left_out, usable_texts
 from utils.token_file import HELD_OUT_KEY, refuse_other_kind
@@ -47,7 +47,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=positive_int, default=10**9, help="training tokens")
     test_help = "held-out tokens (default: 10 million, of your own files a hundredth if that is less)"
     parser.add_argument("--test_tokens", type=positive_int, help=test_help)
-    parser.add_argument("--name", default=paths.DEFAULT_REPLAY, help="name of the token files")
+    parser.add_argument("--name", type=file_name, default=paths.DEFAULT_REPLAY, help="name of the token files")
     add_seed_flag(parser, "of the order of documents")
     return parser.parse_args()
 
@@ -78,6 +78,8 @@ def default_test_tokens(files: list[Path] | None) -> int:
     """A hundredth of the tokens of your own files, by their bytes, and at most TEST_TOKENS."""
     if not files:
         return TEST_TOKENS
+    if not any(file.stat().st_size for file in files if file.is_file()):
+        raise UserError(f"--text {files[0]}: empty; name a file with text")
     return min(TEST_TOKENS, max(1, sum(file.stat().st_size for file in files) // BYTES_PER_TOKEN // 100))
 
 

@@ -30,10 +30,10 @@ from utils.cli import (
     fraction,
     int_between,
     make_parser,
-    non_negative_int,
     positive_int,
     print_result,
     refuse_without_effect,
+    token_id,
 )
 from utils.errors import UserError, run
 from utils.io import atomic_write, lock_folder, read_json, write_json
@@ -78,8 +78,8 @@ def add_token_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tokenizer", help="hub name or folder of a Hugging Face tokenizer")
     add("--vocab_file", type=Path, help="GPT-2's vocabulary, with --merges_file in place of --tokenizer")
     add("--merges_file", "--encoder_file", type=Path, help="GPT-2's merges")
-    add("--eos_id", type=non_negative_int, help="end token (default: the tokenizer's)")
-    add("--pad_id", type=non_negative_int, default=0, help="padding token")
+    add("--eos_id", type=token_id, help="end token (default: the tokenizer's)")
+    add("--pad_id", type=token_id, default=0, help="padding token")
 
 
 def add_example_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.io import read_text as text_of_file
 from utils.io import report_left_out, usable_texts
 from utils.json_text import parse_json
 
@@ -55,14 +56,16 @@ def read_text(path: Path, report: bool) -> str:
     content, left_out = BEYOND_UNICODE.subn(b"", path.read_bytes())
     if left_out and report:
         print(f"{path}: {left_out:,} code points beyond U+10FFFF are left out", file=sys.stderr)
-    return content.decode().replace("\r\n", "\n").replace("\r", "\n")
+    return content.decode().removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def list_files(source: Source) -> list[Path]:
     folder = source.input_dir
     if source.metadata_files:
-        names = [line for path in source.metadata_files for line in path.read_text().splitlines()]
-        files = [folder / name.strip() for name in names if name.strip()]
+        names = [line.strip() for path in source.metadata_files for line in text_of_file(path, "write it").split("\n")]
+        files = [folder / name for name in names if name]
+        if outside := [file for file in files if not file.resolve().is_relative_to(folder.resolve())]:
+            raise UserError(f"{outside[0]}: --metadata_files lists it, but it is not in {folder}")
     else:
         files = sorted(p for p in folder.rglob("*") if p.suffix in (".txt", ".jsonl") and p.name not in LISTS)
     for path in files:

@@ -12,6 +12,7 @@ from utils.io import read_text
 
 OPENAI_URL = "https://api.openai.com/v1"
 NO_KEY = "none"  # sent to local servers
+MAX_HOST_LABEL = 63  # characters (RFC 1035)
 MIN_SECRET = 4  # characters; a shorter value of a query, such as `v=1`, is no secret
 
 
@@ -73,9 +74,25 @@ def redact(key: str, text: str) -> str:
     return " ".join(text.split())[:300]
 
 
+def check_url(base_url: str) -> str:
+    """Return the address. Raises UserError, which shows no part of it but the host, unless it is an http or https
+    address with a host whose name a resolver can look for."""
+    try:
+        parts = urlsplit(base_url)
+        parts.port  # noqa: B018  a port that is no number is a ValueError
+    except ValueError:
+        parts = urlsplit("")
+    labels = (parts.hostname or "").rstrip(".").split(".")
+    is_name = ":" in labels[0] or all(label and len(label) <= MAX_HOST_LABEL for label in labels)
+    if parts.scheme not in ("http", "https") or not parts.hostname or not is_name:
+        host = base_url.rpartition("@")[2].partition("?")[0][:100]
+        raise UserError(f"--base_url …{host}: not an http address; give one such as http://127.0.0.1:8000/v1")
+    return base_url
+
+
 def find_server(base_url: str | None, key_variable: str = "OPENAI_API_KEY") -> tuple[Address, str]:
     """Address and key of the server: `base_url`, else $OPENAI_BASE_URL, else OpenAI. Raises UserError as find_key."""
-    address = Address.parse(base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL)
+    address = Address.parse(check_url(base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL))
     return address, find_key(None if address.public == OPENAI_URL else address.public, key_variable)
 
 

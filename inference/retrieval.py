@@ -5,6 +5,7 @@ Knows strings and their sources, nothing of questions.
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,7 +192,7 @@ class Reranker:
 def parse_scores(reply: dict, count: int) -> list[float]:
     """Scores of a /rerank reply, in the order of the documents. Raises ValueError if some are missing."""
     scores = parse_indexed(reply, "results", "relevance_score", count)
-    if not all(isinstance(score, int | float) for score in scores):
+    if not all(isinstance(score, int | float) and math.isfinite(score) for score in scores):
         raise ValueError("the reply has scores that are not numbers")
     return [float(score) for score in scores]
 

@@ -107,6 +107,8 @@ def task_files(task: str) -> list[Path]:
 
 def check_task_name(task: str, where: str) -> None:
     """Raise UserError for a name by which train.py would find other files."""
+    if task.endswith("_questions"):  # its file would be that of a quiz
+        raise UserError(f"{where}: names that end in _questions are those of quizzes; rename it, such as {task}_corpus")
     if task == "instruct" or task.rpartition("-")[2] in VARIANTS and "-" in task:
         raise UserError(
             f"{where}: as --task_name of step 4 this means something else; rename it, such as {task}-corpus"

@@ -65,6 +65,7 @@ def int_between(lowest: int, highest: int) -> Callable:
 positive_int = number_type(int, "a whole number above 0", lambda n: n > 0)
 non_negative_int = number_type(int, "a whole number, 0 or more", lambda n: n >= 0)
 call_count = int_between(1, 10_000)  # calls in flight, or attempts at a question
+token_id = int_between(0, 2**31 - 1)
 seed_number = int_between(0, 2**32 - 1)  # what numpy, torch and all servers accept
 positive_float = number_type(float, "a number above 0", lambda x: 0 < x < math.inf)
 non_negative_float = number_type(float, "a number, 0 or more", lambda x: 0 <= x < math.inf)
@@ -126,6 +127,13 @@ def add_base_url_flag(group, help: str = "an OpenAI-compatible server (default $
 def add_wait_flag(group) -> None:
     help = "seconds to wait where a server asks for it; a longer wait ends the run, to be resumed"
     group.add_argument("--max_wait", type=positive_float, default=6 * 3600.0, help=help)
+
+
+def file_name(text: str) -> str:
+    """Argument type: a name of output files, which stay in their folder."""
+    if not text or Path(text).name != text:
+        raise argparse.ArgumentTypeError(f"{text!r} is a path; give a name")
+    return text
 
 
 def add_seed_flag(group, help: str = "of every random choice") -> None:

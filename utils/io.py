@@ -15,6 +15,7 @@ from typing import IO, Any
 from utils.errors import UserError, name_disk_errors
 from utils.json_text import parse_json
 
+BOM = b"\xef\xbb\xbf"  # which editors on Windows write at the beginning of a file
 PATIENCE_S = 2.0  # a file of the other process is usually small
 SAMPLES, SAMPLE_BYTES = 64, 1 << 16  # 4 MiB of a file of weights
 
@@ -164,7 +165,7 @@ def sampled_sha256(path: Path) -> str:
 
 def parse_object(line: str | bytes, path: Path, number: int) -> dict:
     try:
-        value = parse_json(line)
+        value = parse_json(line.removeprefix(BOM) if isinstance(line, bytes) else line.removeprefix("\ufeff"))
     except ValueError as error:  # invalid JSON or invalid UTF-8
         raise UserError(f"{path}, line {number}: not valid JSON ({error}); fix or delete that line") from error
     if not isinstance(value, dict):

@@ -125,12 +125,12 @@ def report(folder, record: dict, finished_before: bool = False) -> None:
         print_result(result, f"{folder}: finished already; delete the folder to train it again")
         return
     speed = f"{result['tokens']:,} tokens at {result['tokens_per_s']:,} tokens/s"
-    sentence = f"{folder}: {speed}, last loss {result['last_losses'][-1]:.3f}"
+    sentence = f"{speed}, last loss {result['last_losses'][-1]:.3f}"
     if result["held_out_loss_before"] is not None:
         kind = "conversations" if record["arguments"]["task_name"] == "instruct" else "replay"
         before, after = result["held_out_loss_before"], result["held_out_loss_after"]
-        sentence += f"\nheld-out {kind}: loss {before:.3f} before, {after:.3f} after"
-    print_result(result, sentence)
+        sentence += f"; held-out {kind}: loss {before:.3f} before, {after:.3f} after"
+    print_result(result, f"{sentence} -> {folder}")
 
 
 if __name__ == "__main__":

@@ -119,7 +119,9 @@ def print_statistics(folder: Path, documents: dict[str, Document], groups: dict[
         print("\nThe passages with the largest share of sentences that their document does not support:")
     for share, title, sentence, reason in least_supported:
         print(f"{share:6.0%}  {title}: {sentence} ({reason})")
-    cli.print_result(figures, str(target))
+    told = f"{figures['passages']:,} passages tell {figures['told_once']:.0%} of the statements"
+    strange = f"{figures['entities_not_in_document']} of {figures['entities']} entities are not in their document"
+    cli.print_result(figures, f"{told}; {strange} -> {target}")
 
 
 def choose_document(wanted: str, documents: list[Document]) -> Document:

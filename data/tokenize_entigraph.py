@@ -17,15 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data.generation import filters, methods
-from data.generation.coverage import Statements
+from data.generation import methods
 from data.generation.passages import locate_passages, read_passages
-from data.generation.sections import document_uid
+from data.generation.selection import measure_coverage, reasons_to_drop
 from tasks.documents import Document, article_text, load_task, task_files
 from tasks.readers import RESERVED_TASKS
 from utils import cli, paths
 from utils.errors import UserError, run
-from utils.progress import progress_bar
 from utils.tokenizer import load_tokenizer, write_documents
 
 WELL_TOLD = 0.9  # fraction of the statements that the passages tell; below it `auto` mixes in the articles
@@ -86,7 +84,18 @@ def main() -> None:
     made_from["sources"] = list(map(str, sources))
     sidecar = write_documents(target, build, load_tokenizer(args.tokenizer), made_from, documents=number)
     result = {"file": str(target), "tokens": sidecar["tokens"], "documents": sidecar["documents"]}
-    cli.print_result(result, f"tokenizer {sidecar['tokenizer']}, encoder {sidecar['encoder']}")
+    print(f"tokenizer {sidecar['tokenizer']}, encoder {sidecar['encoder']}")
+    cli.print_result(
+        result, f"{number:,} documents, {sidecar['tokens']:,} tokens{left_out(made_from, number)} -> {target}"
+    )
+
+
+def left_out(made_from: dict, kept: int) -> str:
+    """The share of the passages that were left out, in words."""
+    if "cut" not in made_from:
+        return ""
+    count = made_from["stale"] + made_from["cut"] + sum(made_from.get("dropped", {}).values())
+    return f", {count / (count + kept):.1%} left out"
 
 
 def shuffled_articles(documents: list[Document], seed: int) -> Iterator[str]:
@@ -144,25 +153,6 @@ def choose_articles(args: argparse.Namespace, files: list[Path], locations: np.n
     return texts * count, {"told_once": round(told, 4), "copies_of_articles": count}
 
 
-def measure_coverage(documents: list[Document], files: list[Path], locations: np.ndarray) -> tuple[float, int]:
-    """The fraction of all statements of the documents that a passage tells, and the bytes of the passages."""
-    known = {document.uid: Statements(document.title, document.text) for document in documents}
-    told = {uid: np.zeros(len(statements.texts), bool) for uid, statements in known.items()}
-    size = 0
-    for index, text in passages_in_order(files, locations, "coverage"):
-        size += len(text.encode())
-        if (uid := document_uid(files[index].stem)) in known:
-            told[uid] |= known[uid].told_by(text)
-    every = np.concatenate([*told.values(), np.zeros(0, bool)])
-    return float(every.mean()) if len(every) else 1.0, size
-
-
-def passages_in_order(files: list[Path], locations: np.ndarray, desc: str) -> Iterator[tuple[int, str]]:
-    """(index of its file, text) of each passage, with a progress bar."""
-    texts = progress_bar(iterable=read_passages(files, locations), total=len(locations), desc=desc, unit="passage")
-    return zip(locations[:, 0], texts, strict=True)
-
-
 def shuffled_texts(files: list[Path], locations: np.ndarray, articles: list[str], seed: int) -> Iterator[str]:
     """Passages and articles in a seeded order; one passage in memory at a time."""
     if not articles:
@@ -172,27 +162,6 @@ def shuffled_texts(files: list[Path], locations: np.ndarray, articles: list[str]
     passages = read_passages(files, locations[order[order < len(locations)]])
     for place in order:
         yield next(passages) if place < len(locations) else articles[place - len(locations)]
-
-
-def reasons_to_drop(
-    files: list[Path], locations: np.ndarray, documents: list[Document], min_score: float | str
-) -> list[str]:
-    """For each passage the reason to drop it, empty for one to keep."""
-    articles = {document.uid: document.text for document in documents}
-    seen: set[bytes] = set()
-    current, source, reasons = None, set(), []
-    for index, text in passages_in_order(files, locations, "quality"):
-        if index != current:
-            article = filters.words_of(articles.get(document_uid(files[index].stem), ""))
-            current, source = index, set(filters.ngrams(article, filters.COPIED_N))
-        words = filters.words_of(text)
-        digest = filters.text_digest(words)
-        reason = "repeated" if digest in seen else filters.fault(words, text) if min_score == "auto" else ""
-        if not reason and min_score != "auto" and filters.passage_score(words, text, source) < min_score:
-            reason = "below the score"
-        reasons.append(reason)
-        seen.add(digest)
-    return reasons
 
 
 if __name__ == "__main__":

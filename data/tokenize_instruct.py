@@ -91,7 +91,10 @@ def main() -> None:
         result[split] = {"file": str(path)} | {key: meta[key] for key in ("tokens", "documents", "learnt_tokens")}
         print_left_out(meta, args.block_size)
     flags = f"--task_name instruct --conversations {args.name}"
-    print_result(result["train"] | {"test": result["test"]}, f"train with: {flags}")
+    print_result(
+        result["train"] | {"test": result["test"]},
+        f"{result['train']['learnt_tokens']:,} tokens trained on; train with: {flags}",
+    )
 
 
 def describe(tokenizer, args: argparse.Namespace, sources: list[str]) -> dict:

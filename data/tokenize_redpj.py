@@ -71,7 +71,10 @@ def main() -> None:
     train = write_documents(train_file, documents(test["documents"]), tokenizer, made, args.tokens)
     report_left_out(left_out)
     counts = {"tokens": train["tokens"], "documents": train["documents"], "test_tokens": test["tokens"]}
-    print_result({"file": str(train_file)} | counts, f"replay with: --replay {args.name}")
+    print_result(
+        {"file": str(train_file)} | counts,
+        f"{train['tokens']:,} tokens, {test['tokens']:,} held out; replay with: --replay {args.name}",
+    )
 
 
 def default_test_tokens(files: list[Path] | None) -> int:

@@ -12,10 +12,11 @@ GROUP_WIDTH = 0.8  # of the distance between two groups
 def draw_accuracies(
     path: Path, groups: list[str], metrics: dict[str, list[dict]], labels: dict[str, str], title: str = ""
 ) -> None:
-    """Write grouped bars with 95% intervals and the chance line as a PNG file.
+    """Write bars with 95% intervals and the chance line as a PNG file: in one group with a label under each bar, in
+    several with a legend.
 
     `metrics` maps a key of COLORS to one evaluation's metrics (`accuracy`, `ci95`) per group; `labels` maps the
-    same keys to the texts of the legend.
+    same keys to short texts.
     """
     import matplotlib
 
@@ -23,20 +24,34 @@ def draw_accuracies(
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    width = GROUP_WIDTH / len(metrics)
+    width, ticks = GROUP_WIDTH / len(metrics), {}
     for index, (name, values) in enumerate(metrics.items()):
         shift = (index - (len(metrics) - 1) / 2) * width
-        heights = [100 * value["accuracy"] for value in values]
-        below = [100 * (value["accuracy"] - value["ci95"][0]) for value in values]
-        above = [100 * (value["ci95"][1] - value["accuracy"]) for value in values]
-        style = {"width": 0.95 * width, "capsize": 5, "color": COLORS[name], "label": labels[name]}
-        bars = axes.bar([group + shift for group in range(len(groups))], heights, yerr=[below, above], **style)
-        axes.bar_label(bars, fmt="%.0f%%", label_type="center", color="white", fontsize=12)
-    axes.axhline(CHANCE_PERCENT, color="black", linewidth=0.8, linestyle=":", label="chance")
-    axes.set(ylabel="accuracy, %", ylim=(0, 100), title=title)
-    axes.set_xticks(range(len(groups)), groups)
-    figure.legend(frameon=False, loc="outside lower center", ncols=2)
+        places = [group + shift for group in range(len(groups))]
+        heights, below, above = percent_with_interval(values)
+        style = {"width": 0.9 * width, "capsize": 5, "color": COLORS[name], "label": labels[name]}
+        axes.bar(places, heights, yerr=[below, above], **style)
+        for place, height, top in zip(places, heights, above, strict=True):
+            axes.annotate(f"{height:.1f}%", (place, height + top), (0, 4), textcoords="offset points", ha="center")
+        ticks |= dict.fromkeys(places, labels[name])
+    axes.axhline(CHANCE_PERCENT, color="black", linewidth=0.8, linestyle=":")
+    axes.annotate("chance", (1, CHANCE_PERCENT), (-4, 3), ("axes fraction", "data"), "offset points", ha="right")
+    axes.set(ylabel="questions answered correctly, %", ylim=(0, 100), title=title)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(groups) > 1:
+        axes.set_xticks(range(len(groups)), groups)
+        figure.legend(frameon=False, loc="outside lower center", ncols=2)
+    else:
+        axes.set_xticks(list(ticks), list(ticks.values()))
     save(figure, path)
+
+
+def percent_with_interval(metrics: list[dict]) -> tuple[list[float], list[float], list[float]]:
+    """Accuracies in percent, and how far their intervals reach below and above."""
+    heights = [100 * one["accuracy"] for one in metrics]
+    below = [100 * (one["accuracy"] - one["ci95"][0]) for one in metrics]
+    above = [100 * (one["ci95"][1] - one["accuracy"]) for one in metrics]
+    return heights, below, above
 
 
 def draw_losses(path: Path, losses: dict[str, list[float]], labels: dict[str, str]) -> None:

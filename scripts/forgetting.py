@@ -61,7 +61,8 @@ def main() -> None:
     print_table([("", "before", "after", "change"), *rows])
     target = paths.out_dir() / f"forgetting-{paths.short_name(args.after)}.json"
     write_json(target, results)
-    print_result(results, str(target))
+    change = f"{before['perplexity']:.1f} before, {after['perplexity']:.1f} after"
+    print_result(results, f"perplexity on general text {change} -> {target}")
 
 
 def measure(checkpoint: str, args: argparse.Namespace) -> dict:

@@ -11,8 +11,10 @@ from utils import paths
 from utils.cli import make_parser, non_negative_int, print_result
 from utils.errors import run
 from utils.io import read_json, read_jsonl, write_json
+from utils.progress import short_count
 
 MADE_BY = "run: bash scripts/quickstart.sh"
+SHORT = {"base": "base", "raw": "raw", "entigraph": "EntiGraph"}
 LABELS = {"base": "base model", "raw": "raw CPT (articles)", "entigraph": "EntiGraph CPT (passages)"}
 
 
@@ -43,14 +45,24 @@ def main() -> None:
         f"EntiGraph passages: {written['passages']} written for this repository (data/example/README.md), "
         f"{live['passages']} from the live model ({args.generator}, {live['calls']} calls)."
     )
-    groups, bars = ["closed book"], {name: [values] for name, values in metrics.items()}
-    draw_accuracies(paths.out_dir() / "quickstart.png", groups, bars, LABELS, "The example corpus, SmolLM2-135M")
     result = {name: {key: values[key] for key in ("accuracy", "ci95", "n")} for name, values in metrics.items()}
+    result = {name: values | {"tokens": tokens[name]} for name, values in result.items()}
+    draw_result(paths.out_dir() / "quickstart.png", result)
     result |= {"seconds": round(time.time() - args.begun), "live_calls": live["calls"]}
     if args.chat:
         result["chat"] = read_json(paths.out_dir() / "quickstart_chat.json", f"{MADE_BY} --chat")
     write_json(paths.out_dir() / "quickstart.json", result)
-    print_result(result, f"{paths.out_dir()}/quickstart.png, quickstart.json")
+    figures = ", ".join(f"{SHORT[name]} {result[name]['accuracy']:.1%}" for name in LABELS)
+    print_result(result, f"accuracy: {figures} -> {paths.out_dir()}/quickstart.png, quickstart.json")
+
+
+def draw_result(path: Path, result: dict) -> None:
+    labels = {"base": "base", "raw": "raw: articles", "entigraph": "EntiGraph: passages"}
+    for name in ("raw", "entigraph"):
+        labels[name] += f"\n{short_count(result[name]['tokens'])} training tokens"
+    bars = {name: [result[name]] for name in labels}
+    title = f"{result['base']['n']} questions about the example corpus, SmolLM2-135M, closed book"
+    draw_accuracies(path, ["closed book"], bars, labels, title)
 
 
 def count_passages(folder: Path) -> dict[str, int]:

@@ -67,7 +67,8 @@ def main() -> None:
     }
     result |= {f"gain_{book}": {key: gain[key] for key in ("difference", "ci95", "p")} for book, gain in gains.items()}
     write_json(paths.out_dir() / "two_by_two.json", result)
-    print_result(result, f"{paths.out_dir()}/two_by_two.png, two_by_two.json")
+    gained = ", ".join(f"{book} book {gain['difference']:+.1%}" for book, gain in gains.items())
+    print_result(result, f"EntiGraph minus base: {gained} -> {paths.out_dir()}/two_by_two.png, two_by_two.json")
 
 
 def evaluate(options: list[str]) -> Path:

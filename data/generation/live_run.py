@@ -175,18 +175,15 @@ class LiveRun(GenerationRun):
         self.bar.update()
 
     def _figures(self) -> str:
+        """Figures at the end of the bar, which leaves room for 50 of 100 columns: troubles in place of the cache."""
         figures = self.ledger.summary()
-        tokens = figures["prompt_tokens"] + figures["completion_tokens"]
-        parts = [f"{short_count(tokens)} tokens"]
+        parts = [f"{short_count(figures['prompt_tokens'] + figures['completion_tokens'])} tokens"]
         if figures["usd"] is not None:
             parts.append(f"${figures['usd']:.2f}")
-        if figures["prompt_tokens"]:
+        troubles = [f"{n} {word}" for n, word in ((self.failed, "failed"), (self.client.refused, "rate-limited")) if n]
+        if figures["prompt_tokens"] and not troubles:
             parts.append(f"{figures['cached_tokens'] / figures['prompt_tokens']:.0%} cached")
-        if self.failed:
-            parts.append(f"{self.failed} failed")
-        if self.client.refused:
-            parts.append(f"{self.client.refused} rate-limited")
-        return " · ".join(parts)
+        return " · ".join(parts + troubles)
 
     def _report(self) -> None:
         if self.incomplete:

@@ -1,33 +1,17 @@
 """utils/progress.py on a pseudo-terminal and in a log file."""
 
-import os
-import pty
-import subprocess
 import sys
-import termios
-import time
 
 import pytest
 
 from tests.conftest import ROOT
+from tests.timed_output import timed_output
 from utils.progress import short_count
 
 
 def on_terminal(code: str) -> list[tuple[float, str]]:
-    """(seconds, text) of what a program writes to a terminal."""
-    parent, child = pty.openpty()
-    termios.tcsetwinsize(child, (40, 100))
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=child, stderr=child, env=environment)
-    os.close(child)
-    pieces, start = [], time.monotonic()
-    while True:
-        try:
-            data = os.read(parent, 65536)
-        except OSError:  # the program has ended
-            break
-        pieces.append((time.monotonic() - start, data.decode()))
-    assert process.wait() == 0, pieces
+    status, pieces = timed_output([sys.executable, "-c", code], PYTHONPATH=str(ROOT))
+    assert status == 0, pieces
     return pieces
 
 

@@ -1,0 +1,36 @@
+"""No step is silent for long on a terminal.
+
+QUICKSTART=1 pytest tests/test_silence.py    # the real quickstart too: 20 minutes, with nothing else running
+"""
+
+import json
+import os
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.timed_output import silences, timed_output
+
+LONGEST_S = 2.0
+START_S = 6.0  # with another test beside it, Python itself takes seconds to start
+
+
+@pytest.mark.skipif("QUICKSTART" not in os.environ, reason="takes 20 minutes; set QUICKSTART=1")
+def test_no_step_of_the_quickstart_is_silent(home):
+    status, pieces = timed_output(["bash", ROOT / "scripts/quickstart.sh"], SCP_HOME=str(home))
+    assert status == 0, pieces[-20:]
+    (home / "quickstart.jsonl").write_text("\n".join(map(json.dumps, pieces)))
+    assert not silences(pieces, LONGEST_S)
+
+
+def test_training_and_evaluation_say_what_they_do(home, tiny_model):
+    """On a tiny model: what is done while torch starts, and a last line in words, without JSON."""
+    command = [sys.executable, ROOT / "evaluation.py", "--task", "example", "--protocol", "loglik"]
+    status, pieces = timed_output([*command, "--model_path", tiny_model])
+    shown = "".join(text for _, text in pieces)
+    assert status == 0, shown
+    assert "starting torch: 00:0" in shown
+    last = shown.replace("\r", "\n").strip().split("\n")[-1]
+    assert last.startswith("accuracy ") and "of 84 questions ->" in last and "{" not in last
+    assert not silences(pieces, START_S)

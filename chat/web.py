@@ -22,6 +22,7 @@ from utils.errors import UserError
 from utils.io import read_text
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+ALLOWED_HOSTS = ["127.0.0.1", "localhost", "["]  # Starlette cuts [::1]:7860 at its first colon
 PAGE = Path(__file__).parent / "page.html"
 # Nothing is fetched from other hosts, whatever a reply contains.
 POLICY = "default-src 'none'; connect-src 'self'; frame-src 'self'; style-src 'unsafe-inline'; img-src data:; "
@@ -64,7 +65,8 @@ def serve(sides: list[Side], settings: WebSettings) -> None:
         raise UserError('--web: its packages are not installed; run: pip install -e ".[web]"') from error
     config = uvicorn.Config(app, log_level="error", lifespan="off", access_log=False, timeout_graceful_shutdown=1)
     with listen(settings.host, settings.port) as listening, contextlib.suppress(KeyboardInterrupt):
-        print(f"http://{settings.host}:{settings.port}/  (Ctrl-C stops the server)", file=sys.stderr, flush=True)
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        print(f"http://{host}:{settings.port}/  (Ctrl-C stops the server)", file=sys.stderr, flush=True)
         uvicorn.Server(config).run(sockets=[listening])
 
 
@@ -106,7 +108,7 @@ def make_app(sides: list[Side], settings: WebSettings):
     ]
     middleware = [Middleware(BodyLimit)]
     if settings.host in LOOPBACK:  # the name of another site could point here
-        middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"]))
+        middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=ALLOWED_HOSTS))
     return Starlette(routes=routes, middleware=middleware)
 
 

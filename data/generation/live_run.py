@@ -180,7 +180,7 @@ class LiveRun(GenerationRun):
         parts = [f"{short_count(figures['prompt_tokens'] + figures['completion_tokens'])} tokens"]
         if figures["usd"] is not None:
             parts.append(f"${figures['usd']:.2f}")
-        troubles = [f"{n} {word}" for n, word in ((self.failed, "failed"), (self.client.refused, "rate-limited")) if n]
+        troubles = [f"{n} {word}" for n, word in ((self.failed, "failed"), (self.client.refused, "limited")) if n]
         if figures["prompt_tokens"] and not troubles:
             parts.append(f"{figures['cached_tokens'] / figures['prompt_tokens']:.0%} cached")
         return " · ".join(parts + troubles)

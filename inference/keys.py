@@ -85,8 +85,8 @@ def check_url(base_url: str) -> str:
     labels = (parts.hostname or "").rstrip(".").split(".")
     is_name = ":" in labels[0] or all(label and len(label) <= MAX_HOST_LABEL for label in labels)
     if parts.scheme not in ("http", "https") or not parts.hostname or not is_name:
-        host = base_url.rpartition("@")[2].partition("?")[0][:100]
-        raise UserError(f"--base_url …{host}: not an http address; give one such as http://127.0.0.1:8000/v1")
+        shown = base_url.rpartition("@")[2].partition("?")[0][:100]
+        raise UserError(f"--base_url {shown}: not an http address; give one such as http://127.0.0.1:8000/v1")
     return base_url
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import error_line
+from utils.cli import file_name
 from utils.paths import ROOT
 
 FOLDERS = (".", "data", "scripts", "benchmarks", "gptj")
@@ -45,7 +46,7 @@ def numeric_options():
     for path, parser in all_parsers():
         for action in parser._actions:
             with contextlib.suppress(TypeError, ValueError, argparse.ArgumentTypeError):
-                if action.type and action.type is not Path and float(action.type("1")) == 1:
+                if action.type not in (None, Path, file_name) and float(action.type("1")) == 1:
                     yield path.name, action.dest, action.type
 
 

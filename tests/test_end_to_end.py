@@ -26,7 +26,7 @@ def test_documents_to_accuracy(home, server, tiny_model):
     result = json.loads(out.splitlines()[-1])
     assert result == json.loads((paths.out_dir() / "quickstart.json").read_text())
     assert list(result) == ["base", "raw", "entigraph", "seconds", "live_calls"]
-    assert list(result["raw"]) == ["accuracy", "ci95", "n"]
+    assert list(result["raw"]) == ["accuracy", "ci95", "n", "tokens"]
     assert result["live_calls"] == 12 * 5
     assert "144 written for this repository" in out
     assert "60 from the live model" in out

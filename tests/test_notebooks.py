@@ -42,6 +42,22 @@ def test_entity_graph_and_histograms(home):
     assert "<li>" in beside and "Hester Rook" in beside  # the passage, and what it tells of its source
 
 
+def test_committed_outputs_are_those_of_the_example(home):
+    """nb_entigraph.ipynb shows the shipped passages; the other two read trained checkpoints, and have no outputs."""
+    succeed("data/inspect_entigraph.py", "--task", "example", "--input", ROOT / "data/example/passages")
+    committed = nbformat.read(ROOT / "notebooks/nb_entigraph.ipynb", as_version=4)
+    assert texts_of(committed) == texts_of(execute("nb_entigraph.ipynb")) != []
+    for name in ("nb_qa_eval.ipynb", "nb_scaling.ipynb"):
+        for cell in nbformat.read(ROOT / "notebooks" / name, as_version=4).cells:
+            assert not cell.get("outputs"), name
+
+
+def texts_of(notebook) -> list[str]:
+    """The tables and texts of the outputs, without the pictures."""
+    outputs = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
+    return [text for data in outputs for kind, text in sorted(data.items()) if kind in ("text/markdown", "text/html")]
+
+
 def test_scaling_curves(home):
     """From points on the paper's curve the notebook computes the tokens for five more points of accuracy."""
     curve = scaling_law.Mixture(64.55, (13.84, 8.47, 3.93), (0.9989, 0.8961, 0.0546))

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import pytest
 
 from chat.api_engine import ApiEngine, hide_reasoning
-from chat.conversation import Sampling
-from chat.web import WebSettings, make_reply_function
+from chat.compare import Side
+from chat.conversation import Conversation, Sampling
+from chat.replies import Request, reply_events
 from tests.conftest import ROOT, run_script
 from tests.fake_openai import ENTITIES
 from tests.inference.test_completions import RUN_ON
@@ -221,10 +222,9 @@ def test_streamed_reasoning_is_not_shown(pieces, prompt, shown):
 @pytest.mark.parametrize("habit", ["block", "closing"])
 def test_reasoning_on_the_web_page_is_not_in_the_last_message(home, server, habit):
     server.habits.reasoning = habit
-    settings = WebSettings(Sampling(), "", [], "127.0.0.1", 7860)
-    reply = make_reply_function(ApiEngine(None, server.url), settings)
-    *_, last = reply("hello there", [])
-    assert [message["content"].strip() for message in last] == ["turn 1: hello there"]
+    side = Side(ApiEngine(None, server.url), "m", Conversation())
+    *_, last = reply_events(Request("hello there", [[]], Sampling(), ""), [side], None)
+    assert (last["text"].strip(), last["notices"], last["done"]) == ("turn 1: hello there", [], True)
 
 
 @pytest.mark.parametrize("batch", [False, True])

@@ -131,8 +131,8 @@ def add_wait_flag(group) -> None:
 
 def file_name(text: str) -> str:
     """Argument type: a name of output files, which stay in their folder."""
-    if not text or Path(text).name != text:
-        raise argparse.ArgumentTypeError(f"{text!r} is a path; give a name")
+    if not text or Path(text).name != text or text.startswith("-"):
+        raise argparse.ArgumentTypeError(f"{text!r}: not a name of files; give one without / that begins with a letter")
     return text
 
 

@@ -222,13 +222,15 @@ def test_a_file_of_another_kind_is_reported(tmp_path):
     assert "notes.txt: not a language model in GGUF format" in done.stderr
 
 
-def test_ctrl_c_during_the_measurement(home, gguf):
+@pytest.mark.parametrize("seconds", [0.05, 0.5, 1])
+def test_ctrl_c_during_the_measurement(home, gguf, seconds):
+    """Also while the server starts: it waited for itself for ever then."""
     process = subprocess.Popen(
         server_command(gguf, "sleep", "60", options=()), cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True
     )
     while not threads_of(process) > 4 and process.poll() is None:  # the server's
         time.sleep(0.01)
-    time.sleep(1)
+    time.sleep(seconds)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=30) == 130
     assert b"Traceback" not in process.stderr.read()

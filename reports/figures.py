@@ -35,14 +35,15 @@ def draw_accuracies(
             axes.annotate(f"{height:.1f}%", (place, height + top), (0, 4), textcoords="offset points", ha="center")
         ticks |= dict.fromkeys(places, labels[name])
     axes.axhline(CHANCE_PERCENT, color="black", linewidth=0.8, linestyle=":")
-    axes.annotate("chance", (1, CHANCE_PERCENT), (-4, 3), ("axes fraction", "data"), "offset points", ha="right")
-    axes.set(ylabel="questions answered correctly, %", ylim=(0, 100), title=title)
+    axes.text(1.01, CHANCE_PERCENT, "chance", transform=axes.get_yaxis_transform(), va="center")
+    axes.set(ylabel="questions answered correctly, %", ylim=(0, 100))
+    axes.set_title(title, fontsize="medium")
     axes.spines[["top", "right"]].set_visible(False)
     if len(groups) > 1:
         axes.set_xticks(range(len(groups)), groups)
         figure.legend(frameon=False, loc="outside lower center", ncols=2)
     else:
-        axes.set_xticks(list(ticks), list(ticks.values()))
+        axes.set_xticks(list(ticks), [label.replace(", ", ",\n") for label in ticks.values()])
     save(figure, path)
 
 

@@ -61,7 +61,7 @@ def draw_result(path: Path, result: dict) -> None:
     for name in ("raw", "entigraph"):
         labels[name] += f"\n{short_count(result[name]['tokens'])} training tokens"
     bars = {name: [result[name]] for name in labels}
-    title = f"{result['base']['n']} questions about the example corpus, SmolLM2-135M, closed book"
+    title = f"SmolLM2-135M on {result['base']['n']} questions about the example corpus, closed book"
     draw_accuracies(path, ["closed book"], bars, labels, title)
 
 

@@ -59,7 +59,7 @@ def main() -> None:
 def draw_result(path: Path, result: dict) -> None:
     labels = {"base": "base", "raw": "raw: articles", "entigraph": "EntiGraph: passages"}
     for name in ("raw", "entigraph"):
-        labels[name] += f"\n{short_count(result[name]['tokens'])} training tokens"
+        labels[name] += f"\n{short_count(result[name]['tokens'])} tokens"
     bars = {name: [result[name]] for name in labels}
     title = f"SmolLM2-135M on {result['base']['n']} questions about the example corpus, closed book"
     draw_accuracies(path, ["closed book"], bars, labels, title)

@@ -44,8 +44,8 @@ def newest_instruct_checkpoint() -> str:
     }
     if not finished:
         raise UserError(
-            f"{paths.ckpts_dir()}/instruct-*: no finished checkpoint; make one with ./scripts/train.sh "
-            "--task_name instruct, or name another with --model_path"
+            f"{paths.ckpts_dir()}/instruct-*: no finished checkpoint; make one with bash scripts/quickstart.sh --chat "
+            "or ./scripts/train.sh --task_name instruct, or name another with --model_path"
         )
     newest = max(finished, key=finished.get)
     print_notice(f"using {newest}")

@@ -7,7 +7,6 @@ import itertools
 import json
 import mmap
 import re
-import signal
 import struct
 import time
 import urllib.request
@@ -138,11 +137,7 @@ def start_server(gguf: Path, slots: int, context: int, threads: int, cache_bytes
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.cache_ram_mib = cache_bytes >> 20
     params.verbosity = 0
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C would stop a server that is waited for
-    try:
-        server = xllamacpp.Server(params)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    server = xllamacpp.Server(params)
     return server, f"{server.listening_address}/v1"
 
 

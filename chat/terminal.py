@@ -150,7 +150,7 @@ class WordWrap:
 
 @contextlib.contextmanager
 def typed_ahead() -> Iterator[None]:
-    """What is typed meanwhile is not echoed into the reply, but stands in the next prompt. Ctrl-C keeps its meaning."""
+    """Switch the terminal's echo off during a reply; the next prompt receives what was typed. Ctrl-C still interrupts."""
     terminal = sys.stdin.fileno()
     before = termios.tcgetattr(terminal)
     silent = list(before)

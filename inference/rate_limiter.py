@@ -99,7 +99,7 @@ class RateLimiter:
         return max(0.0, max([self._paused_until, *(bucket.free_at for bucket in self._buckets())]) - now)
 
     def describe_wait(self) -> str:
-        """What a waiting call waits for; empty where calls start freely."""
+        """A sentence for the progress bar while calls wait; empty while calls start freely."""
         seconds = self.wait_s() if self._waiting else 0.0
         return f"waiting for the rate limit, {seconds:.0f} s" if seconds >= SHOWN_WAIT_S else ""
 

@@ -1,4 +1,4 @@
-"""What an attack by fresh eyes found on 2026-11-30 (LOG.md); the letters and numbers are those of its report."""
+"""Regression tests for the faults found on 2026-11-30 (LOG.md), with the numbers of that report."""
 
 import asyncio
 import json

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from chat.terminal import read_terminal, reply_screen
 from inference.completions import strip_reasoning
 from inference.retrieval import Chunk
 from utils.errors import UserError, first_line
+from utils.words import without_controls
 
 HELP = """\
 Enter sends; Alt-Enter, or a \\ at the end of a line, starts a new line; the arrow keys recall earlier messages.
@@ -29,7 +29,6 @@ Tab completes commands, file names and titles of the corpus. Ctrl-C stops a repl
                       found in the corpus in its prompt; /compare - ends the comparison
   /speed              turn tokens/s after every reply on or off
   /help  /quit"""
-CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 
 
 class Repl:
@@ -88,14 +87,14 @@ class Repl:
         if any(answered):
             self.unanswered = None
         if compared:
-            print(clean(f"── passages ──\n{format_passages(passages) or no_passages(corpus)}\n"), flush=True)
+            print(without_controls(f"── passages ──\n{format_passages(passages) or no_passages(corpus)}\n"), flush=True)
         elif self.on_terminal:
             print(flush=True)
 
     def ask_side(self, side: Side, message: str, passages: list[Chunk]) -> bool:
         """Print one model's reply and add it to its conversation. Returns False if there is none."""
         if len(self.sides) > 1:
-            print(clean(f"── {side.label} ──"), flush=True)
+            print(without_controls(f"── {side.label} ──"), flush=True)
         if side.engine.is_base_model:
             side.conversation.reset()
         side.conversation.add_user(message)
@@ -123,7 +122,7 @@ class Repl:
             with contextlib.closing(pieces), reply_screen(self.on_terminal) as show:
                 for piece in pieces:
                     reply += piece
-                    show(clean(piece))
+                    show(without_controls(piece))
         except KeyboardInterrupt:
             if not self.interactive:
                 raise
@@ -211,13 +210,9 @@ class Repl:
         print_notice(HELP)
 
 
-def clean(text: str) -> str:
-    return CONTROL_CHARACTERS.sub("", text)
-
-
 def print_notice(text: str) -> None:
     """Print text that is not the model's to stderr."""
-    print(clean(text), file=sys.stderr, flush=True)
+    print(without_controls(text), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

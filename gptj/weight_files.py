@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from gptj.hdf5_checkpoint import is_hdf5, load_hdf5
 from utils.errors import DAMAGE, UserError, first_line
-from utils.io import read_json
+from utils.shards import shards_of_index
 
 TORN = (AssertionError, EOFError, MemoryError, OSError, RuntimeError, struct.error, zipfile.BadZipFile)  # with DAMAGE
 HF_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -37,14 +37,9 @@ def load_hf(path: Path) -> dict:
             raise UserError(f"{path}: contains no weights (model.safetensors or pytorch_model.bin)")
         return load_hf(weights)
     if path.name.endswith(".index.json"):
-        index = read_json(path, "download it again")
-        weight_map = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise UserError(f"{path}: lists no files (weight_map); download it again")
-        shards = sorted(set(map(str, weight_map.values())))
-        if any(Path(shard).name != shard or shard.endswith(".json") or len(shard) > 255 for shard in shards):
-            raise UserError(f"{path}: lists what is no file of weights in its folder, or lies outside its folder")
-        return {name: tensor for shard in shards for name, tensor in load_hf(path.parent / shard).items()}
+        return {
+            name: tensor for shard in shards_of_index(path) for name, tensor in load_hf(path.parent / shard).items()
+        }
     if path.suffix != ".safetensors":
         return check_tensors(load_torch(path), path)
     try:

@@ -4,14 +4,14 @@ import asyncio
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
 from inference.client import Client
 from inference.completions import CallFailed
 from inference.parallel import for_each
-from inference.served_model import OTHER_MODEL, identify_by_chat, identify_by_completion
+from inference.served_model import OTHER_MODEL, ServedModel, identify_by_chat, identify_by_completion
 from inference.server_facts import read_facts
 from tasks import facts, quiz, wrong_options
 from tasks.documents import Document
@@ -75,7 +75,8 @@ class QuizMaker:
             self._replies = {record["key"]: record["text"] for record in journal.records if "key" in record}
             self._servers = [record["server"] for record in journal.records if "server" in record]
             self._earlier_lists = sum(EARLIER_LIST in text for text in self._replies.values())
-            hash(tuple((server["address"], server["model"], server["root"]) for server in self._servers))
+            for server in self._servers:  # complete, or a KeyError or TypeError
+                [server[field.name] for field in fields(ServedModel)]
         self._server_of: dict[Client, dict] = {}
         self._failed: set[str] = set()
         self.counts: Counter[str] = Counter({"written": 0})

@@ -15,7 +15,9 @@ from tasks.line_structure import is_fixed, split_blocks
 from utils import paths
 from utils.errors import UserError, first_line
 from utils.io import atomic_write, read_jsonl, read_text
+from utils.json_text import mend
 from utils.progress import progress_bar
+from utils.words import without_controls
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".html", ".htm", ".pdf")
 MAX_FILE_BYTES = 32 << 20  # of one document: ten million tokens of English
@@ -31,7 +33,6 @@ BROKEN_PDF = (
 )
 ENCODINGS = ["utf_16", "cp1252", "cp1250", "cp1251", "koi8_r", "cp1253", "cp1255", "cp1256", "gb18030", "big5"]
 ENCODINGS += ["shift_jis", "euc_jp", "euc_kr"]
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a terminal would obey them
 RESERVED_TASKS = ("quality", "example")
 
 
@@ -61,27 +62,22 @@ def write_corpus(folder: Path, strict: bool = True) -> tuple[str, list[str]]:
     for line in left_out:
         print(f"left out: {line}", file=sys.stderr)
     target = paths.corpus_file(task)
-    if target.is_file() and any(line.get("corpus") != as_text(folder) for line in read_jsonl(target, "")):
+    if target.is_file() and any(line.get("corpus") != mend(str(folder)) for line in read_jsonl(target, "")):
         raise UserError(
             f"--corpus {folder}: {target} exists and was not made from this folder; rename the folder, or use --task {task}"
         )
     with atomic_write(target) as file:
         for article in articles:
             line = json.dumps(article | {"corpus": str(folder)}, ensure_ascii=False)
-            file.write(as_text(line).encode() + b"\n")
+            file.write(mend(line).encode() + b"\n")
     return task, left_out
-
-
-def as_text(value: object) -> str:
-    """A text that can be written: unpaired surrogates, as in the name of a file that is not UTF-8, become `?`."""
-    return str(value).encode("utf-8", "replace").decode()
 
 
 def read_folder(folder: Path, strict: bool = False) -> tuple[list[dict], list[str]]:
     """The documents under a folder, sorted by path, and a sentence about each file that was left out."""
     articles: list[dict] = []
     dead = [] if strict else _dead_links(folder)
-    left_out = [as_text(f"{path}: a link that leads nowhere, or to a folder") for path in dead]
+    left_out = [mend(f"{path}: a link that leads nowhere, or to a folder") for path in dead]
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     for path in progress_bar(iterable=files, unit="file", desc="reading documents"):
         try:
@@ -91,7 +87,7 @@ def read_folder(folder: Path, strict: bool = False) -> tuple[list[dict], list[st
         except UserError as error:
             if strict:
                 raise
-            left_out.append(as_text(error))
+            left_out.append(mend(str(error)))
     return distinct_articles(articles, folder, strict, left_out), left_out
 
 
@@ -104,7 +100,7 @@ def distinct_articles(articles: list[dict], folder: Path, strict: bool, left_out
     left out if the texts are the same; with `strict` they raise UserError."""
     seen: dict[tuple[str, str], dict] = {}
     for article in articles:
-        article["title"] = CONTROL.sub("", article["title"]).strip() or Path(article["source"]).stem
+        article["title"] = without_controls(article["title"]).strip() or Path(article["source"]).stem
         key = (article["title"], article.get("author", "").strip())
         if first := seen.get(key):
             both = f"{first['source']} and {article['source']} have the same title and author, {article['title']!r}"

@@ -250,7 +250,7 @@ def test_an_index_reads_no_files_outside_of_its_folder(broken):
         index = {"weight_map": dict.fromkeys(weights, "../../evil.safetensors")}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
-    with pytest.raises(UserError, match=r"names a file that is not in the folder, \.\./\.\./evil"):
+    with pytest.raises(UserError, match="lies outside its folder"):
         load_checkpoint(str(broken(edit)), torch.float32, "--model_path")
 
 

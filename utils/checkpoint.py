@@ -14,10 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from utils import paths
 from utils.device import is_main_process
-from utils.errors import UserError, first_line, name_damage
+from utils.errors import UserError, first_line
 from utils.hub import use_cache_without_network
-from utils.io import read_json
 from utils.progress import working
+from utils.shards import shards_of_index
 
 # What transformers makes of a configuration with values that no model has.
 BAD_CONFIG = (StrictDataclassError, ZeroDivisionError, OverflowError, TypeError, KeyError, AttributeError)
@@ -31,7 +31,8 @@ def load_checkpoint(name: str, dtype: torch.dtype, flag: str):
     have another shape than the config says, or are missing (transformers would initialise them at random).
     """
     folder = find_checkpoint(name, flag)
-    check_shard_names(Path(folder), f"{flag} {name}")
+    for index in Path(folder).glob("*.index.json") if Path(folder).is_dir() else ():
+        shards_of_index(index)  # which may not lie outside of the folder
     try:
         with working(f"loading {paths.short_name(name)}"):
             model, loaded = AutoModelForCausalLM.from_pretrained(
@@ -57,15 +58,6 @@ def load_checkpoint(name: str, dtype: torch.dtype, flag: str):
             "download it again"
         )
     return model
-
-
-def check_shard_names(folder: Path, where: str) -> None:
-    """Raise UserError for an index that names weights outside of its folder."""
-    for index in folder.glob("*.index.json") if folder.is_dir() else ():
-        with name_damage(index, "download it again"):
-            names = set(read_json(index, "download it again")["weight_map"].values())
-        if outside := sorted(name for name in names if not isinstance(name, str) or Path(name).name != name):
-            raise UserError(f"{where}: {index.name} names a file that is not in the folder, {outside[0]}")
 
 
 def surplus_layers(model, unexpected: Iterable[str]) -> list[str]:

@@ -13,6 +13,7 @@ from utils.device import is_main_process
 LOG_INTERVAL_S = 60.0  # between two lines of progress, where stderr is not a terminal
 BAR_INTERVAL_S = 0.5
 TICK_S = 1.0
+UNITS = (("", 1), ("k", 1e3), ("M", 1e6), ("B", 1e9))
 
 
 class Bar(tqdm):
@@ -75,9 +76,7 @@ def counted(batches: Iterable, desc: str, size: Callable[[object], int], **setti
 
 def short_count(number: float) -> str:
     """`950`, `12.3k`, `4.57M`: three digits."""
-    for unit, size in (("", 1), ("k", 1e3), ("M", 1e6), ("B", 1e9)):
-        if number < 999.5 * size or unit == "B":
-            value = number / size
-            digits = 0 if not unit or value >= 99.95 else 1 if value >= 9.995 else 2
-            return f"{value:.{digits}f}{unit}"
-    raise AssertionError("not reached")
+    unit, size = next(((unit, size) for unit, size in UNITS if number < 999.5 * size), UNITS[-1])
+    value = number / size
+    digits = 0 if not unit or value >= 99.95 else 1 if value >= 9.995 else 2
+    return f"{value:.{digits}f}{unit}"

@@ -13,7 +13,12 @@ NO_SPACES = (
     *((0x2E80, 0x312F), (0x31A0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xA980, 0xA9DF), (0xF900, 0xFAFF)),
     *((0xFF66, 0xFF9D), (0x1AFF0, 0x1B16F), (0x20000, 0x323AF)),
 )
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline; a terminal obeys them
 JOINERS = "\u200c\u200d"  # inside words of Persian and of Indic scripts
+
+
+def without_controls(text: str) -> str:
+    return CONTROL_CHARACTERS.sub("", text)
 
 
 def words_of(text: str, inside: str = "") -> list[str]:

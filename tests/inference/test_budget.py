@@ -207,7 +207,7 @@ def test_processes_share_a_budget(tmp_path):
 
 
 def test_a_killed_process_among_several(tmp_path):
-    """The call that it had sent counts at the most it can cost, and what it held is free for a later run."""
+    """A sent call counts at its maximum cost; the reservation of the killed process is released for a later run."""
     processes = spenders(tmp_path / "l", 30_000, 3)
     while (tmp_path / "l").stat().st_size < 5_000:
         time.sleep(0.005)

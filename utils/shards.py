@@ -1,0 +1,20 @@
+"""Index of a checkpoint that is stored in several files (shards)."""
+
+from pathlib import Path
+
+from utils.errors import UserError
+from utils.io import read_json
+
+MAX_NAME = 255  # bytes of a file name
+
+
+def shards_of_index(index: Path) -> list[str]:
+    """The file names that an index lists. Raises UserError unless each is a file of weights in the index's folder."""
+    content = read_json(index, "download it again")
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index}: lists no files (weight_map); download it again")
+    shards = sorted(set(map(str, weight_map.values())))
+    if any(Path(shard).name != shard or shard.endswith(".json") or len(shard) > MAX_NAME for shard in shards):
+        raise UserError(f"{index}: lists what is no file of weights in its folder, or lies outside its folder")
+    return shards

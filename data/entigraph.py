@@ -180,7 +180,8 @@ def report(store: PassageStore, ledger: Ledger) -> None:
     figures = write_summary(store, ledger)
     tokens = figures["prompt_tokens"] + figures["completion_tokens"]
     usd = "" if figures["usd"] is None else f", ${figures['usd']:.2f}"
-    records = f"{figures['documents']:,} documents, {figures['records']:,} records in {store.folder}"
+    documents = "1 document" if figures["documents"] == 1 else f"{figures['documents']:,} documents"
+    records = f"{documents}, {figures['records']:,} records in {store.folder}"
     print_result(figures, f"{records} ({tokens:,} tokens{usd} over all runs; summary.json)")
 
 

@@ -111,7 +111,9 @@ def print_statistics(folder: Path, documents: dict[str, Document], groups: dict[
     absent = [f"{name} ({entry['title']})" for entry in stats.documents for name in entry["strangers"]]
     if absent:
         more = f", and {len(absent) - SHOWN_NAMES:,} more" if len(absent) > SHOWN_NAMES else ""
-        print(f"\nEntities that are not in their document: {', '.join(absent[:SHOWN_NAMES])}{more}")
+        print(
+            f"\nEntities whose words are not in their document (invented, or a paraphrase): {', '.join(absent[:SHOWN_NAMES])}{more}"
+        )
     print(f"\nThe {len(least_told)} least told statements (data/generation/coverage.py says what telling means):")
     for title, statement, count in least_told:
         print(f"{count:6}  {title}: {statement}")
@@ -143,7 +145,9 @@ def print_document(document: Document, groups: dict[str, list[Path]]) -> None:
     journals, describer = read_document(groups[document.uid], sys.maxsize), Describer(document)
     print(f"{document.title} ({document.uid})")
     print(f"entities: {', '.join(journals.entities) or 'none'}")
-    print(f"not in the document: {', '.join(entities_not_in(journals.entities, document.text)) or 'none'}")
+    print(
+        f"not in the document, or paraphrased: {', '.join(entities_not_in(journals.entities, document.text)) or 'none'}"
+    )
     for record in journals.shown:
         print("\n".join(passage_lines(describer.describe(record), describer.statements.sentences)))
     print(f"\n{len(journals.shown):,} passages; python data/inspect_entigraph.py --html writes them as a page")

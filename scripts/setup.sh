@@ -13,7 +13,11 @@ wanted=$(cat requirements.txt pyproject.toml scripts/setup.sh | sha256sum)
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
     exit 0
 fi
-echo "setting up .venv (two minutes, 2 GB) ..."
+echo "setting up .venv (two to four minutes, 2 GB) ..."
+if [ -t 2 ]; then # pip is silent for minutes
+    (while kill -0 $$ 2> /dev/null; do printf 'installing packages: %02d:%02d\r' $((SECONDS / 60)) $((SECONDS % 60)) >&2; sleep 1; done) &
+    trap "kill $!; printf '\033[K' >&2" EXIT
+fi
 [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
 .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
     echo "error: $(.venv/bin/python --version) is too old; delete .venv and name a Python 3.11 or newer with PYTHON=..." >&2

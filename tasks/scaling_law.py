@@ -1,6 +1,6 @@
 """Scaling law of accuracy with synthetic tokens: two curves, their intervals, and the tokens for more points.
 
-log-linear: y = a + b log10(x). Mixture of exponentials: y = a - sum of c_i r_i**x, c_i >= 0, 0 < r_i < 1,
+log-linear: y = a + b log10(x). Mixture of exponentials: y = a - sum of c_i r_i**x, a <= 100, c_i >= 0, 0 < r_i < 1,
 the form that the paper derives (section 6) and fits to QuALITY:
 64.55 - 13.84 * 0.9989**x - 8.47 * 0.8961**x - 3.93 * 0.0546**x. x: millions of tokens; y: percent.
 """
@@ -11,6 +11,7 @@ import numpy as np
 from scipy.optimize import brentq, least_squares, nnls
 
 STARTS = 24  # of the search for the rates, which has local minima
+MAX_PERCENT = 100.0
 MAX_MTOKENS = 1e6  # millions of tokens: no extrapolation beyond
 
 
@@ -21,6 +22,9 @@ class LogLinear:
 
     def __call__(self, x: np.ndarray | float) -> np.ndarray | float:
         return self.a + self.b * np.log10(x)
+
+    def __str__(self) -> str:
+        return f"{self.a:.3g} {self.b:+.3g} log10(x)"
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,9 @@ class Mixture:
 
     def __call__(self, x: np.ndarray | float) -> np.ndarray | float:
         return self.a - sum(c * np.power(r, x) for c, r in zip(self.c, self.r, strict=True))
+
+    def __str__(self) -> str:
+        return " - ".join([f"{self.a:.3g}", *(f"{c:.3g} · {r:.4g}^x" for c, r in zip(self.c, self.r, strict=True))])
 
 
 def fit_log_linear(x: np.ndarray, y: np.ndarray, errors: np.ndarray | None = None) -> LogLinear:
@@ -55,6 +62,9 @@ def fit_mixture(x: np.ndarray, y: np.ndarray, terms=3, errors: np.ndarray | None
         columns = np.column_stack([np.ones(len(x)), -np.exp(-np.outer(x, np.exp(log_rates)))])
         columns *= weights[:, None]
         found = nnls(columns, y * weights)[0]
+        if found[0] > MAX_PERCENT:  # then the best asymptote is the highest possible one
+            rest = y * weights - MAX_PERCENT * columns[:, 0]
+            found = np.concatenate([[MAX_PERCENT], nnls(columns[:, 1:], rest)[0]])
         return found, columns @ found - y * weights
 
     rng = np.random.default_rng(seed)
@@ -74,7 +84,7 @@ def fit_mixture(x: np.ndarray, y: np.ndarray, terms=3, errors: np.ndarray | None
 def more_tokens(curve: LogLinear | Mixture, now: float, points: float = 5) -> float | None:
     """Millions of tokens beyond `now` after which the curve is `points` higher; None where it never is."""
     target = curve(now) + points
-    if curve(MAX_MTOKENS) < target:
+    if min(curve(MAX_MTOKENS), MAX_PERCENT) < target:
         return None
     return float(brentq(lambda x: curve(x) - target, now, MAX_MTOKENS)) - now
 

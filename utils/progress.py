@@ -12,18 +12,19 @@ from utils.device import is_main_process
 
 LOG_INTERVAL_S = 60.0  # between two lines of progress, where stderr is not a terminal
 BAR_INTERVAL_S = 0.5
+FIRST_TICK_S = 0.2
 TICK_S = 1.0
 UNITS = (("", 1), ("k", 1e3), ("M", 1e6), ("B", 1e9))
 
 
 class Bar(tqdm):
-    """A bar on a terminal that is drawn every second, also while nothing is counted; work that takes less than a second
-    shows none. `waits_for` may return what the work waits for, which then stands first on the line."""
+    """A bar on a terminal that is drawn every second, also while nothing is counted; work that takes less than
+    FIRST_TICK_S shows none. `waits_for` may return what the work waits for, which then stands first on the line."""
 
     def __init__(self, *arguments, **settings):
         self.waits_for: Callable[[], str] = lambda: ""
         self._closed, self._text = threading.Event(), settings.get("desc", "")
-        super().__init__(*arguments, delay=TICK_S, **settings)
+        super().__init__(*arguments, delay=FIRST_TICK_S, **settings)
         if not self.disable:
             threading.Thread(target=_tick, args=(weakref.ref(self), self._closed), daemon=True).start()
 
@@ -39,7 +40,9 @@ class Bar(tqdm):
 
 
 def _tick(bar: "weakref.ref[Bar]", closed: threading.Event) -> None:
-    while not closed.wait(TICK_S):
+    wait = FIRST_TICK_S
+    while not closed.wait(wait):
+        wait = TICK_S
         if (drawn := bar()) is None:  # its loop was left by an exception
             return
         drawn.tick()

@@ -187,7 +187,8 @@ class LiveRun(GenerationRun):
 
     def _report(self) -> None:
         if self.incomplete:
-            print(f"{self.incomplete} replies of this run are incomplete; step 2 trims those cut at --max_tokens")
+            replies = "1 reply of this run is" if self.incomplete == 1 else f"{self.incomplete} replies of this run are"
+            print(f"{replies} incomplete; step 2 trims those cut at --max_tokens")
         if cut := self.store.finish_reasons[PROMPT_CUT]:
             print(f"{cut} prompts were cut by the server; their replies are kept out; --retry_failed asks again")
         if self.refusal:

@@ -42,3 +42,18 @@ def test_intervals_cover_the_true_slope():
 def test_too_few_points():
     with pytest.raises(ValueError, match="7 parameters"):
         scaling_law.fit_mixture(np.arange(1.0, 6), np.arange(5.0))
+
+
+def test_no_accuracy_above_100_percent():
+    """Points of a real run, whose best fit without the bound has an asymptote of 650%."""
+    x, y = np.array([0, 0.004378, 0.012442, 0.04032]), np.array([23.81, 28.57, 28.57, 82.14])
+    fit = scaling_law.fit_mixture(x, y, 1, np.array([4.1, 8.7, 7.6, 2.9]))
+    assert fit.a == 100 and fit(1e3) <= 100
+    assert scaling_law.more_tokens(fit, 0.04032, 21) is None
+    log_linear = scaling_law.fit_log_linear(x[1:], y[1:])
+    assert scaling_law.more_tokens(log_linear, 0.04032, 5) and scaling_law.more_tokens(log_linear, 0.04032, 20) is None
+
+
+def test_curves_are_shown_with_few_digits():
+    assert str(PAPER) == "64.5 - 13.8 · 0.9989^x - 8.47 · 0.8961^x - 3.93 · 0.0546^x"
+    assert str(scaling_law.LogLinear(174.9546, -67.42886)) == "175 -67.4 log10(x)"

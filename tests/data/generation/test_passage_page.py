@@ -128,7 +128,7 @@ def test_more_passages_than_are_shown(folder, monkeypatch):
 def test_show(folder, home):
     command = ("data/inspect_entigraph.py", "--task", "example", "--input", folder)
     out = succeed(*command, "--show", "0")
-    assert any(line.startswith("not in the document: ") and QUEEN in line for line in out.splitlines())
+    assert any(line.startswith("not in the document, or paraphrased: ") and QUEEN in line for line in out.splitlines())
     assert "He had 4812 cats, and so it was. <<4812 is not in the document>>" in out
     assert "[duplicate]" in out and "  repeats " in out and "  source: " in out
     title = load_task("example")[0].title

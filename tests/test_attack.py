@@ -25,6 +25,7 @@ from tests.fake_openai import FakeOpenAI
 from utils import tokenizer as tokenizers
 from utils.device import is_main_process
 from utils.errors import UserError
+from utils.shards import shards_of_index
 
 
 def write_corpus(folder: Path, **texts: str) -> Path:
@@ -519,3 +520,12 @@ def test_replay_text_is_utf8(home, tmp_path, tiny_model, encoding, is_refused):
         assert "not UTF-8 text; convert it" in error_line(*command)
     else:
         succeed(*command)
+
+
+@pytest.mark.parametrize("name", ["é" * 200, "a\0b", "", {"title": "é" * 200}, 3, None, "weights.index.json"])
+def test_an_index_lists_names_of_files(tmp_path, name):
+    """A file name has at most 255 bytes, not characters."""
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"wte.weight": name, "lm_head.weight": "a.safetensors"}}))
+    with pytest.raises(UserError, match="lists what is no file of weights"):
+        shards_of_index(index)

@@ -5,7 +5,7 @@ from pathlib import Path
 from utils.errors import UserError
 from utils.io import read_json
 
-MAX_NAME = 255  # bytes of a file name
+MAX_BYTES = 255  # of a file name
 
 
 def shards_of_index(index: Path) -> list[str]:
@@ -14,7 +14,11 @@ def shards_of_index(index: Path) -> list[str]:
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: lists no files (weight_map); download it again")
-    shards = sorted(set(map(str, weight_map.values())))
-    if any(Path(shard).name != shard or shard.endswith(".json") or len(shard) > MAX_NAME for shard in shards):
+    if not all(isinstance(name, str) and _is_file_name(name) for name in weight_map.values()):
         raise UserError(f"{index}: lists what is no file of weights in its folder, or lies outside its folder")
-    return shards
+    return sorted(set(weight_map.values()))
+
+
+def _is_file_name(name: str) -> bool:
+    whole = Path(name).name == name and "\0" not in name and not name.endswith(".json")
+    return whole and len(name.encode(errors="replace")) <= MAX_BYTES

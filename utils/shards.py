@@ -21,4 +21,4 @@ def shards_of_index(index: Path) -> list[str]:
 
 def _is_file_name(name: str) -> bool:
     whole = Path(name).name == name and "\0" not in name and not name.endswith(".json")
-    return whole and len(name.encode(errors="replace")) <= MAX_BYTES
+    return whole and 0 < len(name.encode(errors="replace")) <= MAX_BYTES

@@ -285,5 +285,5 @@ def describe_metrics(metrics: dict) -> str:
     parts = []
     for name, interval in measures:
         low, high = metrics[interval]
-        parts.append(f"{words.get(name, name)} {metrics[name]:.1%} ({low:.1%}–{high:.1%})")
+        parts.append(f"{words.get(name, name)} {metrics[name]:.1%} ({low:.1%} to {high:.1%})")
     return f"{', '.join(parts)} of {metrics['n']:,} questions"

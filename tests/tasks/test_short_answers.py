@@ -176,5 +176,5 @@ def test_shipped_examples_are_in_the_prompts_format():
 
 def test_described_metrics():
     metrics = {"n": 84, "exact_match": 0.1, "ci95": [0.05, 0.15], "f1": 0.2, "f1_ci95": [0.1, 0.3]}
-    text = "exact match 10.0% (5.0%–15.0%), F1 20.0% (10.0%–30.0%) of 84 questions"
+    text = "exact match 10.0% (5.0% to 15.0%), F1 20.0% (10.0% to 30.0%) of 84 questions"
     assert results.describe_metrics(metrics) == text

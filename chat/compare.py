@@ -20,7 +20,7 @@ from chat.conversation import (
 )
 from inference.retrieval import Chunk
 from utils import paths
-from utils.errors import UserError
+from utils.errors import UserError, name_damage
 from utils.io import read_json
 
 OPEN_BOOK = "open_book"
@@ -116,10 +116,11 @@ def trained_task(checkpoint: str) -> str | None:
         record = folder_of(checkpoint) / "run.json"
         if not record.is_file():
             return None
-        arguments = read_json(record, "train it again").get("arguments", {})
-        if arguments.get("task_name") != INSTRUCT:
-            return arguments.get("task_name")
-        checkpoint = arguments["model_name"]
+        with name_damage(record, "train it again"):
+            arguments = read_json(record, "train it again").get("arguments", {})
+            if arguments.get("task_name") != INSTRUCT:
+                return arguments.get("task_name")
+            checkpoint = str(arguments["model_name"])
     return None
 
 

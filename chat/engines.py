@@ -5,7 +5,7 @@ import argparse
 from chat.conversation import Engine
 from chat.repl import print_notice
 from utils import cli, paths
-from utils.errors import UserError
+from utils.errors import UserError, name_damage
 from utils.io import read_json
 
 
@@ -37,11 +37,11 @@ def open_engine(args: argparse.Namespace, name: str | None, flag: str) -> Engine
 
 def newest_instruct_checkpoint() -> str:
     """The instruction-tuned checkpoint that finished last."""
-    finished = {
-        record.parent: record.stat().st_mtime_ns
-        for record in paths.ckpts_dir().glob("instruct-*/run.json")
-        if read_json(record, "name a checkpoint with --model_path").get("finished")
-    }
+    finished = {}
+    for record in paths.ckpts_dir().glob("instruct-*/run.json"):
+        with name_damage(record, "name a checkpoint with --model_path"):
+            if read_json(record, "name a checkpoint with --model_path").get("finished"):
+                finished[record.parent] = record.stat().st_mtime_ns
     if not finished:
         raise UserError(
             f"{paths.ckpts_dir()}/instruct-*: no finished checkpoint; make one with bash scripts/quickstart.sh --chat "

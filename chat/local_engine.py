@@ -17,6 +17,7 @@ from utils.io import read_json
 from utils.tokenizer import encode_texts
 
 GB = 1e9
+LEAST_TEMPERATURE = 1e-6  # below it, logits divided by it may be infinite
 
 
 class LocalEngine:
@@ -156,7 +157,7 @@ def common_prefix_length(a: list[int], b: list[int]) -> int:
 
 def sample_token(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     """A token id from (vocabulary,) logits by nucleus sampling (Holtzman et al., 2020)."""
-    if not sampling.temperature:
+    if sampling.temperature < LEAST_TEMPERATURE:
         return int(logits.argmax())
     p, order = torch.softmax(logits / sampling.temperature, -1).sort(descending=True)
     p[p.cumsum(-1) - p > sampling.top_p] = 0

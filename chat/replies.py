@@ -4,7 +4,9 @@ import argparse
 import asyncio
 import contextlib
 import html
+import itertools
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
@@ -17,6 +19,7 @@ from utils.errors import UserError
 
 ROLES = ("user", "assistant", "notice")  # of a history's messages; notices are not the model's
 SECONDS_PER_EVENT = 0.05  # of a growing reply, at least
+LEAVING_S = 1.0  # a model that is writing stops sooner; one that does not answer is left behind
 MAX_SYSTEM_CHARS = 100_000
 
 
@@ -56,23 +59,33 @@ async def stream_lines(
     """The events of a reply as lines of JSON, when it is this visitor's turn. A visitor who leaves ends it."""
     if turns.locked():
         yield b'{"waiting": true}\n'
-    async with turns:
-        events = reply_events(asked, sides, corpus)
+    await turns.acquire()
+    loop, events = asyncio.get_running_loop(), asyncio.Queue()
+    has_left, finished = threading.Event(), asyncio.Event()
+
+    def tell(function, *values) -> None:
+        with contextlib.suppress(RuntimeError):  # the server has ended, and its loop is closed
+            loop.call_soon_threadsafe(function, *values)
+
+    def answer() -> None:
+        """Run in a thread of its own, which neither other replies nor the end of the server wait for. The turn ends with
+        the model's work: a server that does not answer keeps it."""
         try:
-            while (event := await asyncio.to_thread(next, events, None)) is not None:
-                yield json.dumps(event).encode() + b"\n"
+            with contextlib.closing(reply_events(asked, sides, corpus)) as replies:
+                for event in itertools.takewhile(lambda _: not has_left.is_set(), replies):
+                    tell(events.put_nowait, event)
         finally:
-            await asyncio.shield(asyncio.to_thread(close_when_idle, events))
+            for function in (lambda: events.put_nowait(None), finished.set, turns.release):
+                tell(function)
 
-
-def close_when_idle(events: Iterator[dict]) -> None:
-    """Close a generator whose last step may still be running in another thread."""
-    while True:
-        try:
-            events.close()
-            return
-        except ValueError:  # generator already executing
-            time.sleep(0.01)
+    threading.Thread(target=answer, daemon=True).start()
+    try:
+        while (event := await events.get()) is not None:
+            yield json.dumps(event).encode() + b"\n"
+    finally:
+        has_left.set()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(finished.wait(), LEAVING_S)
 
 
 def reply_events(asked: Request, sides: list[Side], corpus: Corpus | None) -> Iterator[dict]:

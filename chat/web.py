@@ -6,6 +6,7 @@ The server keeps no conversation: each request brings its own, and the visitor's
 import asyncio
 import contextlib
 import html
+import ipaddress
 import itertools
 import json
 import secrets
@@ -13,6 +14,7 @@ import socket
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import quote
 
 from chat.body_limit import BodyLimit
 from chat.compare import Corpus, Side
@@ -21,7 +23,6 @@ from chat.replies import parse_request, passages_html, stream_lines
 from utils.errors import UserError
 from utils.io import read_text
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 ALLOWED_HOSTS = ["127.0.0.1", "localhost", "["]  # Starlette cuts [::1]:7860 at its first colon
 PAGE = Path(__file__).parent / "page.html"
 # Nothing is fetched from other hosts, whatever a reply contains.
@@ -72,10 +73,20 @@ def serve(sides: list[Side], settings: WebSettings) -> None:
 
 def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    if not host:
+        raise UserError("--host: is empty; give 127.0.0.1, or 0.0.0.0 for every interface")
     try:
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
         raise UserError(f"--host {host} --port {port}: cannot listen there ({error}); name another port") from error
+
+
+def is_loopback(host: str) -> bool:
+    """True for addresses that other machines cannot reach."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"
 
 
 def make_app(sides: list[Side], settings: WebSettings):
@@ -91,9 +102,11 @@ def make_app(sides: list[Side], settings: WebSettings):
         policy = {"content-security-policy": f"{POLICY}script-src 'nonce-{nonce}'"}
         return HTMLResponse(render_page(sides, settings, nonce), headers=policy)
 
+    by_number = {str(number): vars(article) for number, article in enumerate(settings.articles)}
+
     async def article(request) -> JSONResponse:
-        chosen = settings.articles[request.path_params["number"] :][:1]
-        return JSONResponse(vars(chosen[0]) if chosen else None, 200 if chosen else 404)
+        chosen = by_number.get(request.path_params["number"])
+        return JSONResponse(chosen, 200 if chosen else 404)
 
     async def passages(request) -> HTMLResponse:
         file = passage_file(settings.passages, request.path_params["name"])
@@ -102,13 +115,13 @@ def make_app(sides: list[Side], settings: WebSettings):
 
     routes = [
         Route("/", page),
-        Route("/articles/{number:int}", article),
+        Route("/articles/{number}", article),
         Route("/reply", make_reply_function(sides, settings), methods=["POST"]),
         Route("/data/{name:path}", passages),
     ]
     middleware = [Middleware(BodyLimit)]
-    if settings.host in LOOPBACK:  # the name of another site could point here
-        middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=ALLOWED_HOSTS))
+    if is_loopback(settings.host):  # the name of another site could point here
+        middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=[*ALLOWED_HOSTS, settings.host]))
     return Starlette(routes=routes, middleware=middleware)
 
 
@@ -151,7 +164,9 @@ def render_page(sides: list[Side], settings: WebSettings, nonce: str) -> str:
         "temperature": settings.sampling.temperature,
         "system": settings.system,
         "takesSystem": any(not model["base"] for model in models),
-        "passages": f"data/{settings.passages.name}" if settings.passages and settings.passages.is_file() else "",
+        "passages": f"data/{quote(settings.passages.name)}"
+        if settings.passages and settings.passages.is_file()
+        else "",
         "passagesCommand": settings.passages_command,
         "found": passages_html(settings.corpus, None) if len(sides) > 1 else "",
     }

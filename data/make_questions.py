@@ -4,6 +4,7 @@
     python data/make_questions.py --task NAME --base_model Meta-Llama-3-8B --base_model_url http://127.0.0.1:8000/v1
     python data/make_questions.py --task NAME --model SMALL_MODEL --wrong_options documents
     python data/make_questions.py --task NAME --kind short        # then: evaluation.py --task NAME --kind short
+    python data/make_questions.py --task NAME --from_file FILE    # your own questions, checked; no LLM is asked
 
 An LLM writes one question per call, each about a sentence chosen from all over the document, with that fact and the
 right answer in the document's words. Dropped and counted: questions that do not name their document; whose answer is
@@ -19,7 +20,7 @@ import asyncio
 from pathlib import Path
 
 from tasks import readers
-from tasks.documents import load_documents
+from tasks.documents import Document, load_documents
 from tasks.quiz import KINDS, build_records, jsonl
 from tasks.quiz_maker import QuizMaker, QuizSettings
 from tasks.wrong_options import SOURCES
@@ -48,6 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--task", help="or a corpus that is in data/dataset/raw/<task>.jsonl")
     add("--kind", choices=KINDS, default="choice", help="four options, or a short answer")
     per_document_help = "questions to ask for, at most one per sentence; fewer are kept"
+    add("--from_file", type=Path, metavar="FILE", help="your own questions in this format, in place of an LLM's")
     add("--per_document", type=positive_int, default=10, help=per_document_help)
     wrong_help = "the model's, answers to questions about other documents, or those where the model's are no good"
     add("--wrong_options", choices=SOURCES, help=f"{wrong_help} (default: auto)")
@@ -64,6 +66,9 @@ def parse_arguments() -> argparse.Namespace:
     validate(args)
     if not args.corpus:
         refuse_without_effect(parser, args, "strict", "without --corpus")
+    if args.from_file:
+        others = "per_document wrong_options model base_url base_model base_model_url concurrency timeout seed"
+        refuse_without_effect(parser, args, others, "with --from_file")
     return args
 
 
@@ -83,6 +88,9 @@ def main() -> None:
     task = readers.import_corpus(args.corpus, args.strict) if args.corpus else args.task
     documents = load_documents([paths.corpus_file(task)], "write it, or use --corpus DIR")
     target = paths.questions_file(task, args.kind)
+    if args.from_file:
+        take_questions(args.from_file, args.kind, documents, target)
+        return
     with Journal(paths.quiz_journal(task)) as journal:
         maker = QuizMaker(QuizSettings.from_args(args), journal)
         kept = asyncio.run(maker.run(documents))
@@ -102,6 +110,25 @@ def main() -> None:
     print_result(result, f"{len(kept):6} kept, about {covered} of {len(documents)} documents -> {target}")
     if failed:
         raise UserError(f"{failed}; {target} has the questions about the other documents")
+
+
+def take_questions(file: Path, kind: str, documents: list[Document], target: Path) -> None:
+    """Check a file of questions, and put it where every step finds it."""
+    asked = load_documents([file], "give a file in QuALITY's format", kind)
+    titles = {(document.title, document.author) for document in documents}
+    total = sum(len(document.questions) for document in asked)
+    matching = sum(len(document.questions) for document in asked if (document.title, document.author) in titles)
+    if not matching:
+        raise UserError(
+            f"--from_file {file}: {total} questions, none about a document of {target.stem}; the titles and authors must "
+            f"be those of the documents, such as {documents[0].title!r}"
+        )
+    content = file.read_bytes()
+    keep_earlier_quiz(target, read_jsonl(file, ""))
+    with atomic_write(target) as copy:
+        copy.write(content)
+    result = {"kept": matching, "about_no_document": total - matching, "file": str(target)}
+    print_result(result, f"{matching} of {total} questions are about these documents -> {target}")
 
 
 def keep_earlier_quiz(target: Path, records: list[dict]) -> None:

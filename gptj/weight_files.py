@@ -53,6 +53,8 @@ def check_tensors(state: dict, path: Path) -> dict:
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise UserError(f"{path}: {name} is a {type(value).__name__}, not a tensor")
+        if value.is_meta or value.layout != torch.strided:
+            raise UserError(f"{path}: {name} is a tensor without its numbers, or a sparse one; write it as a dense one")
     return state
 
 

@@ -104,9 +104,9 @@ class Batches:
             rows.append((batch, state.status, counts.completed if counts else 0, counts.failed if counts else 0))
         return rows
 
-    async def collect(self) -> AsyncIterator[tuple[Batch, str, list[dict]]]:
-        """Each batch that has ended, with its status and the lines of its output and error files. The caller marks it
-        with `collected` once its replies are saved."""
+    async def collect(self) -> AsyncIterator[tuple[Batch, str, list[dict], bool]]:
+        """Each batch that has ended, with its status, the lines of its output and error files, and whether they are
+        whole. The caller marks it with `collected` once its replies are saved."""
         for batch in self.pending():
             state = await self._client.call(self._client.api.batches.retrieve(batch.id))
             if state.status not in FINAL_STATUSES:
@@ -118,7 +118,7 @@ class Batches:
                 lines += read
                 notes += [f"{file} is gone"] * (not content) + [f"{torn} lines of {file} cannot be read"] * (torn > 0)
             errors = [error.message for error in (state.errors and state.errors.data) or []]
-            yield batch, "; ".join([state.status, *filter(None, errors), *notes]), lines
+            yield batch, "; ".join([state.status, *filter(None, errors), *notes]), lines, not notes
 
     async def abandon(self) -> AsyncIterator[tuple[Batch, str]]:
         """Cancel every pending batch, and record the upper bound of its cost. Yields each batch and the server's

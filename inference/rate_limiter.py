@@ -184,7 +184,7 @@ def parse_limit_reset(headers) -> float:
     wait_s = 0.0
     for kind in ("requests", "tokens"):
         remaining, limit, reset = (headers.get(f"x-ratelimit-{n}-{kind}") for n in ("remaining", "limit", "reset"))
-        if remaining == "0" and (limit or "").isdigit():
+        if remaining == "0" and re.fullmatch(r"[0-9]{1,15}", limit or ""):
             parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", reset or "")
             reset_s = sum(float(number) * units_s[unit] for number, unit in parts)
             wait_s = max(wait_s, reset_s / max(1, int(limit)))

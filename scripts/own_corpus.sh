@@ -49,20 +49,39 @@ dir=$(realpath "$dir")
 [ -z "$base_url" ] || [ -n "$model" ] || fail "--base_url: name the server's model with --model"
 [ -z "$questions" ] || [ -f "$questions" ] || fail "--questions $questions: no such file"
 [ -z "$questions" ] || per_document=0
+number='^([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$'
+for name in lr epochs rr; do
+    [[ "${!name}" =~ $number ]] || fail "--$name ${!name}: expects a number"
+done
+for name in block_size bs; do
+    [[ "${!name}" =~ ^[1-9][0-9]{0,8}$ ]] || fail "--$name ${!name}: expects a whole number of 1 or more"
+done
+[ "$block_size" -gt 1 ] || fail "--block_size 1: the first token of a block is not predicted; give 2 or more"
 [ -f "$replay_text" ] || fail "--replay_text $replay_text: no such file"
 if [ -n "$gguf" ]; then gguf=$(realpath "$gguf") model="${model:-$(basename "$gguf" .gguf)}"; fi
 model="${model:-gpt-4-turbo}"
 bash scripts/setup.sh
 export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" TOKENIZERS_PARALLELISM=false GPUS="${GPUS:-1}"
 begun=$(date +%s)
-[ -z "$base_model" ] || export HF_HUB_OFFLINE=0
+if [ -n "$base_model" ]; then
+    export HF_HUB_OFFLINE=0
+    "$python" -c 'import sys; from utils import checkpoint, errors
+errors.run(lambda: checkpoint.load_config(sys.argv[1], "--base_model"))' "$base_model"
+fi
+# Without user, password and query.
+public_url=$("$python" -c 'import sys; from inference.keys import Address; print(Address.parse(sys.argv[1]).public)' \
+    "$base_url")
 
 server=() generator=(--model "$model")
 [ -z "$gguf" ] || server=("$python" scripts/llama_server.py "$gguf" --)
 [ -z "$base_url" ] || generator+=(--base_url "$base_url")
 
 # show COMMAND...: print a command on stderr and run it. Its paths begin in the repository.
-show() { printf '$ %s\n' "${*//"$root"\//}" >&2; "$@"; }
+show() {
+    local line="${*//"$root"\//}"
+    printf '$ %s\n' "${line//"$base_url"/"$public_url"}" >&2
+    "$@"
+}
 # ask COMMAND...: the same, for a command that asks the generator.
 ask() { show "${server[@]}" "$@"; }
 
@@ -74,6 +93,7 @@ fi
 
 step "Your documents"
 task=$(json_value task show "$python" data/read_documents.py "$dir" "${strict[@]}")
+[ -z "$questions" ] || show "$python" data/make_questions.py --task "$task" --from_file "$questions"
 
 step "Plan"
 plan=("$python" scripts/own_corpus_plan.py --task "$task" "${generator[@]}" --per_document "$per_document"
@@ -90,11 +110,9 @@ passages=("$python" data/entigraph.py all --task "$task" "${generator[@]}" --met
 continue_after_user_errors "Some calls failed; continuing with the passages that came." ask "${passages[@]}"
 show "$python" data/inspect_entigraph.py --task "$task" --model "$model" --method "$method"
 
-step "Questions"
-quiz="${SCP_HOME:-.}/data/dataset/raw/${task}_questions.jsonl"
-if [ -n "$questions" ]; then
-    show cp "$questions" "$quiz"
-else
+if [ -z "$questions" ]; then
+    step "Questions"
+    quiz="${SCP_HOME:-.}/data/dataset/raw/${task}_questions.jsonl"
     continue_after_user_errors "Some questions failed; continuing with those that were kept." \
         ask "$python" data/make_questions.py --task "$task" "${generator[@]}" --per_document "$per_document" --seed "$seed"
     [ -f "$quiz" ] || fail "no question was kept; give --questions FILE, or a stronger generator"

@@ -19,12 +19,13 @@ from typing import Any
 from data.generation.methods import PassageRequest
 from data.generation.sections import split_for_server
 from inference.client import Client
+from inference.completions import CallFailed
 from inference.prices import Price, Usage, find_price
 from inference.server_facts import read_facts
 from tasks.documents import Document, article_text, load_task
 from utils import cli, paths
 from utils.cli import call_count, non_negative_int, positive_float, positive_int
-from utils.errors import UserError, run
+from utils.errors import UserError, name_damage, run
 from utils.io import read_json, sha256_file, write_json
 
 TIMES_CORPUS = 50
@@ -68,9 +69,13 @@ def main() -> None:
     target = paths.report_dir(args.task) / "plan.json"
     inputs = {key: getattr(args, key) for key in ("model", "tokens", "budget_usd", "max_tokens", "per_document")}
     inputs["corpus"] = sha256_file(paths.corpus_file(args.task))
-    if target.is_file() and (plan := read_json(target, "delete it"))["inputs"] == inputs:
-        cli.print_result(plan, f"the plan of {target} is kept: {describe(plan)}")
-        return
+    if target.is_file():
+        with name_damage(target, "delete it"):
+            plan = read_json(target, "delete it")
+            is_kept, sentence = plan["inputs"] == inputs, describe(plan)
+        if is_kept:
+            cli.print_result(plan, f"the plan of {target} is kept: {sentence}")
+            return
     price = find_price(args.prices, args.model)
     if args.budget_usd and not price:
         raise UserError(f"--budget_usd: {args.prices} has no price for {args.model}; add it, or give --tokens")
@@ -100,6 +105,8 @@ async def measure_speed(args: argparse.Namespace, documents: list[Document]) -> 
         else:
             reply_s, reply = await timed(client.chat(prompt, max_tokens=MEASURED_TOKENS, seed=0))
             reply_s, replies = max(reply_s - prompt_s, reply_s / 2), [reply]  # it may compute the prompt again
+    except CallFailed as error:
+        raise UserError(f"the calls that measure the generator's speed failed ({error}); check --model") from error
     finally:
         await client.close()
     tokens = first.usage.get("prompt_tokens") or count_tokens(prompt)

@@ -11,7 +11,7 @@ from reports.tables import format_accuracy, print_table
 from tasks.intervals import accuracy_interval
 from utils import paths
 from utils.cli import make_parser, print_result
-from utils.errors import UserError, run
+from utils.errors import UserError, name_damage, run
 from utils.io import read_json
 
 
@@ -26,11 +26,15 @@ def main() -> None:
     args = parse_arguments()
     pattern = paths.evaluation_file(args.model_path, "chunk*")
     files = sorted(pattern.parent.glob(pattern.name))
-    results = [read_json(file, "run scripts/rag_sweep.sh") for file in files]
-    tasks = sorted({result["protocol"]["task"] for result in results})
+    tasks_and_rows = []
+    for file in files:
+        with name_damage(file, "run scripts/rag_sweep.sh"):
+            result = read_json(file, "run scripts/rag_sweep.sh")
+            tasks_and_rows.append((result["protocol"]["task"], table_row(result)))
+    tasks = sorted({task for task, _ in tasks_and_rows})
     if not args.task and len(tasks) > 1:
         raise UserError(f"--task: give one of {', '.join(tasks)}; {args.model_path} was evaluated on all of them")
-    rows = [table_row(result) for result in results if args.task in (None, result["protocol"]["task"])]
+    rows = [row for task, row in tasks_and_rows if args.task in (None, task)]
     if not rows:
         raise UserError(f"{pattern}: no such files; run scripts/rag_sweep.sh first")
     if rows[0]["val"] is None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from reports.tables import format_accuracy
 from utils import cli, paths
-from utils.errors import UserError, run
+from utils.errors import UserError, name_damage, run
 from utils.io import atomic_write, read_json, read_text
 from utils.progress import progress_bar
 
@@ -24,13 +24,15 @@ RESULTS = paths.ROOT / "docs" / "results"
 FIGURE = paths.ROOT / "docs" / "images" / "quickstart.png"
 OUTPUTS = {
     "quickstart.json": "bash scripts/quickstart.sh --chat",
+    "quickstart.png": "bash scripts/quickstart.sh --chat",
     "quickstart_chat.json": "bash scripts/quickstart.sh --chat",
     "inspection-passages.json": "python data/inspect_entigraph.py --task example --input data/example/passages",
     "two_by_two.json": "python scripts/two_by_two.py",
     "forgetting-example-*.json": "python scripts/forgetting.py",
     "scaling.json": "scripts/scaling.sh",
     "qualityqa-SmolLM2-*.json": "bash scripts/quickstart.sh --chat",
-    "qualityqa-example-*.json": "bash scripts/quickstart.sh --chat",
+    "qualityqa-example-raw-*.json": "bash scripts/quickstart.sh --chat",
+    "qualityqa-example-lr*.json": "bash scripts/quickstart.sh --chat",
     "qualityqa-instruct-*.json": "bash scripts/quickstart.sh --chat",
 }
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
@@ -49,10 +51,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    if args.home:
+    if args.home and (args.home / "out").resolve() != (RESULTS / "out").resolve():
         copy_outputs(args.home / "out")
     documents = {path: read_text(path, "it ships with the repository") for path in documents_with_results()}
-    updated = {path: show_results(text) for path, text in documents.items()}
+    updated = {path: show_results(text, path) for path, text in documents.items()}
     if args.check:
         if stale := [str(path) for path in documents if documents[path] != updated[path]]:
             raise UserError(
@@ -74,21 +76,32 @@ def documents_with_results() -> list[Path]:
 
 
 def copy_outputs(source: Path) -> None:
+    """Copy the outputs of one run, all of them or none."""
     files = []
     for pattern, command in OUTPUTS.items():
         found = sorted(source.glob(pattern))
-        if not found:
-            raise UserError(f"--home: {source} has no {pattern}; run: {command}")
+        if len(found) != 1:
+            names = ", ".join(file.name for file in found)
+            problem = f"of several runs ({names}); delete all but one" if found else f"missing; run: {command}"
+            raise UserError(f"--home: {source}/{pattern}: {problem}")
         files += found
-    shutil.rmtree(RESULTS, ignore_errors=True)
-    (RESULTS / "out").mkdir(parents=True)
+    copied = RESULTS.with_name(f".{RESULTS.name}.tmp")
+    shutil.rmtree(copied, ignore_errors=True)
+    (copied / "out").mkdir(parents=True)
     for file in files:
-        shutil.copyfile(file, RESULTS / "out" / file.name)
-    shutil.copyfile(source / "quickstart.png", FIGURE)
+        shutil.copyfile(file, FIGURE if file.suffix == ".png" else copied / "out" / file.name)
+    shutil.rmtree(RESULTS, ignore_errors=True)
+    copied.rename(RESULTS)
 
 
-def show_results(text: str) -> str:
-    return BLOCK.sub(lambda match: f"{match[1]}{TABLES[match[2]]()}\n{match[3]}", text)
+def show_results(text: str, path: Path) -> str:
+    def show(match: re.Match) -> str:
+        if match[2] not in TABLES:
+            raise UserError(f"{path}: results {match[2]} are not among {', '.join(TABLES)}")
+        with name_damage(RESULTS / "out", "run: python scripts/update_results.py --home DIR"):
+            return f"{match[1]}{TABLES[match[2]]()}\n{match[3]}"
+
+    return BLOCK.sub(show, text)
 
 
 def output(name: str) -> dict | list:

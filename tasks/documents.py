@@ -6,6 +6,7 @@ merged. The example corpus and the user's own corpora use the same schema.
 
 import json
 import re
+import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,6 +40,7 @@ PARTICLES = {
 SUFFIXES = {"Jr", "Sr", "II", "III", "IV", "PhD", "MD", "Inc", "Ltd", "LLC"}
 # After a task's name and a hyphen in train.py's --task_name: the articles, or the passages of a method of step 1.
 VARIANTS = ("raw", "entigraph", "rephrase", "qa", "strategies")
+SHOWN_TITLES = 3  # of a quiz, that are no documents
 VALIDATION_FRACTION = 5  # the first fifth of the documents, by title, is the validation split
 
 
@@ -107,8 +109,8 @@ def task_files(task: str) -> list[Path]:
 
 def check_task_name(task: str, where: str) -> None:
     """Raise UserError for a name by which train.py would find other files."""
-    if task.endswith("_questions"):  # its file would be that of a quiz
-        raise UserError(f"{where}: names that end in _questions are those of quizzes; rename it, such as {task}_corpus")
+    if re.search(r"_questions(\.|$)", task):  # its file would be that of a quiz, or of its calls
+        raise UserError(f"{where}: names with _questions are those of quizzes; rename it, such as {task}_corpus")
     if task == "instruct" or task.rpartition("-")[2] in VARIANTS and "-" in task:
         raise UserError(
             f"{where}: as --task_name of step 4 this means something else; rename it, such as {task}-corpus"
@@ -129,8 +131,11 @@ def load_task(task: str, kind: str = "choice") -> list[Document]:
     quiz = paths.questions_file(task, kind)
     if task not in ("quality", "example") and quiz.is_file():
         asked = {(d.title, d.author): d.questions for d in load_documents([quiz], "", kind)}
-        for document in documents:  # documents that only the quiz has are ignored
-            add_questions(document, asked.get((document.title, document.author), []), str(quiz))
+        for document in documents:
+            add_questions(document, asked.pop((document.title, document.author), []), str(quiz))
+        if left_out := sum(map(len, asked.values())):
+            titles = ", ".join(sorted({title for title, _ in asked})[:SHOWN_TITLES])
+            print(f"{quiz}: {left_out} questions about no document of {task} ({titles})", file=sys.stderr)
     make_ids_distinct(documents)
     return documents
 

@@ -91,7 +91,7 @@ def is_correct(reply: str, draft: DraftQuestion, order: np.ndarray | None) -> bo
     if order is None:
         lines = [line for line in reply.split("\n") if line.strip()]
         answer = re.sub(r"^\W*answer\W*:\s*", "", lines[0], flags=re.I) if lines else ""
-        return best_f1(answer, [draft.options[0], *draft.aliases]) >= MIN_AGREEMENT
+        return bool(answer) and best_f1(answer, [draft.options[0], *draft.aliases]) >= MIN_AGREEMENT
     answer = parse_answer(reply, [draft.options[index] for index in order])
     return answer is not None and order[answer] == 0
 

@@ -5,6 +5,7 @@ import os
 import re
 import struct
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from utils.words import without_controls
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".html", ".htm", ".pdf")
 MAX_FILE_BYTES = 32 << 20  # of one document: ten million tokens of English
-BROKEN_PDF = (
+BROKEN = (  # what the readers of PDF and HTML raise
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -79,6 +80,10 @@ def read_folder(folder: Path, strict: bool = False) -> tuple[list[dict], list[st
     dead = [] if strict else _dead_links(folder)
     left_out = [mend(f"{path}: a link that leads nowhere, or to a folder") for path in dead]
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    hidden = {path: first for path in files if (first := _hidden_part(path.relative_to(folder)))}
+    for first, number in sorted(Counter(hidden.values()).items()):
+        left_out.append(mend(f"{folder / first}: hidden, since its name begins with a dot ({number} files)"))
+    files = [path for path in files if path not in hidden]
     for path in progress_bar(iterable=files, unit="file", desc="reading documents"):
         try:
             if not strict and path.suffix.lower() != ".jsonl" and (size := path.stat().st_size) > MAX_FILE_BYTES:
@@ -89,6 +94,11 @@ def read_folder(folder: Path, strict: bool = False) -> tuple[list[dict], list[st
                 raise
             left_out.append(mend(str(error)))
     return distinct_articles(articles, folder, strict, left_out), left_out
+
+
+def _hidden_part(path: Path) -> Path | None:
+    """The first folder or file of a path whose name begins with a dot."""
+    return next((part for part in [*reversed(path.parents), path] if part.name.startswith(".")), None)
 
 
 def _dead_links(folder: Path) -> list[Path]:
@@ -110,6 +120,8 @@ def distinct_articles(articles: list[dict], folder: Path, strict: bool, left_out
                 left_out.append(f"{both}, and the same text; the second")
                 continue
             article["title"] = f"{article['title']} ({article['source']})"
+            while (article["title"], key[1]) in seen:
+                article["title"] += " (2)"
             print(f"{both}; the second is named {article['title']!r}", file=sys.stderr)
         seen[(article["title"], article.get("author", "").strip())] = article
     return list(seen.values())
@@ -245,8 +257,12 @@ def read_html(path: Path) -> tuple[str, str]:
     """Title and main text, decoded by the page's own character set."""
     from trafilatura import bare_extraction
 
-    page = bare_extraction(path.read_bytes(), favor_recall=True, include_comments=False, with_metadata=True)
-    return (page.title or path.stem.replace("_", " "), page.text or "") if page else ("", "")
+    try:
+        page = bare_extraction(path.read_bytes(), favor_recall=True, include_comments=False, with_metadata=True)
+    except BROKEN as error:  # of its metadata, for example
+        raise UserError(f"{path}: not a readable page ({first_line(error) or type(error).__name__})") from error
+    title = page.title if page and isinstance(page.title, str) else ""
+    return title or path.stem.replace("_", " "), (page.text or "") if page else ""
 
 
 def read_pdf(path: Path) -> tuple[str, str]:
@@ -257,7 +273,7 @@ def read_pdf(path: Path) -> tuple[str, str]:
 
     try:
         title, text = pdf_text(path)
-    except (PSException, *BROKEN_PDF) as error:  # broken and encrypted files
+    except (PSException, *BROKEN) as error:  # broken and encrypted files
         reason = first_line(error) or type(error).__name__
         raise UserError(f"{path}: not a readable PDF ({reason})") from error
     return title or path.stem.replace("_", " "), text

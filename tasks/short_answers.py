@@ -53,13 +53,14 @@ def short_attempt(_: object, text: str) -> dict:
 
 
 def score(question: ShortQuestion, attempts: Sequence[dict]) -> dict:
-    """The first attempt against all right answers; a call that failed is an empty answer."""
+    """The first attempt against all right answers; a call that failed is an empty answer, which is wrong even where a
+    right answer is empty once normalised, as `A` is."""
     answer = attempts[0].get("short_answer", "")
     return {
         "hard": question.hard,
         "answer": answer,
-        "exact_match": best_exact_match(answer, question.answers),
-        "f1": round(best_f1(answer, question.answers), 4),
+        "exact_match": best_exact_match(answer, question.answers) if answer else 0.0,
+        "f1": round(best_f1(answer, question.answers), 4) if answer else 0.0,
     }
 
 

@@ -168,7 +168,9 @@ class FakeOpenAI:
             return self._identify(writer, json.loads(content))
         self.paths.append(path)
         if not path.endswith(("completions", "embeddings", "rerank")):
-            return _send(writer, 200, self._files_and_batches(method, path, headers, content))
+            found = self._files_and_batches(method, path, headers, content)
+            error = {"error": {"message": "No such File object", "code": None}}
+            return _send(writer, 404 if found is None else 200, error if found is None else found)
         self.requests += 1
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
@@ -371,12 +373,12 @@ class FakeOpenAI:
         if self.caches:
             self._prefixes |= {prefix for _, prefix in _prefixes(prompt)}
 
-    def _files_and_batches(self, method: str, path: str, headers: dict, content: bytes) -> dict:
+    def _files_and_batches(self, method: str, path: str, headers: dict, content: bytes) -> dict | bytes | None:
         parts = path.strip("/").split("/")
         if parts[0] == "files" and method == "POST":
             return self._store(uploaded(headers, content))
         if parts[0] == "files":
-            return self._files[parts[1]]
+            return self._files.get(parts[1])
         if method == "POST" and parts[-1] == "cancel":
             self._batches[parts[1]]["status"] = "cancelled"
             return self._batches[parts[1]]

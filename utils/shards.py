@@ -20,5 +20,5 @@ def shards_of_index(index: Path) -> list[str]:
 
 
 def _is_file_name(name: str) -> bool:
-    whole = Path(name).name == name and "\0" not in name and not name.endswith(".json")
+    whole = Path(name).name == name != ".." and "\0" not in name and not name.endswith(".json")
     return whole and 0 < len(name.encode(errors="replace")) <= MAX_BYTES

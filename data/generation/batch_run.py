@@ -57,6 +57,10 @@ class BatchRun(GenerationRun):
             print("no batch is under way")
 
     async def _abandon(self) -> None:
+        try:
+            await self._collect_ended(whatever=True)  # what has been paid for
+        except UserError as error:
+            print(f"not collected: {error}")
         count = 0
         async for batch, said in self.batches.abandon():
             count += 1
@@ -66,27 +70,38 @@ class BatchRun(GenerationRun):
         print(f"{count} batches abandoned; their calls are missing again" if count else "no batch is under way")
 
     async def _collect(self) -> None:
-        missing = {request.id: request for request in self._all_missing_requests()}
-        missing |= {earlier.id: earlier for request in missing.values() if (earlier := request.earlier())}
-        async for batch, status, lines in self.batches.collect():
-            responses = responses_by_id(lines)
-            unknown = responses.keys() - missing.keys() - set().union(*self.store.done.values())
-            self._record_batch(batch, status, responses, missing, is_last=not unknown)
-            if unknown:
-                raise UserError(
-                    f"{batch.id}: {len(unknown)} of its replies answer other requests than these articles and options "
-                    "make; run --batch collect with those of the submission, or, where documents were edited since, "
-                    f"--batch abandon; the other {len(responses) - len(unknown)} are recorded"
-                )
+        unknown = await self._collect_ended()
         remaining = sum(1 for _ in self._all_missing_requests()) - len(self.batches.requests_under_way())
         print(f"{max(0, remaining):,} calls are to be submitted" + (": --batch submit" if remaining > 0 else ""))
+        if unknown:
+            raise UserError(
+                f"{', '.join(unknown)}: {sum(unknown.values())} replies answer other requests than these articles and "
+                "options make; run --batch collect with those of the submission, or, where documents were edited since, "
+                "--batch abandon; all other replies are recorded"
+            )
+
+    async def _collect_ended(self, whatever: bool = False) -> dict[str, int]:
+        """Record the replies of all batches that have ended. Returns the number of replies of each batch to requests that
+        are not among ours; such a batch stays pending, unless `whatever` ends it."""
+        missing = {request.id: request for request in self._all_missing_requests()}
+        missing |= {earlier.id: earlier for request in missing.values() if (earlier := request.earlier())}
+        unknown: dict[str, int] = {}
+        async for batch, status, lines, whole in self.batches.collect():
+            responses = responses_by_id(lines)
+            foreign = responses.keys() - missing.keys() - set().union(*self.store.done.values())
+            if foreign and not whatever:
+                unknown[batch.id] = len(foreign)
+            self._record_batch(batch, status, responses, missing, whole, is_last=batch.id not in unknown)
+        return unknown
 
     def _record_batch(
-        self, batch: Batch, status: str, responses: dict, missing: dict[str, PassageRequest], is_last: bool
+        self, batch: Batch, status: str, responses: dict, missing: dict[str, PassageRequest], whole: bool, is_last: bool
     ) -> None:
-        """Record every reply of a batch, then, where it `is_last`, its bill; replies recorded before are only billed."""
-        usage, replies = Usage(), 0
+        """Record every reply of a batch, then, where it `is_last`, its bill; replies recorded before are only billed. Of
+        a batch whose files are not `whole`, requests without a line count at the most they can cost."""
         most = Usage(*(math.ceil(count / len(batch.requests)) for count in astuple(batch.max_usage)))
+        unread = 0 if whole else len(set(batch.requests) - responses.keys())
+        usage, replies = Usage(*(unread * count for count in astuple(most))), 0
         for id, response in responses.items():
             code, body = response["status_code"], as_object(response.get("body"))
             if code == 200:  # a reply without counts has cost the most, as a live one
@@ -95,8 +110,9 @@ class BatchRun(GenerationRun):
                 self._record_response(missing[id], code, body)
         if not is_last:
             return
-        self.batches.collected(batch, usage, replies)
-        print(f"{batch.id}: {status}, {replies:,} replies to {len(batch.requests):,} calls")
+        self.batches.collected(batch, usage, replies + unread)
+        lost = f"; {unread:,} that cannot be read count at the most they can cost" if unread else ""
+        print(f"{batch.id}: {status}, {replies:,} replies to {len(batch.requests):,} calls{lost}")
 
     def _record_response(self, request: PassageRequest, code: int | None, body: dict) -> None:
         """Record one response; after an unreadable reply or a transient error the request stays missing."""

@@ -142,19 +142,19 @@ class Statements:
         from scipy.sparse import csc_array
 
         contents = [words - self._title or words for words in self.stems]
-        counts = Counter(word for words in contents for word in words)
-        total = len(contents)
-        limit = max(COMMON * total, MIN_COMMON)
-        weight = {word: np.log((total + 1) / (count + 0.5)) for word, count in counts.items() if count <= limit}
+        distinct = set(map(frozenset, contents))  # a sentence that is repeated does not make its words common
+        counts = Counter(word for words in distinct for word in words)
+        limit = max(COMMON * len(distinct), MIN_COMMON)
+        weight = {word: np.log((len(distinct) + 1) / (count + 0.5)) for word, count in counts.items()}
         self._index = {word: row for row, word in enumerate(sorted(weight))}
         rows, columns, values = [], [], []
         for column, words in enumerate(contents):
-            known = sorted(words & weight.keys())
+            known = sorted(word for word in words if counts[word] <= limit) or sorted(words)
             whole = sum(weight[word] for word in known)
             rows += [self._index[word] for word in known]
             columns += [column] * len(known)
             values += [weight[word] / whole for word in known]
-        return csc_array((values, (rows, columns)), shape=(len(weight), total))
+        return csc_array((values, (rows, columns)), shape=(len(weight), len(contents)))
 
     def told_by(self, passage: str) -> np.ndarray:
         """(statements,) bool: those that a passage tells."""

@@ -98,6 +98,7 @@ def test_budget_counts_pending_batches(home, server, tmp_path):
 
 
 def test_an_abandoned_batch_is_cancelled_and_counts_at_the_most_it_can_cost(home, server):
+    server.batch_delay = 600
     succeed(*batch(server, "submit"))
     out = succeed(*batch(server, "abandon"))
     assert "batch_0: cancelled; its 2 calls count at the most they can cost" in out

@@ -27,7 +27,12 @@ def test_a_figure_that_was_changed_by_hand_is_noticed():
     text = (ROOT / "README.md").read_text()
     accuracy = f"{read_json(RESULTS / 'out' / 'quickstart.json', '')['entigraph']['accuracy']:.1%}"
     changed = text.replace(accuracy, "99.9%")
-    assert changed != text == update_results.show_results(changed)
+    assert changed != text == update_results.show_results(changed, ROOT / "README.md")
+
+
+def test_an_unknown_table_is_named():
+    with pytest.raises(UserError, match=r"README\.md: results nope are not among quickstart"):
+        update_results.show_results("<!-- results: nope -->\n<!-- end of results -->", ROOT / "README.md")
 
 
 def test_outputs_are_copied_or_what_is_missing_is_named(tmp_path, monkeypatch):
@@ -39,14 +44,20 @@ def test_outputs_are_copied_or_what_is_missing_is_named(tmp_path, monkeypatch):
     copied = sorted(path.name for path in (tmp_path / "results/out").iterdir())
     assert copied == sorted(path.name for path in (RESULTS / "out").iterdir())
     (tmp_path / "out" / "scaling.json").unlink()
-    with pytest.raises(UserError, match=r"no scaling\.json; run: scripts/scaling\.sh"):
+    with pytest.raises(UserError, match=r"scaling\.json: missing; run: scripts/scaling\.sh"):
+        update_results.copy_outputs(tmp_path / "out")
+    (tmp_path / "out" / "scaling.json").write_text("[]")
+    (tmp_path / "out" / "forgetting-example-other.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=r"forgetting-example-\*\.json: of several runs \(.*other\.json.*delete all but one"
+    ):
         update_results.copy_outputs(tmp_path / "out")
     assert len(list((tmp_path / "results/out").iterdir())) == len(copied)
 
 
 def test_a_run_that_has_not_ended_is_named(tmp_path):
     done = run_script("scripts/update_results.py", "--home", tmp_path)
-    assert done.returncode == 2 and "quickstart.json; run: bash scripts/quickstart.sh --chat" in done.stderr
+    assert done.returncode == 2 and "quickstart.json: missing; run: bash scripts/quickstart.sh --chat" in done.stderr
 
 
 def test_results_hold_no_paths_of_a_machine():

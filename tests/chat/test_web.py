@@ -354,7 +354,9 @@ def test_checkpoint_in_the_title(home):
     file.parent.mkdir(exist_ok=True)
     write_json(file, {"protocol": protocol, "metrics": metrics, "documents": documents})
     told = interactive.describe_checkpoint("ckpts/example-lr1")
-    assert re.fullmatch(r"trained on example; closed book on example: accuracy 75\.0% \(.+–.+\) of 4 questions", told)
+    assert re.fullmatch(
+        r"trained on example; closed book on example: accuracy 75\.0% \(.+ to .+\) of 4 questions", told
+    )
     (checkpoint / "model.safetensors").write_bytes(b"xy")  # trained again
     assert interactive.describe_checkpoint("ckpts/example-lr1") == "trained on example"
     assert interactive.describe_checkpoint("gpt-4") == ""
@@ -391,6 +393,36 @@ def test_requests_that_the_page_does_not_send(home):
             response = connection.getresponse()
             assert response.status == 404, path
             response.read()
+
+
+@needs_browser
+def test_two_tabs_keep_each_others_conversations(page):
+    with Site() as site:
+        tabs = page.context.browser.new_context()  # of one visitor
+        page, other = tabs.new_page(), tabs.new_page()
+        open_page(page, site)
+        open_page(other, site)
+        for tab, question in ((page, "first tab question"), (other, "second tab question")):
+            send_message(tab, question, f"turn 1: {question}")
+        stored = "Object.values(localStorage).map(JSON.parse).flat().map(one => one.title)"
+        assert sorted(other.evaluate(stored)) == ["first tab question", "second tab question"]
+        other.get_by_title("Delete this conversation").first.click()
+        assert other.evaluate(stored) == ["first tab question"]
+        page.reload()
+        page.locator("#history").get_by_text("first tab question").wait_for()
+
+
+@needs_browser
+def test_a_store_that_was_damaged_is_read_as_far_as_possible(page):
+    with Site() as site:
+        open_page(page, site)
+        send_message(page, "a question", "turn 1: a question")
+        key = page.evaluate("Object.keys(localStorage)[0]")
+        page.evaluate(
+            "key => localStorage.setItem(key, JSON.stringify([null, 3, ...JSON.parse(localStorage[key])]))", key
+        )
+        page.reload()
+        page.locator("#history").get_by_text("a question").wait_for()
 
 
 def test_visitors_take_turns(home):

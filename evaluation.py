@@ -131,8 +131,12 @@ def main() -> None:
     partial = results.partial_file(target, protocol, served)
     protocol |= {"server": asdict(served)} if served else {}
     attempts = results.reselect_attempts(target, protocol, served)
-    if not attempts and not results.is_finished(target, protocol, served):
+    finished = bool(attempts) or results.is_finished(target, protocol, served)
+    if finished and not attempts and not settings.give_up:
+        finished = not results.reopen(target, partial, served)
+    if not finished:
         attempts = collect_attempts(prompted, partial, settings, served)
+        results.is_finished(target, protocol, served)  # moves what another process has written meanwhile to earlier/
     if attempts:
         write_json(target, results.build_result(documents, attempts, protocol, settings.model, retrieved))
     partial.unlink(missing_ok=True)

@@ -62,7 +62,7 @@ class FieldRefused(Exception):
         self.field = field
 
 
-class ContentFiltered(Exception):
+class ContentFiltered(CallFailed):
     """HTTP 400 caused by the content of the prompt."""
 
 

@@ -10,7 +10,7 @@ from reports.tables import format_accuracy, print_table
 from tasks.results import check_same_protocol
 from utils import paths
 from utils.cli import make_parser, print_result
-from utils.errors import run
+from utils.errors import name_damage, run
 from utils.io import read_json, write_json
 
 
@@ -36,16 +36,19 @@ def main() -> None:
 
 
 def make_point(checkpoint: str, tokens: int) -> dict:
-    result = read_json(paths.evaluation_file(checkpoint), f"run: python evaluation.py --model_path {checkpoint}")
-    metrics = {key: result["metrics"][key] for key in ("accuracy", "ci95", "n")}
+    file, made_by = paths.evaluation_file(checkpoint), f"run: python evaluation.py --model_path {checkpoint}"
+    with name_damage(file, made_by):
+        metrics = {key: read_json(file, made_by)["metrics"][key] for key in ("accuracy", "ci95", "n")}
     return {"checkpoint": paths.short_name(checkpoint), "tokens": tokens} | metrics
 
 
 def synthetic_tokens(checkpoint: str) -> int:
     """The unique synthetic tokens of a run: its training tokens without replay, divided by epochs above one."""
-    record = read_json(Path(paths.resolve_checkpoint(checkpoint)) / "run.json", "train it first")
-    arguments = record["arguments"]
-    return round(record["tokens"] * (1 - float(arguments["rr"])) / max(1, float(arguments["epochs"])))
+    file = Path(paths.resolve_checkpoint(checkpoint)) / "run.json"
+    with name_damage(file, "train it to its end"):
+        record = read_json(file, "train it first")
+        arguments = record["arguments"]
+        return round(record["tokens"] * (1 - float(arguments["rr"])) / max(1, float(arguments["epochs"])))
 
 
 if __name__ == "__main__":

@@ -90,7 +90,13 @@ def _files_of_run(run: dict) -> dict[Path, TrainedFile]:
         for role, data in run["data"].items()
         if role != "held_out"
     }
-    return files | (training_files(run["arguments"]["model_name"]) or {})
+    for path, earlier in (training_files(run["arguments"]["model_name"]) or {}).items():
+        mine = files.setdefault(path, earlier)
+        if mine.seed != earlier.seed and mine.sha256 == earlier.sha256:
+            files[path] = TrainedFile(mine.sha256)  # two samples: at most the whole file
+        elif mine.subsample_ratio < earlier.subsample_ratio:
+            files[path] = earlier  # samples of one seed are nested
+    return files
 
 
 def training_text(checkpoint: str, files: dict[Path, TrainedFile]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from inference.keys import Address
-from inference.served_model import OTHER_MODEL, ServedModel, journal_of
+from inference.served_model import OTHER_MODEL, ServedModel, journal_of, own_records
 from tasks import scoring, short_answers
 from tasks.attempts import AttemptSettings
 from tasks.contamination import measure_contamination
@@ -20,7 +20,7 @@ from tasks.rag import Retrieved, SearchSettings
 from utils import paths
 from utils.cli import print_result
 from utils.errors import UserError, name_damage
-from utils.io import json_digest, read_json, sha256_file, write_json
+from utils.io import Journal, json_digest, read_json, sha256_file, write_json
 
 UNKNOWN_MODEL = "the earlier answers may be of another model of this name; they are used"
 # Entries of the protocol that two compared evaluations may differ in.
@@ -112,8 +112,29 @@ def reselect_attempts(target: Path, protocol: dict, served: ServedModel | None) 
             return None
         if not is_same(earlier["protocol"] | {"select": None}, protocol | {"select": None}, served):
             return None
-        questions = (q for document in earlier["documents"] for q in document["questions"])
-        return {question["id"]: question["attempts"] for question in questions}
+        return attempts_of(earlier)
+
+
+def attempts_of(result: dict) -> dict[str, list[dict]]:
+    return {
+        question["id"]: question["attempts"] for document in result["documents"] for question in document["questions"]
+    }
+
+
+def reopen(target: Path, partial: Path, served: ServedModel | None) -> bool:
+    """True if an output has questions that failed (--give_up): its other answers are in the journal then."""
+    with name_damage(target, "delete it"):
+        attempts = attempts_of(read_json(target, "delete it"))
+        failed = [id for id, answers in attempts.items() if any("error" in answer for answer in answers)]
+    if not failed or not served:
+        return False
+    print_notes([f"{target}: {len(failed)} questions that failed are asked again"])
+    with Journal(partial) as journal:
+        known = {record["id"] for record in own_records(journal, served)}
+        for id, answers in attempts.items():
+            if id not in known and id not in failed:
+                journal.append({"id": id, "attempts": answers})
+    return True
 
 
 def is_finished(target: Path, protocol: dict, served: ServedModel | None) -> bool:

@@ -13,12 +13,14 @@ import torch
 from chat import web
 from chat.conversation import Sampling
 from chat.local_engine import sample_token
+from data.generation import filters
 from data.generation.coverage import Statements
 from data.generation.import_json import import_passages
 from gptj.weight_files import check_tensors
 from inference.rate_limiter import parse_limit_reset
-from tasks import documents, readers, short_answers
+from tasks import contamination, documents, readers, short_answers
 from tests.conftest import ROOT, error_line, succeed
+from tests.fake_habits import Habits
 from tests.fake_openai import FakeOpenAI
 from utils import paths
 from utils.errors import UserError
@@ -295,3 +297,36 @@ def test_tensors_without_numbers_are_refused(tmp_path):
     for tensor in (torch.empty(2, device="meta"), torch.tensor(np.eye(2)).to_sparse()):
         with pytest.raises(UserError, match="without its numbers"):
             check_tensors({"w": tensor}, tmp_path / "w.bin")
+
+
+def test_a_filtered_prompt_is_one_failed_question(home):
+    """Of a third attack: HTTP 400 with the code of a content filter, in step 5."""
+
+    class Filter(Habits):
+        def refusal(self, body: dict) -> dict | None:
+            is_bad = "Fog Horns" in body.get("prompt", "")
+            return {"message": "filtered", "code": "content_filter"} if is_bad else None
+
+    with FakeOpenAI(models=("served",), habits=Filter()) as server:
+        command = ("evaluation.py", "--task", "example", "--model_path", "served", "--base_url", server.url)
+        line = error_line(*command, "--n_samples", 1)
+        assert "7 questions were not answered" in line and "the other answers are saved" in line
+
+
+def test_short_passages_are_no_near_duplicates():
+    """Fewer words than a shingle has."""
+    duplicates = filters.Duplicates()
+    texts = ("one two three", "four five six", "seven eight nine ten")
+    assert [duplicates.add(text, text.split()) for text in texts] == ["", "", ""]
+
+
+def test_all_text_of_two_runs_is_searched(home):
+    """A run on the whole of a file, from a run on a tenth of it."""
+    files = {"data": {"train": {"file": "/x/t.bin", "sha256": "h"}}}
+    for folder, ratio, base in (("a", 0.1, "Base"), ("b", 1, "ckpts/a")):
+        target = paths.ckpts_dir() / folder
+        target.mkdir(parents=True)
+        arguments = {"subsample_ratio": ratio, "seed": 0, "model_name": base}
+        (target / "run.json").write_text(json.dumps(files | {"arguments": arguments}))
+    (trained,) = contamination.training_files("ckpts/b").values()
+    assert trained.subsample_ratio == 1

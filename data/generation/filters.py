@@ -106,6 +106,8 @@ class Duplicates:
             self.originals[name] = self._digests[digest]
             return "exact"
         self._digests[digest] = name
+        if len(words) < SHINGLE_N:  # nothing to compare
+            return ""
         sketch = MinHash(num_perm=PERMUTATIONS)
         sketch.update_batch([" ".join(gram).encode() for gram in ngrams(words, SHINGLE_N)])
         alike = (other for other in self._index.query(sketch) if self._sketches[other].jaccard(sketch) >= NEAR)

@@ -196,6 +196,11 @@ def test_give_up_counts_failed_questions_as_wrong(home, server):
     (failed,) = [q for d in result["documents"] for q in d["questions"] if "error" in q["attempts"][0]]
     assert failed["answer"] is None
     assert "400" in failed["attempts"][0]["error"]
+    billed = sum(server.billed.values())
+    assert json.loads(succeed(*command, "--give_up").splitlines()[-1]) == metrics  # finished
+    again = json.loads(succeed(*command).splitlines()[-1])  # without it the failed question is asked again
+    assert (again["attempt_rate"], sum(server.billed.values())) == (1, billed + 1)
+    assert not list(paths.out_dir().glob("*.partial*"))
 
 
 def test_calls_that_time_out_are_repeated(home, server):

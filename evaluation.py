@@ -71,8 +71,7 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--concurrency", type=call_count, default=32, help="questions in flight")
     group.add_argument("--timeout", type=positive_float, default=600.0, help="seconds per try of a call")
     add_wait_flag(group)
-    give_up_help = "score questions that the server fails to answer as wrong"
-    group.add_argument("--give_up", action="store_true", help=give_up_help)
+    group.add_argument("--give_up", action="store_true", help="score questions that the server fails at as wrong")
 
 
 def validate(args: argparse.Namespace) -> None:
@@ -131,12 +130,9 @@ def main() -> None:
     partial = results.partial_file(target, protocol, served)
     protocol |= {"server": asdict(served)} if served else {}
     attempts = results.reselect_attempts(target, protocol, served)
-    finished = bool(attempts) or results.is_finished(target, protocol, served)
-    if finished and not attempts and not settings.give_up:
-        finished = not results.reopen(target, partial, served)
-    if not finished:
+    if not attempts and not results.is_finished(target, protocol, served, partial, settings.give_up):
         attempts = collect_attempts(prompted, partial, settings, served)
-        results.is_finished(target, protocol, served)  # moves what another process has written meanwhile to earlier/
+        results.find_output(target, protocol, served)  # another process may have written one of another protocol
     if attempts:
         write_json(target, results.build_result(documents, attempts, protocol, settings.model, retrieved))
     partial.unlink(missing_ok=True)

@@ -68,6 +68,7 @@ def copies(text: str) -> int | str:
 
 def main() -> None:
     args = parse_arguments()
+    cli.refuse_repeated("--input", args.input or [])
     made_from: dict = {"seed": args.seed}
     if args.raw:
         target, sources = paths.articles_bin(args.task), task_files(args.task)

@@ -19,7 +19,15 @@ from pathlib import Path
 import numpy as np
 
 from utils import paths
-from utils.cli import add_seed_flag, add_tokenizer_flag, file_name, make_parser, positive_int, print_result
+from utils.cli import (
+    add_seed_flag,
+    add_tokenizer_flag,
+    file_name,
+    make_parser,
+    positive_int,
+    print_result,
+    refuse_repeated,
+)
 from utils.errors import UserError, first_line, run
 from utils.io import iterate_jsonl, report_left_out, usable_texts
 from utils.token_file import HELD_OUT_KEY, refuse_other_kind
@@ -54,6 +62,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
+    refuse_repeated("--text", args.text or [])
     left_out: dict[str, list[int]] = {}
     small_pieces = args.test_tokens is None  # so that a hundredth of a small file can be held out
     build, source = text_files(args.text, left_out, small_pieces) if args.text else hub_dataset(args.dataset, left_out)

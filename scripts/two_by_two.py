@@ -38,6 +38,8 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str], list[str]]:
     for name in names:
         group.add_argument(f"--{name}", help="see evaluation.py --help")
     args, others = parser.parse_known_args()
+    if refused := [option for option in others if option.startswith(("--kind", "--retrieval_only", "--compare"))]:
+        raise UserError(f"{refused[0]}: the table is of accuracies of multiple choice; leave it out")
     if paths.evaluation_file(args.base) == paths.evaluation_file(args.entigraph):
         name = paths.short_name(args.base)
         raise UserError(f"--base, --entigraph: both are named {name}, and so are their files in out/; rename one")

@@ -137,7 +137,12 @@ def reopen(target: Path, partial: Path, served: ServedModel | None) -> bool:
     return True
 
 
-def is_finished(target: Path, protocol: dict, served: ServedModel | None) -> bool:
+def is_finished(target: Path, protocol: dict, served: ServedModel | None, partial: Path, give_up: bool) -> bool:
+    """True if the output file holds this evaluation; without `give_up` only if no question failed."""
+    return find_output(target, protocol, served) and (give_up or not reopen(target, partial, served))
+
+
+def find_output(target: Path, protocol: dict, served: ServedModel | None) -> bool:
     """True if the output file holds this evaluation. The output of another protocol, or of another model behind the
     same name, is moved to earlier/, and moved back when that one is evaluated again."""
     earlier = read_json(target, "delete it").get("protocol") if target.is_file() else None

@@ -330,3 +330,19 @@ def test_all_text_of_two_runs_is_searched(home):
         (target / "run.json").write_text(json.dumps(files | {"arguments": arguments}))
     (trained,) = contamination.training_files("ckpts/b").values()
     assert trained.subsample_ratio == 1
+
+
+def test_a_text_given_twice(home, tmp_path):
+    text = tmp_path / "a.txt"
+    text.write_text("The lens was drawn at a kitchen table.")
+    line = error_line(
+        "data/tokenize_redpj.py", "--text", text, tmp_path / ".." / tmp_path.name / "a.txt", "--name", "x"
+    )
+    assert f"--text {text}: given twice" in line
+    passages = ROOT / "data/example/passages"
+    assert "given twice" in error_line("data/tokenize_entigraph.py", "--task", "example", "--input", passages, passages)
+
+
+def test_options_that_make_no_table_are_refused_first(home):
+    two_by_two = ("scripts/two_by_two.py", "--base", "a", "--entigraph", "b", "--task", "example")
+    assert "--kind" in error_line(*two_by_two, "--kind", "short")

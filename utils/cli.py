@@ -5,6 +5,7 @@ import json
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -90,6 +91,13 @@ def refuse_without_effect(parser: argparse.ArgumentParser, args: argparse.Namesp
     for name in names.split():
         if getattr(args, name) != parser.get_default(name):
             raise UserError(f"--{name}: without effect {reason}; leave it out")
+
+
+def refuse_repeated(flag: str, files: list[Path]) -> None:
+    """Raise UserError for a file or folder that is given twice."""
+    counts = Counter(file.resolve() for file in files)
+    if repeated := [file for file, count in counts.items() if count > 1]:
+        raise UserError(f"{flag} {repeated[0]}: given twice, so that its texts would count twice")
 
 
 def settings_from_args(cls: type, args: argparse.Namespace, **values: object):

@@ -42,8 +42,8 @@ def main() -> None:
     ]
     print_table([header, *rows])
     print(
-        f"EntiGraph passages, with summaries: {written['passages']} of this repository (data/example/README.md), "
-        f"{live['passages']} by the live model ({args.generator}, {live['calls']} calls)."
+        f"EntiGraph passages, with summaries: {written['passages']} written for this repository (data/example/README.md), "
+        f"{live['passages']} from the live model ({args.generator}, {live['calls']} calls)."
     )
     result = {name: {key: values[key] for key in ("accuracy", "ci95", "n")} for name, values in metrics.items()}
     result = {name: values | {"tokens": tokens[name]} for name, values in result.items()}

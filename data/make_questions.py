@@ -120,8 +120,8 @@ def take_questions(file: Path, kind: str, documents: list[Document], target: Pat
     matching = sum(len(document.questions) for document in asked if (document.title, document.author) in titles)
     if not matching:
         raise UserError(
-            f"--from_file {file}: {total} questions, none about a document of {target.stem}; the titles and authors must "
-            f"be those of the documents, such as {documents[0].title!r}"
+            f"--from_file {file}: {total} questions, none about one of the {len(documents)} documents of the corpus; titles "
+            f"and authors must be the same, such as {documents[0].title!r}"
         )
     content = file.read_bytes()
     keep_earlier_quiz(target, read_jsonl(file, ""))

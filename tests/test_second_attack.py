@@ -1,4 +1,4 @@
-"""What a second attack found on 2026-11-30, in its order (LOG.md)."""
+"""Tests of faults that two attacks found on 2026-11-30. Numbers are those of the second one's table in LOG.md."""
 
 import asyncio
 import json
@@ -25,6 +25,14 @@ from tests.fake_openai import FakeOpenAI
 from utils import paths
 from utils.errors import UserError
 from utils.shards import shards_of_index
+
+QUESTION = {
+    "question": "Who?",
+    "options": ["a", "b", "c", "d"],
+    "gold_label": 1,
+    "question_unique_id": "1",
+    "difficult": 0,
+}
 
 
 def corpus(name: str = "lamps", titles: tuple[str, ...] = ("Lamp", "Ferry")) -> None:
@@ -163,19 +171,12 @@ def test_questions_are_checked_before_they_are_taken(home, tmp_path):
     """7 and 8"""
     corpus()
     mine, target = tmp_path / "q.jsonl", paths.questions_file("lamps")
-    question = {
-        "question": "Who?",
-        "options": ["a", "b", "c", "d"],
-        "gold_label": 1,
-        "question_unique_id": "1",
-        "difficult": 0,
-    }
-    record = {"title": "Lamp", "article": "", "questions": [question]}
+    record = {"title": "Lamp", "article": "", "questions": [QUESTION]}
     take = ("data/make_questions.py", "--task", "lamps", "--from_file", mine)
     mine.write_text("not json")
     assert "not valid JSON" in error_line(*take) and not target.exists()
     mine.write_text(json.dumps(record | {"title": "Lamp (typo)"}))
-    assert "none about a document of lamps" in error_line(*take).replace("_questions", "") and not target.exists()
+    assert "none about one of the 2 documents" in error_line(*take) and not target.exists()
     corpus_text = json.loads(paths.corpus_file("lamps").read_text().splitlines()[0])["article"]
     mine.write_text(json.dumps(record | {"article": corpus_text}))
     assert "1 of 1 questions are about these documents" in succeed(*take)
@@ -185,15 +186,8 @@ def test_questions_are_checked_before_they_are_taken(home, tmp_path):
 
 def test_questions_about_no_document_are_counted(home, capsys):
     corpus()
-    question = {
-        "question": "Who?",
-        "options": ["a", "b", "c", "d"],
-        "gold_label": 1,
-        "question_unique_id": "1",
-        "difficult": 0,
-    }
-    lines = [{"title": title, "article": "x", "questions": [question]} for title in ("Typo",)]
-    paths.questions_file("lamps").write_text("\n".join(map(json.dumps, lines)))
+    record = {"title": "Typo", "article": "x", "questions": [QUESTION]}
+    paths.questions_file("lamps").write_text(json.dumps(record))
     documents.load_task("lamps")
     assert "1 questions about no document of lamps (Typo)" in capsys.readouterr().err
 

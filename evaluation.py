@@ -22,7 +22,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from tasks import rag, readers, results
+from tasks import comparison, rag, readers, results
 from tasks.attempts import AttemptSettings, collect_attempts, identify_server, prompt_questions
 from tasks.contamination import print_contamination
 from tasks.documents import load_task
@@ -89,6 +89,10 @@ def validate(args: argparse.Namespace) -> None:
 def refuse_unused(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Raise UserError for an option without effect."""
     refuse = partial(cli.refuse_without_effect, parser, args)
+    if args.compare:
+        refuse(" ".join(vars(args).keys() - {"compare"}), "with --compare")
+    if not args.temperature and args.select != "greedy":
+        refuse("n_samples select", "at temperature 0, where all attempts are equal")
     if args.protocol in ("loglik", "letter"):
         refuse("n_samples temperature max_tokens", f"with --protocol {args.protocol}")
     if args.kind == "short" or args.select == "greedy":
@@ -104,8 +108,12 @@ def refuse_unused(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
 def main() -> None:
     args = parse_arguments()
     if args.compare:
-        results.print_comparison(args.compare)
-        return
+        comparison.print_comparison(args.compare)
+    else:
+        evaluate(args)
+
+
+def evaluate(args: argparse.Namespace) -> None:
     task = readers.import_corpus(args.corpus, args.strict) if args.corpus else args.task
     documents = load_task(task, args.kind)
     items = [(document, question) for document in documents for question in document.questions]
@@ -115,13 +123,9 @@ def main() -> None:
     search = cli.settings_from_args(rag.SearchSettings, args) if args.rag or args.retrieval_only else None
     retrieved = rag.retrieve(documents, items, search) if search else None
     if retrieved:
-        rag.print_recall(retrieved, len(items))
+        rag.print_recall(retrieved, len(items), args.retrieval_only)
     if args.retrieval_only:
-        stage, values = list(retrieved.stages.items())[-1]
-        result = {"passages": retrieved.total} | retrieved.stages
-        cli.print_result(result, f"{stage}: recall@8 {values['recall@8']:.3f}")
         return
-
     settings = AttemptSettings.from_args(args, task)
     prompted = prompt_questions(items, settings, retrieved)
     protocol = results.describe_protocol(settings, search, items, prompted)
@@ -129,19 +133,15 @@ def main() -> None:
     served = identify_server(settings) if settings.base_url else None
     partial = results.partial_file(target, protocol, served)
     protocol |= {"server": asdict(served)} if served else {}
-    attempts = results.reselect_attempts(target, protocol, served)
+    attempts = results.reselect_attempts(target, protocol, served, partial, settings.give_up)
     if not attempts and not results.is_finished(target, protocol, served, partial, settings.give_up):
         attempts = collect_attempts(prompted, partial, settings, served)
-        results.find_output(target, protocol, served)  # another process may have written one of another protocol
     if attempts:
+        results.find_output(target, protocol, served)  # one of another protocol, perhaps by another process, is moved
         write_json(target, results.build_result(documents, attempts, protocol, settings.model, retrieved))
     partial.unlink(missing_ok=True)
-    result = results.read_result(target)
+    metrics = (result := results.read_result(target))["metrics"]
     print_contamination(result)
-    report(target, result["metrics"])
-
-
-def report(target: Path, metrics: dict) -> None:
     cli.print_result(metrics | {"file": str(target)}, f"{results.describe_metrics(metrics)} -> {target}")
 
 

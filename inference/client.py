@@ -7,7 +7,7 @@ import functools
 import random
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -38,9 +38,9 @@ SEED_STEP = 1_000_003  # from one request for the same choices to the next
 TIMEOUT_S = 600.0  # 4,096 tokens at 10 tokens/s, with a margin
 TEMPLATE_TOKENS = 64  # more than any chat template adds to a single message
 GET_TIMEOUT_S = 20.0
+Save = Callable[[list[str]], object]
 PROXY_TIMEOUT_STATUSES = {408, 502, 504, 524}
 BYTES_PER_TOKEN = 4.0  # of English; estimates the tokens of a call for the rate limiter until its reply
-NOTE_STOP = "the server ignores `stop`; texts are cut here"
 
 
 @dataclass(frozen=True)
@@ -113,23 +113,25 @@ class Client:
         hint = {"prompt_cache_key": cache_key} if cache_key else {}
         return body | {"max_completion_tokens": max_tokens} | hint
 
-    async def complete(self, prompt: str, samples: int, stop: list[str] | None = None, **settings: object) -> list[str]:
+    async def complete(
+        self, prompt: str, samples: int, stop: Sequence[str] = (), save: Save = list.copy, **settings: object
+    ) -> list[str]:
         """`samples` completions of a text, each cut at the first of the strings `stop`. Some servers return fewer
-        choices than requested (or ignore `n`); the missing ones are requested again, with another seed. Raises as `chat`
-        does."""
+        choices than requested (or ignore `n`); the missing ones are requested again, with another seed. `save` is called
+        with the completions of each reply. Raises as `chat` does."""
         texts: list[str] = []
-        settings |= {"stop": stop} if stop else {}
+        settings |= {"stop": list(stop)} if stop else {}
+        parse = functools.partial(parse_choices, prompt=prompt, stop=stop)
         while len(texts) < samples:
             if texts and isinstance(seed := settings.get("seed"), int):
                 settings["seed"] = seed + SEED_STEP
             body = {"model": self.model, "prompt": prompt, "n": samples - len(texts)} | settings
-            replies = await self._retry(_Request("/completions", body), functools.partial(parse_choices, prompt=prompt))
+            replies = (await self._retry(_Request("/completions", body), parse))[: samples - len(texts)]
             await self._counts.check(prompt, replies[0], self._count_text)
-            for reply in replies:
-                texts.append(completions.cut_at(reply.text, stop or []))
-                ran_on = reply.text[len(texts[-1]) :] not in ("", *(stop or []))  # some keep the stop string itself
-                self.say([*reply.notes, *[NOTE_STOP] * ran_on])
-        return texts[:samples]
+            self.say(note for reply in replies for note in reply.notes)
+            save([reply.text for reply in replies])
+            texts += [reply.text for reply in replies]
+        return texts
 
     def say(self, notes: Iterable[str]) -> None:
         """Print a sentence about the server, once in a process, which may have several clients."""

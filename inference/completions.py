@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import UnionType
 
@@ -29,11 +29,12 @@ THINK_TAGS = ("think", "thinking", "thought", "thoughts", "reasoning", "seed:thi
 THINK = f"(?:{'|'.join(THINK_TAGS)})"
 OPENING, ANY_TAG = re.compile(rf"\s*<({THINK})>", re.I), re.compile(rf"</?{THINK}>", re.I)
 QUOTES = "`'\"“‘«"
-NOTE_REASON, NOTE_UNKNOWN, NOTE_THINK, NOTE_PARTS = (
+NOTE_REASON, NOTE_UNKNOWN, NOTE_THINK, NOTE_PARTS, NOTE_STOP = (
     "the server names the end of a reply in other words than OpenAI; they are read as `stop` and `length`",
     "the server ends replies with a word that is not known; they are taken for cut",
     "replies begin with the model's reasoning (`</think>`); it is left out",
     "replies come as lists of parts; they are joined",
+    "the server ignores `stop`; texts are cut here",
 )
 NAME_KEYS = ("name", "entity", "strategy", "title", "text", "value", "label", "term", "item", "content", "description")
 
@@ -109,16 +110,19 @@ def parse_chat_reply(completion: dict, prompt: str = "") -> Reply:
     return Reply(answer, reason, counts, tuple(notes), tokens_read(completion.get("usage")))
 
 
-def parse_choices(completion: dict, prompt: str = "") -> list[Reply]:
-    """The choices of a /completions reply, without the model's reasoning. Raises ValueError if there are none, or one
-    has no text."""
+def parse_choices(completion: dict, prompt: str = "", stop: Sequence[str] = ()) -> list[Reply]:
+    """The choices of a /completions reply, without the model's reasoning, each cut at the first of the strings `stop`.
+    Raises ValueError if there are none, or one has no text."""
     first_choice(completion)
     read = tokens_read(completion.get("usage"))
     replies = []
     for choice in completion["choices"]:
         if not isinstance(choice, dict) or not isinstance(choice.get("text"), str):
             raise ValueError("a choice of the reply has no text; is this a server of /completions?")
-        text, reason, notes = read_choice(choice["text"], choice.get("finish_reason"), prompt)
+        whole, reason, notes = read_choice(choice["text"], choice.get("finish_reason"), prompt)
+        text = cut_at(whole, stop)
+        if whole[len(text) :] not in ("", *stop):  # some keep the stop string itself
+            notes.append(NOTE_STOP)
         replies.append(Reply(text, reason, {}, tuple(notes), read))
     return replies
 
@@ -179,7 +183,7 @@ def strip_reasoning(text: str, prompt: str = "") -> str:
     return text[first.end() :].lstrip() if first and first[0].startswith("</") else text
 
 
-def cut_at(text: str, stop: list[str]) -> str:
+def cut_at(text: str, stop: Sequence[str]) -> str:
     """The text before the first stop string; some servers ignore them."""
     return text[: min((text.find(string) for string in stop if string in text), default=len(text))]
 

@@ -13,7 +13,7 @@ import importlib.util
 import math
 
 from reports.tables import print_table
-from tasks.results import check_same_protocol
+from tasks.comparison import check_same_protocol
 from utils import paths
 from utils.cli import make_parser, positive_int, print_result
 from utils.errors import UserError, run

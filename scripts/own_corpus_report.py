@@ -12,8 +12,8 @@ from data.generation.sections import document_uid
 from reports import page
 from reports.figures import draw_accuracies, draw_losses
 from reports.tables import format_accuracy, print_table
+from tasks.comparison import compare
 from tasks.documents import Document, Question, load_task
-from tasks.results import compare
 from utils import paths
 from utils.cli import make_parser, non_negative_int, print_result
 from utils.errors import run

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from reports.tables import format_accuracy, print_table
-from tasks.results import check_same_protocol
+from tasks.comparison import check_same_protocol
 from utils import paths
 from utils.cli import make_parser, print_result
 from utils.errors import name_damage, run

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from reports.figures import draw_accuracies
 from reports.tables import format_accuracy, print_table
+from tasks.comparison import compare
 from tasks.rag import SearchSettings
-from tasks.results import compare
 from utils import paths
 from utils.cli import make_parser, print_result
 from utils.errors import UserError, run

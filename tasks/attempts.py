@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from inference.client import Client
+from inference.client import SEED_STEP, Client
 from inference.completions import CallFailed
 from inference.parallel import for_each
 from inference.served_model import ServedModel, identify_by_completion, own_records
@@ -17,7 +17,7 @@ from tasks.documents import Item
 from tasks.multiple_choice import PromptedQuestion, build_prompt
 from tasks.rag import Retrieved
 from utils.cli import settings_from_args, silence_transformers
-from utils.errors import UserError
+from utils.errors import UserError, name_damage
 from utils.io import Journal
 from utils.progress import progress_bar, working
 
@@ -102,23 +102,24 @@ def identify_server(settings: AttemptSettings) -> ServedModel:
 def collect_attempts(
     questions: Questions, partial: Path, settings: AttemptSettings, served: ServedModel | None
 ) -> dict[str, list[dict]]:
-    """Attempts by question id. Every batch is in the journal `partial` as soon as it is answered."""
+    """Attempts by question id. Those of every reply are in the journal `partial` as soon as it is here."""
 
     def keep(record: dict) -> bool:
-        return settings.give_up or not any("error" in attempt for attempt in record.get("attempts", ()))
+        with name_damage(partial, "delete it, and these questions are asked again"):
+            return settings.give_up or not any("error" in attempt for attempt in record.get("attempts", ()))
 
     with Journal(partial, keep) as journal:
         records = own_records(journal, served) if served else journal.records
-        asked = {question.id: question for question in questions}
-        attempts = {r["id"]: [scoring.reparse_attempt(asked[r["id"]], one) for one in r["attempts"]] for r in records}
-        total, done = len(questions), len(attempts)
+        with name_damage(partial, "delete it, and these questions are asked again"):
+            attempts = read_attempts(records, questions)
+        total, done = len(questions), sum(is_complete(answers, settings) for answers in attempts.values())
         model = load_local_model(settings.model) if done < total and not settings.base_url else None
         bar = progress_bar(total=total, initial=done, desc=settings.protocol, unit="question", leave=True)
 
         def save(question: PromptedQuestion, answers: list[dict]) -> None:
-            attempts[question.id] = answers
+            attempts[question.id] += answers
             journal.append({"id": question.id, "attempts": answers})
-            bar.update()
+            bar.update(is_complete(attempts[question.id], settings))
 
         with bar:
             if settings.base_url:
@@ -126,6 +127,20 @@ def collect_attempts(
             elif model:
                 _ask_local_model(model, questions, attempts, settings, save)
     return attempts
+
+
+def read_attempts(records: list[dict], questions: Questions) -> dict[str, list[dict]]:
+    """The journaled attempts of all questions by id, some none; a question has a record per reply."""
+    asked, attempts = {question.id: question for question in questions}, {question.id: [] for question in questions}
+    for record in records:
+        id = record["id"]
+        attempts[id] += [scoring.reparse_attempt(asked[id], attempt) for attempt in record["attempts"]]
+    return attempts
+
+
+def is_complete(attempts: list[dict], settings: AttemptSettings) -> bool:
+    """True if a question needs no further attempts: it has all, or one of them failed (--give_up)."""
+    return len(attempts) >= settings.n_samples or any("error" in attempt for attempt in attempts)
 
 
 def load_local_model(name: str):
@@ -143,10 +158,10 @@ def _ask_local_model(model, questions: Questions, done: dict, settings: AttemptS
     size = settings.batch_size
     for number, start in enumerate(range(0, len(questions), size)):
         batch = questions[start : start + size]
-        if all(question.id in done for question in batch):
+        if all(done[question.id] for question in batch):
             continue
         for question, attempts in zip(batch, answer(model, batch, settings, number), strict=True):
-            if question.id not in done:
+            if not done[question.id]:
                 save(question, attempts)
 
 
@@ -166,7 +181,7 @@ def _sample_attempts(model, batch: Questions, settings: AttemptSettings, number:
 
 
 async def _ask_server(questions: Questions, done: dict, settings: AttemptSettings, save: Callable) -> None:
-    """Ask the questions that are not in `done`. A failed call does not stop the others."""
+    """Ask for the attempts that `done` lacks. A failed call does not stop the others."""
     client, failures = make_client(settings), []
     sampling = {
         "temperature": settings.temperature,
@@ -176,9 +191,13 @@ async def _ask_server(questions: Questions, done: dict, settings: AttemptSetting
     read = READ_ATTEMPT[settings.protocol]
 
     async def ask(question: PromptedQuestion) -> None:
-        try:
-            texts = await client.complete(question.prompt, settings.n_samples, **sampling, seed=settings.seed)
+        def save_texts(texts: list[str]) -> None:
             save(question, [read(question, text) for text in texts])
+
+        earlier = len(done[question.id])
+        seed = settings.seed + earlier * SEED_STEP  # none is asked for twice with one seed
+        try:
+            await client.complete(question.prompt, settings.n_samples - earlier, save=save_texts, **sampling, seed=seed)
         except CallFailed as error:
             failures.append(f"{question.id}: {error}")
             if settings.give_up:
@@ -186,7 +205,8 @@ async def _ask_server(questions: Questions, done: dict, settings: AttemptSetting
             client.check_context()
 
     try:
-        await for_each([q for q in questions if q.id not in done], ask, settings.concurrency)
+        missing = [question for question in questions if not is_complete(done[question.id], settings)]
+        await for_each(missing, ask, settings.concurrency)
     finally:
         await client.close()
     if client.retries:

@@ -9,7 +9,7 @@ from inference.embeddings import ApiEmbedder, LocalEmbedder
 from inference.retrieval import RETRIEVERS, Chunk, Reranker
 from tasks.documents import Document, Item, Question, document_reference
 from utils import paths
-from utils.cli import non_negative_int, positive_int
+from utils.cli import non_negative_int, positive_int, print_result
 from utils.errors import UserError
 from utils.io import blocking_lock
 
@@ -157,9 +157,12 @@ def rank_chunks(chunks: list[Chunk], queries: list[str], settings: SearchSetting
     return stages
 
 
-def print_recall(retrieved: Retrieved, questions: int) -> None:
+def print_recall(retrieved: Retrieved, questions: int, is_result: bool) -> None:
+    """Print a table of recall; if it `is_result`, the last line too."""
     columns = list(next(iter(retrieved.stages.values())))
     print(f"{retrieved.total} chunks, {questions} questions; recall of the question's own article:")
     print(f"{'':10}" + "".join(f"{column:>12}" for column in columns))
     for stage, values in retrieved.stages.items():
         print(f"{stage:10}" + "".join(f"{values[column]:12.3f}" for column in columns))
+    if is_result:
+        print_result({"passages": retrieved.total} | retrieved.stages, f"{stage}: recall@8 {values['recall@8']:.3f}")

@@ -1,8 +1,8 @@
-"""Output files of evaluation.py: protocol, reuse of earlier answers, content, paired comparison."""
+"""Output files of evaluation.py: protocol, reuse of earlier answers, content."""
 
+import glob
 import sys
 import zlib
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,18 +14,15 @@ from tasks import scoring, short_answers
 from tasks.attempts import AttemptSettings
 from tasks.contamination import measure_contamination
 from tasks.documents import Document, Item, Question, ShortQuestion, split_of
-from tasks.intervals import accuracy_interval, paired_difference
+from tasks.intervals import accuracy_interval
 from tasks.multiple_choice import PromptedQuestion
 from tasks.rag import Retrieved, SearchSettings
 from utils import paths
-from utils.cli import print_result
-from utils.errors import UserError, name_damage
+from utils.errors import name_damage
 from utils.io import Journal, json_digest, read_json, sha256_file, write_json
 
 UNKNOWN_MODEL = "the earlier answers may be of another model of this name; they are used"
-# Entries of the protocol that two compared evaluations may differ in.
 SMALL_FILES = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
-MAY_DIFFER = {"weights", "files", "base_url", "server", "batch_size", "seed"}
 
 
 def output_file(settings: AttemptSettings, search: SearchSettings | None) -> Path:
@@ -75,8 +72,8 @@ def small_files(model: str) -> dict[str, str]:
 
 
 def partial_file(target: Path, protocol: dict, served: ServedModel | None) -> Path:
-    """The journal of an unfinished evaluation."""
-    path = target.with_suffix(f".{json_digest(protocol)}.partial.jsonl")
+    """The journal of an unfinished evaluation; its attempts do not depend on `select`."""
+    path = target.with_suffix(f".{json_digest(protocol | {'select': None})}.partial.jsonl")
     return journal_of(path, served, print_notes, lambda _: None) if served else path
 
 
@@ -102,17 +99,25 @@ def print_notes(notes: list[str]) -> None:
     print("\n".join(notes), file=sys.stderr)
 
 
-def reselect_attempts(target: Path, protocol: dict, served: ServedModel | None) -> dict[str, list[dict]] | None:
-    """The attempts in the output file by question id, if its protocol differs in `select` only."""
-    if not target.is_file():
-        return None
-    earlier = read_json(target, "delete it")
-    with name_damage(target, "delete it"):
+def reselect_attempts(
+    target: Path, protocol: dict, served: ServedModel | None, partial: Path, give_up: bool
+) -> dict[str, list[dict]] | None:
+    """The attempts by question id of the output file, or of one in earlier/, whose protocol differs in `select` only."""
+    others = sorted((target.parent / "earlier").glob(f"{glob.escape(target.stem)}.*.json"))
+    for file in (target, *others):
+        if not file.is_file() or not differs_in_select(file, protocol, served):
+            continue
+        if give_up or not reopen(file, partial, served):
+            return attempts_of(read_json(file, "delete it"))
+    return None
+
+
+def differs_in_select(file: Path, protocol: dict, served: ServedModel | None) -> bool:
+    earlier = read_json(file, "delete it")
+    with name_damage(file, "delete it"):
         if earlier["protocol"].get("select") == protocol.get("select"):
-            return None
-        if not is_same(earlier["protocol"] | {"select": None}, protocol | {"select": None}, served):
-            return None
-        return attempts_of(earlier)
+            return False
+        return is_same(earlier["protocol"] | {"select": None}, protocol | {"select": None}, served)
 
 
 def attempts_of(result: dict) -> dict[str, list[dict]]:
@@ -125,14 +130,15 @@ def reopen(target: Path, partial: Path, served: ServedModel | None) -> bool:
     """True if an output has questions that failed (--give_up): its other answers are in the journal then."""
     with name_damage(target, "delete it"):
         attempts = attempts_of(read_json(target, "delete it"))
-        failed = [id for id, answers in attempts.items() if any("error" in answer for answer in answers)]
+        answered = {id: [one for one in answers if "error" not in one] for id, answers in attempts.items()}
+        failed = sum(answered[id] != answers for id, answers in attempts.items())
     if not failed or not served:
         return False
-    print_notes([f"{target}: {len(failed)} questions that failed are asked again"])
-    with Journal(partial) as journal:
+    print_notes([f"{target}: {failed} questions that failed are asked again"])
+    with Journal(partial) as journal, name_damage(partial, "delete it"):
         known = {record["id"] for record in own_records(journal, served)}
-        for id, answers in attempts.items():
-            if id not in known and id not in failed:
+        for id, answers in answered.items():
+            if id not in known and answers:
                 journal.append({"id": id, "attempts": answers})
     return True
 
@@ -220,88 +226,6 @@ def select_answer(question_id: str, attempts: list[dict], protocol: dict) -> int
     answers = [attempt["answer_index"] for attempt in attempts]
     seed = [protocol.get("seed", 0), zlib.crc32(question_id.encode())]
     return scoring.select(answers, protocol.get("select", "first"), seed)
-
-
-def compare(one: Path, other: Path) -> dict:
-    """The paired difference of two evaluations: `difference` of accuracies (other minus one), its `ci95` and `p`
-    (intervals.paired_difference), both `accuracies`, and of `n` questions those that only one answers correctly. For
-    short answers an accuracy is the rate of exact matches, and `f1` holds the same for F1.
-
-    Raises UserError where protocols, questions or options differ.
-    """
-    results = [read_json(paths.existing(path), "run evaluation.py first") for path in (one, other)]
-    for path, result in zip((one, other), results, strict=True):
-        if not isinstance(result, dict) or not {"protocol", "documents"} <= set(result):
-            raise UserError(f"{path}: not an output of evaluation.py")
-    scored = []
-    with name_damage(one, "or the other file; delete it and run evaluation.py again"):
-        check_same_protocol(one, other, *(result["protocol"] for result in results))
-    for path, result in zip((one, other), results, strict=True):
-        with name_damage(path, "delete it and run evaluation.py again"):
-            scored.append(dict(scored_questions(path, result)))
-    if unmatched := scored[0].keys() ^ scored[1].keys():
-        example = f"{len(unmatched)} are in one of them only, for example {min(unmatched, key=str)[1]}"
-        raise UserError(f"{one} and {other}: not the same questions; {example}")
-    keys = list(scored[0])
-    if not keys:
-        raise UserError(f"{one}: has no questions; delete it and run evaluation.py again")
-    values = [np.array([one[key] for key in keys], float) for one in scored]  # (questions, measures)
-    exact, *others = [compare_values(*columns, keys) for columns in zip(*(one.T for one in values), strict=True)]
-    return (
-        {"n": len(keys), "documents": len({uid for uid, _ in keys})} | exact | dict(zip(["f1"], others, strict=False))
-    )
-
-
-def compare_values(first: np.ndarray, second: np.ndarray, keys: list[tuple[str, str]]) -> dict:
-    """The paired difference of two scores of the same questions, whose `keys` are (document, question)."""
-    difference, interval, p = paired_difference(first, second, [document for document, _ in keys])
-    return {
-        "accuracies": [round(float(scores.mean()), 4) for scores in (first, second)],
-        "difference": difference,
-        "ci95": interval,
-        "p": p,
-        "only_first": int((first > second).sum()),
-        "only_second": int((second > first).sum()),
-    }
-
-
-def check_same_protocol(one: Path, other: Path, first: dict, second: dict) -> None:
-    for name in sorted((first.keys() | second.keys()) - MAY_DIFFER, key=lambda name: (name != "name", name)):
-        if first.get(name) != second.get(name):
-            values = f"{first.get(name)} and {second.get(name)}"
-            raise UserError(f"{one} and {other}: other {name} ({values}); evaluate both in the same way")
-
-
-def scored_questions(path: Path, result: dict) -> Iterator[tuple[tuple[str, str], list]]:
-    """Yield ((document, question), [correct]) for every question; for a short answer [exact match, F1]."""
-    for document in result["documents"]:
-        for question in document["questions"]:
-            if "answer" not in question:
-                raise UserError(f"{path}: written by an earlier version; delete it and run evaluation.py again")
-            if short_answers.MEASURES[0] in question:
-                scores = [question[name] for name in short_answers.MEASURES]
-            else:
-                scores = [question["answer"] == question["gold"]]
-            yield (document["uid"], question["id"]), scores
-
-
-def print_comparison(files: list[Path]) -> None:
-    result = compare(*files)
-    first, second = result["accuracies"]
-    measure = " exact match" if "f1" in result else ""
-    print(f"{files[0]}: {first:.1%}{measure}\n{files[1]}: {second:.1%}, of the same {result['n']:,} questions")
-    if "f1" in result:
-        first, second = result["f1"]["accuracies"]
-        print(f"F1: {first:.1%} and {second:.1%}, {describe_difference(result['f1'])}")
-    if result["documents"] == 1:
-        print("all questions are about one document, which says nothing about others: the interval is the whole range")
-    print_result(result, describe_difference(result))
-
-
-def describe_difference(compared: dict) -> str:
-    low, high = compared["ci95"]
-    interval = f"95%: {low:+.1%} to {high:+.1%}, by article"
-    return f"difference {compared['difference']:+.1%} ({interval}), p = {compared['p']:.4f}"
 
 
 def describe_metrics(metrics: dict) -> str:

@@ -20,7 +20,7 @@ from inference import completions
 from inference.batch_api import parse_lines
 from inference.budget import Ledger
 from inference.embeddings import parse_vectors
-from tasks import results
+from tasks import comparison, results
 from tasks.contamination import training_files
 from tasks.documents import load_documents
 from tests.gptj.conftest import TINY
@@ -211,7 +211,7 @@ def test_state_files(tmp_path, run, output, calls, torn):
     one, other = tmp_path / "one.json", tmp_path / "other.json"
     one.write_text(text_of(output))
     other.write_text(text_of(OUTPUT))
-    for read in (lambda: results.compare(one, other), lambda: results.read_result(one)):
+    for read in (lambda: comparison.compare(one, other), lambda: results.read_result(one)):
         with contextlib.suppress(UserError):
             read()
     ledger = tmp_path / "calls.ledger"

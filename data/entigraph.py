@@ -91,7 +91,7 @@ def add_server_flags(group) -> None:
 def add_cost_flags(group) -> None:
     add, prices = group.add_argument, paths.prices_file()
     add("--budget_usd", type=positive_float, help="hard limit in dollars, earlier runs included (default none)")
-    add("--target_tokens", type=positive_int, help="stop once the passages have this many tokens (default none)")
+    add("--target_tokens", type=positive_int, help="stop once these articles have passages of so many tokens")
     add("--max_tokens_total", type=positive_int, help="hard limit in prompt and reply tokens (default none)")
     add("--prices", type=Path, default=prices, help="dollars per million tokens (default data/prices.json)")
 

@@ -14,10 +14,12 @@ import argparse
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from data.plain_text import pieces
 from utils import paths
 from utils.cli import (
     add_seed_flag,
@@ -29,18 +31,14 @@ from utils.cli import (
     refuse_repeated,
 )
 from utils.errors import UserError, first_line, run
-from utils.io import iterate_jsonl, report_left_out, usable_texts
+from utils.io import iterate_jsonl, report_left_out, sha256_text, usable_texts
 from utils.token_file import HELD_OUT_KEY, refuse_other_kind
 from utils.tokenizer import load_tokenizer, write_documents
 
 REDPAJAMA = "togethercomputer/RedPajama-Data-1T-Sample"
 FINEWEB_EDU = "HuggingFaceFW/fineweb-edu:sample-10BT"
 SHUFFLE_BUFFER = 10_000  # documents in memory while a stream is shuffled
-PIECE_CHARACTERS = 1 << 16  # a .txt file is cut at line ends into pieces of this size
-MIN_PIECE_CHARACTERS = 200
 TEST_TOKENS = 10**7
-LOOKED_AT_BYTES = 1 << 20
-MAX_INVALID = 1e-3  # fraction of a file's bytes that are not UTF-8
 BYTES_PER_TOKEN = 4  # English prose
 
 
@@ -69,15 +67,14 @@ def main() -> None:
     tokenizer = load_tokenizer(args.tokenizer)
     made = {"seed": args.seed, "sources": source}
 
-    def documents(skipped: int) -> Callable[[], Iterable[str]]:
-        return lambda: itertools.islice(shuffled(build(), args.seed), skipped, None)
-
     test_file, train_file = (paths.replay_bin(args.name, split) for split in ("test", "train"))
     refuse_other_kind(train_file, args.name, masked=False)
     test_tokens = args.test_tokens or default_test_tokens(args.text)
-    test = write_documents(test_file, documents(0), tokenizer, made, test_tokens, leave_rest=True)
+    texts = partial(shuffled, seed=args.seed)
+    test = write_documents(test_file, lambda: texts(build()), tokenizer, made, test_tokens, leave_rest=True)
     made |= {HELD_OUT_KEY: test["sha256"]}
-    train = write_documents(train_file, documents(test["documents"]), tokenizer, made, args.tokens)
+    rest = partial(without_held_out, number=test["documents"])
+    train = write_documents(train_file, lambda: rest(texts(build())), tokenizer, made, args.tokens)
     report_left_out(left_out)
     counts = {"tokens": train["tokens"], "documents": train["documents"], "test_tokens": test["tokens"]}
     print_result(
@@ -120,33 +117,6 @@ def texts_of(file: Path, left_out: dict, small_pieces: bool) -> Iterator[str]:
             yield from column_text(stream, str(file), left_out)
         except ValueError as error:  # pyarrow's own is one
             raise UserError(f"--text {file}: not a Parquet file ({first_line(error)})") from error
-
-
-def refuse_other_encodings(file: Path) -> None:
-    """Raise UserError for a file that is not UTF-8, by its beginning; single invalid bytes further on are replaced."""
-    with open(file, "rb") as stream:
-        start = stream.read(LOOKED_AT_BYTES)
-    wrong = start.decode(errors="replace").count("\ufffd") - start.decode(errors="ignore").count("\ufffd")
-    if b"\0" in start or wrong > 1 + len(start) * MAX_INVALID:
-        raise UserError(f"--text {file}: not UTF-8 text; convert it: iconv -f ENCODING -t UTF-8")
-
-
-def pieces(file: Path, small: bool) -> Iterator[str]:
-    """A text file in pieces of at least PIECE_CHARACTERS, or, with `small`, of a hundredth of it if that is less, cut
-    at line ends. Invalid UTF-8 becomes U+FFFD."""
-    hundredth = max(MIN_PIECE_CHARACTERS, file.stat().st_size // 100)
-    least = min(PIECE_CHARACTERS, hundredth) if small else PIECE_CHARACTERS
-    lines, size = [], 0
-    refuse_other_encodings(file)
-    with open(file, encoding="utf-8", errors="replace", newline="\n") as stream:
-        for line in stream:
-            lines.append(line)
-            size += len(line)
-            if size >= least:
-                yield "".join(lines)
-                lines, size = [], 0
-    if lines:
-        yield "".join(lines)
 
 
 def hub_dataset(wanted: str | None, left_out: dict) -> tuple[Callable[[], Iterable[str]], list[str]]:
@@ -192,6 +162,21 @@ def shuffled(texts: Iterable[str], seed: int) -> Iterator[str]:
         buffer[place], text = text, buffer[place]
         yield text
     yield from (buffer[place] for place in rng.permutation(len(buffer)))
+
+
+def without_held_out(texts: Iterable[str], number: int) -> Iterator[str]:
+    """The texts after the first `number`, which are held out, without copies of those."""
+    held_out, copies = set(), 0
+    for place, text in enumerate(texts):
+        key = sha256_text(text)
+        if place < number:
+            held_out.add(key)
+        elif key not in held_out:
+            yield text
+        else:
+            copies += 1
+    if copies:
+        print(f"{copies} documents that are copies of held-out ones are left out", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -196,11 +196,24 @@ def write_examples(args: argparse.Namespace, process: int, eos: int) -> dict:
     files = read_json(progress, "delete it") if progress.is_file() else []
     for number, rows in enumerate(iter(lambda: list(islice(examples, args.files_per_record)), [])):
         path = args.output_dir / f"examples_{number}_{process}.h5"
-        if number >= len(files) or not path.is_file():
-            del files[number:]
-            files.append(write_file(path, np.stack(rows)))
-            write_json(progress, files)
+        if number < len(files) and path.is_file():
+            refuse_other_rows(path, np.stack(rows))
+            continue
+        del files[number:]
+        files.append(write_file(path, np.stack(rows)))
+        write_json(progress, files)
     return counts | {"files": files}
+
+
+def refuse_other_rows(path: Path, rows: np.ndarray) -> None:
+    """Raise UserError where a file of the interrupted run holds other rows than the input files now give."""
+    try:
+        with h5py.File(path) as file:
+            same = np.array_equal(file["data"][:], rows)
+    except (OSError, KeyError) as error:
+        raise UserError(f"{path}: damaged; delete it, and it is written again") from error
+    if not same:
+        raise UserError(f"{path}: the input files have changed since this run was begun; give --overwrite")
 
 
 def encode(texts: Iterable[str], args: argparse.Namespace, eos: int, counts: dict) -> Iterator[np.ndarray]:

@@ -108,7 +108,11 @@ def steps_after(start: int, number: int, record: Path) -> int:
     until it ends."""
     begun = read_json(record, "delete it") if record.is_file() else {}
     with name_damage(record, "delete it"):
-        if begun and begun["num_steps"] == number and begun["start"] <= start < begun["start"] + number:
+        if begun and begun["num_steps"] == number and begun["start"] <= start <= begun["start"] + number:
+            if start == begun["start"] + number:
+                record.unlink(missing_ok=True)
+                done = f"the {number} further steps of the interrupted run are done, up to step {start}"
+                raise UserError(f"--num_steps {number}: {done}; the same command trains {number} more")
             start = begun["start"]
     if is_main_process():
         write_json(record, {"num_steps": number, "start": start})

@@ -16,11 +16,12 @@ from reports.tables import print_table
 from tasks.comparison import check_same_protocol
 from utils import paths
 from utils.cli import make_parser, positive_int, print_result
-from utils.errors import UserError, run
+from utils.errors import UserError, name_damage, run
 from utils.io import read_json, write_json
 from utils.progress import progress_bar, working
 
 # Metrics of lm-evaluation-harness, in order of preference; hellaswag's authors report acc_norm.
+MAX_LOSS = 700.0  # exp of more is no number
 METRICS = ("acc,none", "exact_match,strict-match", "exact_match,none", "word_perplexity,none")
 
 
@@ -53,9 +54,11 @@ def validate(args: argparse.Namespace) -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    before, after = (measure(checkpoint, args) for checkpoint in (args.before, args.after))
+    accuracies = read_accuracies(args.before, args.after)
+    before, after = (
+        measure(name, args) | known for name, known in zip((args.before, args.after), accuracies, strict=True)
+    )
     results = {"before": before, "after": after}
-    add_accuracies(results)
     names = [name for name in after if name != "checkpoint"]
     rows = [(n, f"{before[n]:.3f}", f"{after[n]:.3f}", f"{after[n] - before[n]:+.3f}") for n in names]
     print_table([("", "before", "after", "change"), *rows])
@@ -95,6 +98,10 @@ def perplexity(checkpoint: str, args: argparse.Namespace) -> float:
         with torch.inference_mode():
             total += float(shifted_cross_entropy(model.model(block), block, 1))
         predicted += block.shape[1] - 1
+    if not total / predicted < MAX_LOSS:  # nor a number
+        raise UserError(
+            f"{checkpoint}: a loss of {total / predicted:.4g} a token has no perplexity; are its weights damaged?"
+        )
     return round(math.exp(total / predicted), 4)
 
 
@@ -125,18 +132,20 @@ def preferred_metric(task: str, values: dict) -> str | None:
     return next((key for key in keys if isinstance(values.get(key), float | int)), None)
 
 
-def add_accuracies(results: dict[str, dict]) -> None:
-    """Add the closed-book accuracies, if evaluation.py has been run on both with the same protocol."""
-    files = [paths.evaluation_file(result["checkpoint"]) for result in results.values()]
+def read_accuracies(*checkpoints: str) -> list[dict[str, float]]:
+    """The closed-book accuracy of each checkpoint as {"accuracy"}, if evaluation.py has been run on all with the same
+    protocol, else nothing."""
+    files = [paths.evaluation_file(checkpoint) for checkpoint in checkpoints]
     if not all(file.is_file() for file in files):
         print("accuracy: not known; run evaluation.py on both checkpoints")
-        return
+        return [{} for _ in files]
     evaluations = [read_json(file, "run evaluation.py") for file in files]
-    check_same_protocol(*files, *(evaluation["protocol"] for evaluation in evaluations))
-    for result, evaluation in zip(results.values(), evaluations, strict=True):
-        if evaluation["protocol"]["weights"] != paths.weights_state(result["checkpoint"]):
-            raise UserError(f"{result['checkpoint']}: trained again after its evaluation; run evaluation.py")
-        result["accuracy"] = evaluation["metrics"]["accuracy"]
+    with name_damage(files[0], "or the other evaluation; delete it and run evaluation.py again"):
+        check_same_protocol(*files, *(evaluation["protocol"] for evaluation in evaluations))
+        for checkpoint, evaluation in zip(checkpoints, evaluations, strict=True):
+            if evaluation["protocol"]["weights"] != paths.weights_state(checkpoint):
+                raise UserError(f"{checkpoint}: trained again after its evaluation; run evaluation.py")
+        return [{"accuracy": float(evaluation["metrics"]["accuracy"])} for evaluation in evaluations]
 
 
 if __name__ == "__main__":

@@ -6,12 +6,14 @@ python scripts/scaling_points.py --base meta-llama/Meta-Llama-3-8B ckpts/scaling
 import argparse
 from pathlib import Path
 
+from data.packing import subsample
 from reports.tables import format_accuracy, print_table
 from tasks.comparison import check_same_protocol
 from utils import paths
 from utils.cli import make_parser, print_result
-from utils.errors import name_damage, run
+from utils.errors import UserError, name_damage, run
 from utils.io import read_json, write_json
+from utils.token_file import TokenFile
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -43,12 +45,16 @@ def make_point(checkpoint: str, tokens: int) -> dict:
 
 
 def synthetic_tokens(checkpoint: str) -> int:
-    """The unique synthetic tokens of a run: its training tokens without replay, divided by epochs above one."""
+    """The unique synthetic tokens of a run: those of its subset, or the part of them that less than an epoch reads."""
     file = Path(paths.resolve_checkpoint(checkpoint)) / "run.json"
     with name_damage(file, "train it to its end"):
         record = read_json(file, "train it first")
-        arguments = record["arguments"]
-        return round(record["tokens"] * (1 - float(arguments["rr"])) / max(1, float(arguments["epochs"])))
+        arguments, trained_on = record["arguments"], record["data"]["train"]
+        ratio, seed, epochs = float(arguments["subsample_ratio"]), arguments["seed"], float(arguments["epochs"])
+    tokens = TokenFile(Path(trained_on["file"]), "run steps 2 and 4 again")
+    if not record.get("finished") or tokens.meta["sha256"] != trained_on["sha256"]:
+        raise UserError(f"{file}: not finished, or {tokens.path} was made again since; train it again")
+    return round(len(subsample(tokens, ratio, seed)[0]) * min(1, epochs))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -16,8 +17,10 @@ MEASURES = ("exact_match", "f1")
 
 
 def normalize_answer(text: str) -> str:
-    """A text as SQuAD compares it: lower case, without ASCII punctuation, without a, an and the, single spaces."""
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(PUNCTUATION)).split())
+    """A text as SQuAD compares it: lower case, without ASCII punctuation, without a, an and the, single spaces. Two
+    spellings of a letter, such as an accent of its own, are one (NFC)."""
+    text = unicodedata.normalize("NFC", text.lower()).translate(PUNCTUATION)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
 def answer_tokens(text: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Choices that depend on the machine: sharding, compilation, micro-batch size."""
 
 import argparse
+import os
 import shutil
 import sysconfig
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from training.settings import TrainingSettings
 from utils.cli import settings_from_args
 from utils.device import device_type, local_world_size, world_size
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 MICRO_BATCH_TOKENS = 4096  # of one forward pass: about 22 GiB of activations for Llama 3 8B
 # Runs of fewer FLOPs are not compiled: 15 minutes at the 230 GFLOP/s of two CPU cores, where compilation takes
@@ -25,7 +26,21 @@ def resolve_settings(args: argparse.Namespace) -> TrainingSettings:
     sharding = choose_sharding(args.sharding, args.lora_rank)
     settings = settings_from_args(TrainingSettings, args, **recipe, sharding=sharding)
     choose_micro_batch(settings)
+    if settings.report_to == "wandb" and os.environ.get("WANDB_MODE") not in ("offline", "disabled"):
+        check_wandb_login()
     return settings
+
+
+def check_wandb_login() -> None:
+    """Raise UserError where wandb would refuse or ask for a login when training begins."""
+    import wandb  # 1 s to import
+
+    try:
+        reason = "" if wandb.login(prompt=False) else "not logged in"
+    except wandb.errors.Error as error:
+        reason = first_line(error)
+    if reason:
+        raise UserError(f"--report_to wandb: {reason}; run wandb login, or set WANDB_MODE=offline")
 
 
 def choose_sharding(sharding: str, lora_rank: int) -> str:

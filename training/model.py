@@ -151,6 +151,9 @@ def add_lora(model, rank: int, seed: int, bf16: bool):
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise UserError(f"--lora_rank: run: pip install peft ({error})") from error
+    largest = max(max(weight.shape) for weight in model.parameters())
+    if rank > largest:
+        raise UserError(f"--lora_rank {rank}: more than any matrix of the model has ({largest:,}); 8 to 64 are usual")
     if bf16:
         model.to(torch.bfloat16)
     config = LoraConfig(

@@ -63,7 +63,7 @@ def _render_hidden(tokenizer, messages: list[dict], add_generation_prompt: bool 
     ]
     try:
         text = tokenizer.apply_chat_template(hidden, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except (TemplateError, TypeError, OverflowError) as error:
+    except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
         raise UserError(f"the chat template rejects this conversation: {first_line(error)}") from error
     return text.encode("utf-8", "replace").decode()
 

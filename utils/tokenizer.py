@@ -150,7 +150,9 @@ def _until(batches: Iterator[list[np.ndarray]], enough: int | None, leave_rest: 
             return
         total, documents = int(ends[-1]), documents + len(batch)
     if leave_rest:
-        raise UserError("the whole text would be held out; use a smaller --test_tokens")
+        raise UserError(
+            "the whole text would be held out; give more text, in several lines or records, or a smaller --test_tokens"
+        )
     if not documents:
         raise UserError("there is no text to tokenise")
 

@@ -13,7 +13,7 @@ from data.generation.call_queue import CallQueue, DocumentQueue
 from data.generation.calls import GenerationRun
 from data.generation.coverage import Statements
 from data.generation.methods import PassageRequest
-from data.generation.passages import FILTERED
+from data.generation.passages import FILTERED, read_records
 from inference.budget import BudgetExhausted
 from inference.client import Client
 from inference.completions import PROMPT_CUT, CallFailed, CallStopped, PromptCut
@@ -21,7 +21,6 @@ from inference.parallel import for_each
 from inference.rate_limiter import RateLimiter
 from inference.server_facts import read_facts
 from utils.errors import UserError
-from utils.io import read_journal
 from utils.progress import progress_bar, short_count
 
 LIST_TRIES = 3  # a reply without a list is paid for, so the tries are bounded
@@ -99,7 +98,7 @@ class LiveRun(GenerationRun):
         for uid, document in self.documents.items():
             statements = self._statements.setdefault(uid, Statements(document.title, document.text))
             path, done = self.store.path(uid), self.store.done[uid] | self.failed_ids
-            records = list(read_journal(path)) if path.exists() else []
+            records = list(read_records(path)) if path.exists() else []
             items = self.store.listed_items.get(uid, [])[: self.settings.max_listed_items]
             progress = Progress.from_records(statements, records)
             plans[uid] = plan_requests(document, statements, progress, items, done, self.settings)

@@ -11,6 +11,7 @@ import numpy as np
 
 from data.generation import methods
 from data.generation.sections import document_uid
+from inference.client import BYTES_PER_TOKEN
 from inference.completions import PROMPT_CUT, common_reason, strip_reasoning
 from tasks.documents import Document
 from utils.errors import UserError, name_disk_errors
@@ -26,6 +27,9 @@ BLANK = "empty"  # finish_reason of a reply without text: a failure that is coun
 CUT = "length"  # finish_reason of a reply that reached --max_tokens
 SOURCE_DIGITS = 16  # of the hash of the document that a record is about
 MAX_OPEN = 100  # journals; a system may allow 256 open files
+# Of the values of a record.
+TYPES = dict.fromkeys(("id", "kind", "text", "summary"), str) | dict.fromkeys(("tries", "max_tokens"), int)
+TYPES |= {"entities": list, "usage": dict}
 MIN_TRIMMED_WORDS = 100  # a cut reply with fewer words in its complete sentences is left out
 MAY_MENTION = "</think>"  # the prompt of a record is not at hand: only whole leading blocks are reasoning
 
@@ -45,6 +49,7 @@ class PassageStore:
         self.listed_items: dict[str, list[str]] = {}  # entities or strategies by uid
         self.finish_reasons: Counter[str] = Counter()
         self.usage: dict[str, Counter[str]] = defaultdict(Counter)  # token counts and records by kind
+        self.uncounted_bytes: Counter[str] = Counter()  # by kind, of replies whose tokens the server did not count
         self.list_prompt_tokens: dict[str, int] = {}  # prompt tokens of the list request by uid
         self.list_tries: dict[str, int] = {}  # tries of a list request that gave no list, by uid
         self.cut_lists: dict[str, int] = {}  # --max_tokens at which a list was cut, by uid
@@ -65,8 +70,9 @@ class PassageStore:
             return
         best = best_records(path)
 
-        def keep(record: dict) -> bool:
-            kept = finish_reason(record) not in (FAILED, BLANK) and best.get(record_id(record), record) == record
+        def keep(written: dict) -> bool:
+            record = typed(written)
+            kept = finish_reason(record) not in (FAILED, BLANK) and best.get(record_id(record), written) == written
             if kept:
                 self._count(uid, record, list_id)
                 if self._is_retried(record):
@@ -104,9 +110,11 @@ class PassageStore:
         self._replaced.clear()
 
     def passage_tokens(self) -> int:
-        """Reply tokens of all passages, lists and summaries not included."""
+        """Reply tokens of all passages, lists and summaries not included; estimated from the texts of a server that
+        counts none."""
         kinds = {kind for method in methods.METHODS.values() for kind in method.group_sizes} | {methods.FACTS}
-        return sum(counts["completion_tokens"] for kind, counts in self.usage.items() if kind in kinds)
+        counted = sum(self.usage[kind]["completion_tokens"] for kind in kinds)
+        return counted + round(sum(self.uncounted_bytes[kind] for kind in kinds) / BYTES_PER_TOKEN)
 
     def _lock(self, uid: str) -> None:
         """Lock a document for this process: one byte of one file, as a system may allow only 256 open files."""
@@ -138,8 +146,8 @@ class PassageStore:
             self.finish_reasons -= Counter([replaced])  # which drops a count of 0
             self._replaced.add(uid)
         self.done[uid].add(record_id(record))
-        if record.get("usage") and reason != PROMPT_CUT:
-            self.usage[record.get("kind", "")].update(record["usage"], records=1)
+        if reason != PROMPT_CUT:
+            self._count_tokens(record)
         if record.get("id") == list_id and reason == CUT:
             self.cut_lists[uid] = record.get("max_tokens", 0)
         if record.get("id") == list_id and record.get("entities"):
@@ -147,15 +155,28 @@ class PassageStore:
             self.listed_items[uid] = record["entities"]
             self.list_prompt_tokens[uid] = (record.get("usage") or {}).get("prompt_tokens", 0)
 
+    def _count_tokens(self, record: dict) -> None:
+        kind, usage = record.get("kind", ""), record.get("usage") or {}
+        if usage:
+            self.usage[kind].update(usage, records=1)
+        if not usage.get("completion_tokens"):
+            self.uncounted_bytes[kind] += len(record.get("text", "").encode())
+
 
 def read_records(path: Path) -> Iterator[dict]:
-    """Records of a journal, also of one that another program wrote: each has an id, a kind, entities and a text, which
-    are empty where the record has none, or a value of another type."""
+    """Records of a journal; each has an id, a kind, entities and a text, which are empty where the record has none."""
     for record in read_journal(path):
-        listed = record.get("entities")
-        names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
-        texts = {key: record[key] if isinstance(record.get(key), str) else "" for key in ("kind", "text")}
-        yield record | texts | {"id": str(record.get("id", "")), "entities": names}
+        yield {"kind": "", "text": "", "entities": []} | typed(record) | {"id": str(record.get("id", ""))}
+
+
+def typed(record: dict) -> dict:
+    """A record, also one that another program wrote or a person edited, without values of another type than ours."""
+    known = {key: value for key, value in record.items() if isinstance(value, TYPES.get(key, object))}
+    if "entities" in known:
+        known["entities"] = [name for name in known["entities"] if isinstance(name, str)]
+    if "usage" in known:
+        known["usage"] = {name: count for name, count in known["usage"].items() if isinstance(count, int)}
+    return known
 
 
 def record_id(record: dict) -> str:
@@ -181,7 +202,7 @@ def is_better(record: dict, other: dict) -> bool:
 
     def rank(one: dict) -> tuple[bool, bool, int]:
         reason = finish_reason(one)
-        return reason == FINISHED, reason == CUT, len(one.get("text") or "")
+        return reason == FINISHED, reason == CUT, len(typed(one).get("text", ""))
 
     return rank(record) > rank(other)
 
@@ -244,7 +265,7 @@ def training_text(record: dict, drop_cut: bool = False) -> str:
     if reason == CUT and not drop_cut and not record.get("summary"):
         trimmed = complete_part(text)
         return trimmed if len(words_of(trimmed)) >= MIN_TRIMMED_WORDS else ""
-    return (record.get("summary") or text) if reason == FINISHED else ""
+    return (typed(record).get("summary") or text) if reason == FINISHED else ""
 
 
 def finish_reason(record: dict) -> str:

@@ -30,7 +30,6 @@ from tasks.scoring import SELECTION_RULES
 from utils import cli
 from utils.cli import add_wait_flag, call_count, non_negative_float, non_negative_int, positive_float, positive_int
 from utils.errors import RESUMES, UserError, run
-from utils.io import write_json
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -137,8 +136,8 @@ def evaluate(args: argparse.Namespace) -> None:
     if not attempts and not results.is_finished(target, protocol, served, partial, settings.give_up):
         attempts = collect_attempts(prompted, partial, settings, served)
     if attempts:
-        results.find_output(target, protocol, served)  # one of another protocol, perhaps by another process, is moved
-        write_json(target, results.build_result(documents, attempts, protocol, settings.model, retrieved))
+        result = results.build_result(documents, attempts, protocol, settings.model, retrieved)
+        results.write(target, result, served)
     partial.unlink(missing_ok=True)
     metrics = (result := results.read_result(target))["metrics"]
     print_contamination(result)

@@ -10,7 +10,7 @@ import numpy as np
 from utils import chat_template
 from utils.chat_template import conversation_error
 from utils.errors import UserError, first_line
-from utils.io import iterate_jsonl
+from utils.io import iterate_jsonl, json_digest
 
 KNOWN_KEYS = {"role", "content", "weight"}  # of a message; whether others count depends on the chat template
 Record = dict  # with `messages`, in OpenAI's form for fine-tuning
@@ -73,6 +73,23 @@ def hold_out(records: Iterable[Record], split: str, args: argparse.Namespace) ->
             yield record
 
 
+def without_copies(
+    records: Iterable[Record], split: str, held_out: set[str], counts: dict, drop: bool
+) -> Iterator[Record]:
+    """The records of a split, of the training split without copies of those of the held-out one, whose digests
+    `held_out` collects. Without `drop`, where the user has named both, they stay and are counted."""
+    for record in records:
+        digest = json_digest(record.get("messages"), 20)
+        if split == "test":
+            held_out.add(digest)
+        elif digest in held_out:
+            counts["in_both"] += not drop
+            if drop:
+                _count(counts["skipped"], "that are held out as well")
+                continue
+        yield record
+
+
 def select_conversations(records: list[Record], tokenizer, counts: dict) -> list[list[dict]]:
     """The messages of the records to train on. Counts conversations, records that are `refused` as none,
     `skipped` ones by reason, and `dropped` keys that the chat template does not render."""
@@ -98,6 +115,8 @@ def prepare_messages(messages: object) -> tuple[object, str | None]:
         return messages, None
     if any(m.get("tool_calls") or m.get("function_call") or m.get("role") in ("tool", "function") for m in messages):
         return messages, "with tool calls"
+    if any(m.get("role") == "assistant" and is_blank(m.get("content")) for m in messages):
+        return messages, "with an empty reply"
     prepared = []
     for message in messages:
         content = message.get("content")
@@ -110,6 +129,10 @@ def prepare_messages(messages: object) -> tuple[object, str | None]:
         prepared.append({key: value for key, value in message.items() if value is not None})
         prepared[-1] |= {"role": role, "content": content}
     return prepared, None
+
+
+def is_blank(content: object) -> bool:
+    return isinstance(content, str) and not content.strip()
 
 
 def _without_unused_keys(messages: list[dict], tokenizer, dropped: dict[str, int]) -> list[dict]:
@@ -138,6 +161,8 @@ def print_left_out(meta: dict, block_size: int) -> None:
             f"left out: {meta['left_out']:,} exchanges longer than --block_size {block_size}, "
             f"{meta['refused']:,} records that are not conversations"
         )
+    if meta["in_both"]:
+        print(f"{meta['in_both']:,} conversations to train on are among the held-out ones too", file=sys.stderr)
     if meta["skipped"]:
         skipped = ", ".join(f"{count:,} {reason}" for reason, count in meta["skipped"].items())
         print(f"left out: of the conversations {skipped}", file=sys.stderr)

@@ -33,6 +33,7 @@ SHOWN_NAMES = 20
 LABELS = {
     "documents": "documents",
     "passages": "passages",
+    "stale": "not counted: about an earlier version of their document",
     "truncated": "cut at --max_tokens",
     "trimmed": "of them kept up to their last complete sentence",
     "filtered": "blocked by a content filter",

@@ -38,7 +38,7 @@ from utils.cli import (
     refuse_without_effect,
 )
 from utils.errors import RESUMES, UserError, run
-from utils.io import Journal, atomic_write, read_jsonl, sha256_file
+from utils.io import Journal, atomic_write, json_digest, read_jsonl, sha256_file
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -132,10 +132,10 @@ def take_questions(file: Path, kind: str, documents: list[Document], target: Pat
 
 
 def keep_earlier_quiz(target: Path, records: list[dict]) -> None:
-    """Move a quiz that has other questions than `records` to earlier/."""
+    """Move a quiz with questions, options or answers that `records` do not have to earlier/."""
     if not target.is_file():
         return
-    new, earlier = ({item.get("question") for item in questions_of(some)} for some in (records, read_jsonl(target, "")))
+    new, earlier = ({json_digest(item) for item in questions_of(some)} for some in (records, read_jsonl(target, "")))
     if not earlier <= new:
         archive = target.parent / "earlier" / f"{target.stem}.{sha256_file(target)[:12]}.jsonl"
         archive.parent.mkdir(exist_ok=True)

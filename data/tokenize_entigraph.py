@@ -112,6 +112,8 @@ def select_passages(args: argparse.Namespace, folders: list[Path]) -> tuple[list
     files, locations = locate_passages(folders, made_by, args.drop_cut, counts, current_sources(args))
     if stale := counts.pop("stale", 0):
         print(f"{stale:,} passages are about documents that were edited or deleted since, and are left out")
+    if repeated := counts.pop("copies", 0):
+        print(f"{repeated:,} passages are there twice, with the same id and text, and are taken once")
     if counts:
         print(
             f"replies cut at --max_tokens: {counts['trimmed']:,} trimmed to whole sentences, {counts['cut']:,} left out"

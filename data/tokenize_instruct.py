@@ -15,11 +15,12 @@ tool calls or images are left out and counted.
 import argparse
 import itertools
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
-from data.conversations import from_files, from_hub, print_left_out, select_conversations
+from data.conversations import from_files, from_hub, print_left_out, select_conversations, without_copies
 from utils import chat_template, paths
 from utils.chat_template import encode_with_mask
 from utils.cli import (
@@ -77,19 +78,21 @@ def main() -> None:
     build, sources = from_files(args) if args.jsonl else from_hub(args)
     tokenizer = load_tokenizer(args.tokenizer)
     chat_template.set_template(tokenizer, args.template, f"--tokenizer {args.tokenizer}")
-    result, held_out = {}, {}
-    for split in ("test", "train"):
-        path = paths.conversations_bin(args.name, split)
-        refuse_other_kind(path, args.name, masked=True)
-        made = describe(tokenizer, args, sources) | held_out
-        meta = write_tokens(path, pieces(build(split), tokenizer, args, made), made, masked=True)
-        print(
-            f"{path}: {meta['tokens']:,} tokens, {meta['learnt_tokens']:,} of them trained on, "
-            f"{meta['conversations']:,} conversations in {meta['documents']:,} pieces"
-        )
-        held_out = {HELD_OUT_KEY: meta["sha256"]}
-        result[split] = {"file": str(path)} | {key: meta[key] for key in ("tokens", "documents", "learnt_tokens")}
-        print_left_out(meta, args.block_size)
+    result, held_out, known = {}, {}, set()  # known: digests of the held-out conversations
+    with ExitStack() as pair:
+        for split in ("test", "train"):
+            path = paths.conversations_bin(args.name, split)
+            refuse_other_kind(path, args.name, masked=True)
+            made = describe(tokenizer, args, sources) | held_out
+            records = without_copies(build(split), split, known, made, drop=not names_held_out(args))
+            meta = write_tokens(path, pieces(records, tokenizer, args, made), made, masked=True, pair=pair)
+            print(
+                f"{path}: {meta['tokens']:,} tokens, {meta['learnt_tokens']:,} of them trained on, "
+                f"{meta['conversations']:,} conversations in {meta['documents']:,} pieces"
+            )
+            held_out = {HELD_OUT_KEY: meta["sha256"]}
+            result[split] = {"file": str(path)} | {key: meta[key] for key in ("tokens", "documents", "learnt_tokens")}
+            print_left_out(meta, args.block_size)
     flags = f"--task_name instruct --conversations {args.name}"
     print_result(
         result["train"] | {"test": result["test"]},
@@ -97,9 +100,14 @@ def main() -> None:
     )
 
 
+def names_held_out(args: argparse.Namespace) -> bool:
+    """True if the user, or the dataset, says which conversations are held out."""
+    return bool(args.test_jsonl) if args.jsonl else len(args.splits) == 2
+
+
 def describe(tokenizer, args: argparse.Namespace, sources: list[str]) -> dict:
     """The sidecar of a token file, with counts at 0."""
-    counts = dict.fromkeys(("conversations", "refused", "cut", "left_out", "learnt_tokens"), 0)
+    counts = dict.fromkeys(("conversations", "refused", "cut", "left_out", "learnt_tokens", "in_both"), 0)
     counts |= {"skipped": {}, "dropped": {}}
     return {
         "tokenizer": tokenizer.name_or_path,

@@ -14,6 +14,7 @@ import argparse
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -71,10 +72,12 @@ def main() -> None:
     refuse_other_kind(train_file, args.name, masked=False)
     test_tokens = args.test_tokens or default_test_tokens(args.text)
     texts = partial(shuffled, seed=args.seed)
-    test = write_documents(test_file, lambda: texts(build()), tokenizer, made, test_tokens, leave_rest=True)
-    made |= {HELD_OUT_KEY: test["sha256"]}
-    rest = partial(without_held_out, number=test["documents"])
-    train = write_documents(train_file, lambda: rest(texts(build())), tokenizer, made, args.tokens)
+    with ExitStack() as pair:
+        held_out = {"enough": test_tokens, "leave_rest": True}
+        test = write_documents(test_file, lambda: texts(build()), tokenizer, made, pair=pair, **held_out)
+        made |= {HELD_OUT_KEY: test["sha256"]}
+        rest = partial(without_held_out, number=test["documents"])
+        train = write_documents(train_file, lambda: rest(texts(build())), tokenizer, made, args.tokens, pair=pair)
     report_left_out(left_out)
     counts = {"tokens": train["tokens"], "documents": train["documents"], "test_tokens": test["tokens"]}
     print_result(
@@ -166,15 +169,18 @@ def shuffled(texts: Iterable[str], seed: int) -> Iterator[str]:
 
 def without_held_out(texts: Iterable[str], number: int) -> Iterator[str]:
     """The texts after the first `number`, which are held out, without copies of those."""
-    held_out, copies = set(), 0
+    held_out, copies, others = set(), 0, 0
     for place, text in enumerate(texts):
-        key = sha256_text(text)
+        key = sha256_text(" ".join(text.split()))
         if place < number:
             held_out.add(key)
         elif key not in held_out:
+            others += 1
             yield text
         else:
             copies += 1
+    if copies and not others:
+        raise UserError("every other document is a copy of a held-out one; give more text")
     if copies:
         print(f"{copies} documents that are copies of held-out ones are left out", file=sys.stderr)
 

@@ -39,6 +39,7 @@ from utils.errors import UserError, run
 from utils.io import atomic_write, lock_folder, read_json, write_json
 from utils.progress import progress_bar
 
+CHANGED = "the input files have changed since this run was begun; give --overwrite"
 NOT_SETTINGS = ("overwrite", "resume_from_checkpoint", "output_dir")  # they do not change the examples
 
 
@@ -194,6 +195,7 @@ def write_examples(args: argparse.Namespace, process: int, eos: int) -> dict:
     examples = (make_example(window, args.max_seq_length, args.pad_id) for window in windows)
     progress = args.output_dir / f".progress-{process}.json"
     files = read_json(progress, "delete it") if progress.is_file() else []
+    number = -1
     for number, rows in enumerate(iter(lambda: list(islice(examples, args.files_per_record)), [])):
         path = args.output_dir / f"examples_{number}_{process}.h5"
         if number < len(files) and path.is_file():
@@ -202,6 +204,8 @@ def write_examples(args: argparse.Namespace, process: int, eos: int) -> dict:
         del files[number:]
         files.append(write_file(path, np.stack(rows)))
         write_json(progress, files)
+    if number + 1 < len(files):
+        raise UserError(f"{args.output_dir / files[number + 1]['name']}: {CHANGED}")
     return counts | {"files": files}
 
 
@@ -213,7 +217,7 @@ def refuse_other_rows(path: Path, rows: np.ndarray) -> None:
     except (OSError, KeyError) as error:
         raise UserError(f"{path}: damaged; delete it, and it is written again") from error
     if not same:
-        raise UserError(f"{path}: the input files have changed since this run was begun; give --overwrite")
+        raise UserError(f"{path}: {CHANGED}")
 
 
 def encode(texts: Iterable[str], args: argparse.Namespace, eos: int, counts: dict) -> Iterator[np.ndarray]:

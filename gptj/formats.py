@@ -48,7 +48,12 @@ def to_hf(state: dict, section: dict, source: str = "the checkpoint", strict: bo
 
 def without_twins(state: dict, source: str) -> dict:
     """Names without the prefix `model.` of a training run, and the final layer norm under one name."""
-    state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
+    plain: dict = {}
+    for name, tensor in state.items():
+        short = name.removeprefix("model.")
+        if not torch.equal(plain.setdefault(short, tensor), tensor):
+            raise UserError(f"{source}: {short} and model.{short} differ")
+    state = plain
     for twin in [name for name in state if name.startswith(TWIN[1])]:
         name = twin.replace(TWIN[1], TWIN[0])
         tensor = state.pop(twin)

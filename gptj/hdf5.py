@@ -87,6 +87,8 @@ class Hdf5Files:
 def open_files(section: Input, name: str, vocab_size: int, max_length: int) -> Hdf5Files:
     """Find and check the files of the section called `name`. Raises UserError naming the key or the file."""
     folders = section.data_dir if isinstance(section.data_dir, list) else [section.data_dir]
+    if not folders:
+        raise UserError(f"{name}.data_dir: names no folder")
     files = [path for folder in folders for path in list_files(Path(folder), name)]
     counts, length = check_files(files, vocab_size, max_length)
     if section.max_sequence_length not in (None, length):

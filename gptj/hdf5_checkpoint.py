@@ -40,7 +40,9 @@ def load_hdf5(path: Path) -> dict:
         with h5py.File(path, "r") as file:
             return _read(file, path)
     except (*DAMAGE, OSError, RuntimeError) as error:
-        raise UserError(f"{path}: damaged ({first_line(error)})") from error
+        raise UserError(
+            f"{path}: damaged ({first_line(error)}); convert or copy it again, or use an earlier one"
+        ) from error
 
 
 def _read(file: h5py.File, path: Path) -> dict:

@@ -67,7 +67,9 @@ def load_torch(path: Path) -> dict:
     except UnpicklingError as error:
         raise UserError(f"{path}: refused, since it holds more than tensors ({first_line(error)})") from error
     except (*DAMAGE, *TORN) as error:
-        raise UserError(f"{path}: damaged ({first_line(error)})") from error
+        raise UserError(
+            f"{path}: damaged ({first_line(error)}); convert or copy it again, or use an earlier one"
+        ) from error
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: holds a {type(loaded).__name__}, not a checkpoint")
     return loaded

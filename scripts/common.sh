@@ -26,13 +26,14 @@ copy() {
     done
 }
 
-# json_value KEY COMMAND...: run the command, copy its output to stderr, and print the value of KEY in the JSON
-# object on its last line.
+# json_value KEYS COMMAND...: run the command, copy its output to stderr, and print the values of KEYS, one or several
+# words, in the JSON object on its last line.
 json_value() {
-    local key="$1" output
+    local keys="$1" output
     shift
     output=$("$@" | copy) || return
-    "$python" -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])' "$key" <<< "${output##*$'\n'}"
+    "$python" -c 'import json, sys; result = json.load(sys.stdin); print(*(result[key] for key in sys.argv[1].split()))' \
+        "$keys" <<< "${output##*$'\n'}"
 }
 
 # continue_after_user_errors SENTENCE COMMAND...: run a command, and go on with what came if some of its calls failed: then

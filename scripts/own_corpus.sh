@@ -100,7 +100,9 @@ plan=("$python" scripts/own_corpus_plan.py --task "$task" "${generator[@]}" --pe
     --max_tokens 600 "${yes[@]}")
 [ -z "$tokens" ] || plan+=(--tokens "$tokens")
 [ -z "$budget" ] || plan+=(--budget_usd "$budget")
-target=$(json_value target_tokens ask "${plan[@]}")
+planned=$(json_value "target_tokens usd_limit" ask "${plan[@]}")
+read -r target limit <<< "$planned"
+[ -n "$budget" ] || [ "$limit" = None ] || budget="$limit"
 
 step "Step 1: entities and passages"
 passages=("$python" data/entigraph.py all --task "$task" "${generator[@]}" --method "$method" --target_tokens "$target"

@@ -4,7 +4,7 @@
 
 The target is --tokens, else 50 times the corpus, at most what --budget_usd pays for and, where no price is known, what
 the generator writes in an evening (3 hours). A plan that costs more than a dollar or an hour needs --yes, or a "y" on a
-terminal. The plan is kept in out/NAME/plan.json, so that the same command resumes with the same target.
+terminal; half as much again, or --budget_usd, is the most that is spent on passages. The plan is kept in out/NAME/plan.json, so that the same command resumes with the same target.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from utils.io import read_json, sha256_file, write_json
 TIMES_CORPUS = 50
 EVENING_S = 3 * 3600.0
 FREE_USD, FREE_S = 1.0, 3600.0  # a plan above needs --yes
+LIMIT_FACTOR = 1.5  # of the planned dollars: a generator with short replies needs more calls for the same tokens
 BYTES_PER_TOKEN = 4.3  # English prose
 REPLY_SHARE = 0.75  # of --max_tokens: usual length of a passage
 LIST_TOKENS, QUESTION_TOKENS, CALLS_PER_QUESTION = 300, 200, 4
@@ -72,7 +73,7 @@ def main() -> None:
     if target.is_file():
         with name_damage(target, "delete it"):
             plan = read_json(target, "delete it")
-            is_kept, sentence = plan["inputs"] == inputs, describe(plan)
+            is_kept, sentence = plan["inputs"] == inputs and "usd_limit" in plan, describe(plan)
         if is_kept:
             cli.print_result(plan, f"the plan of {target} is kept: {sentence}")
             return
@@ -147,12 +148,15 @@ def make_plan(args: argparse.Namespace, documents: list[Document], speed: Speed,
             f"${fixed_usd:.2f} and {fixed_s / 3600:.1f} hours; give more, or fewer documents"
         )
     calls = -(-tokens // reply)
+    usd = calls * usd_per_call + fixed_usd
+    limit = args.budget_usd or max(FREE_USD, usd * LIMIT_FACTOR)
     return {
         "documents": len(documents),
         "corpus_tokens": sum(lengths),
         "target_tokens": tokens,
         "calls": calls + fixed_calls,
-        "usd": round(calls * usd_per_call + fixed_usd, 2) if price else None,
+        "usd": round(usd, 2) if price else None,
+        "usd_limit": round(limit, 2) if price else None,
         "seconds": round(fixed_s + tokens / rate),
         "prompt_tok_s": round(speed.prompt, 1),
         "reply_tok_s": round(speed.reply, 1),
@@ -171,7 +175,8 @@ def print_plan(plan: dict) -> None:
         "tokens of the passages": f"{plan['target_tokens']:,} ({factor:.1f} x the corpus)",
         "calls, quiz included": f"{plan['calls']:,}",
         "measured speed, tokens/s": f"prompt {plan['prompt_tok_s']:,}, reply {plan['reply_tok_s']:,}",
-        "cost, at most": "no price is known" if plan["usd"] is None else f"${plan['usd']:,.2f}",
+        "cost, about": "no price is known" if plan["usd"] is None else f"${plan['usd']:,.2f}",
+        "the passages stop at": "no limit" if plan["usd"] is None else f"${plan['usd_limit']:,.2f}",
         "time of the generator": f"{plan['seconds'] / 3600:.1f} h",
     }
     for name, value in rows.items():
@@ -179,7 +184,7 @@ def print_plan(plan: dict) -> None:
 
 
 def describe(plan: dict) -> str:
-    cost = "" if plan["usd"] is None else f", ${plan['usd']:,.2f}"
+    cost = "" if plan["usd"] is None else f", about ${plan['usd']:,.2f}"
     return f"{plan['target_tokens']:,} tokens in {plan['calls']:,} calls, {plan['seconds'] / 3600:.1f} h{cost}"
 
 

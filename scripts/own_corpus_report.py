@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from data.generation.coverage import Statements, stems
-from data.generation.passages import training_text
+from data.generation.passages import is_stale, read_records, training_text
 from data.generation.sections import document_uid
 from reports import page
 from reports.figures import draw_accuracies, draw_losses
@@ -16,7 +16,7 @@ from tasks.comparison import compare
 from tasks.documents import Document, Question, load_task
 from utils import paths
 from utils.cli import make_parser, non_negative_int, print_result
-from utils.errors import run
+from utils.errors import name_damage, run
 from utils.io import atomic_write, read_json, read_jsonl, write_json
 
 MADE_BY = "run: bash scripts/own_corpus.sh"
@@ -38,12 +38,17 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
+    with name_damage(paths.report_dir(args.task), "or an output beside it; delete what it names, and " + MADE_BY):
+        write_report(args)
+
+
+def write_report(args: argparse.Namespace) -> None:
     folder, documents = paths.report_dir(args.task), load_task(args.task)
     files = {name: paths.evaluation_file(getattr(args, name)) for name in ("base", "raw", "synthetic")}
     files["open"] = args.open_book
     results = {name: read_json(file, MADE_BY) for name, file in files.items()}
     metrics = {name: result["metrics"] for name, result in results.items()}
-    passages = read_passages(args)
+    passages = read_passages(args, documents)
     tellings = tellings_of_questions(documents, passages)
     gain = compare(files["raw"], files["synthetic"])
     draw_accuracies(
@@ -85,12 +90,15 @@ def passages_folder(args: argparse.Namespace) -> Path:
     return paths.passages_dir(args.task, args.model, args.method)
 
 
-def read_passages(args: argparse.Namespace) -> dict[str, list[dict]]:
+def read_passages(args: argparse.Namespace, documents: list[Document]) -> dict[str, list[dict]]:
     """The records of passages by document, in the order of their ids."""
+    sources = {document.uid: document.source_sha256 for document in documents}
     records: dict[str, list[dict]] = {}
     for file in sorted(passages_folder(args).glob("*.jsonl")):
-        kept = [record | {"text": text} for record in read_jsonl(file, MADE_BY) if (text := training_text(record))]
-        records.setdefault(document_uid(file.stem), []).extend(sorted(kept, key=lambda record: str(record["id"])))
+        uid = document_uid(file.stem)
+        current = (record for record in read_records(file) if not is_stale(record, sources.get(uid)))
+        kept = [record | {"text": text} for record in current if (text := training_text(record))]
+        records.setdefault(uid, []).extend(sorted(kept, key=lambda record: record["id"]))
     return records
 
 

@@ -4,6 +4,8 @@ python scripts/rag_table.py --model_path ckpts/NAME
 """
 
 import argparse
+from collections import defaultdict
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -26,11 +28,12 @@ def main() -> None:
     args = parse_arguments()
     pattern = paths.evaluation_file(args.model_path, "chunk*")
     files = sorted(pattern.parent.glob(pattern.name))
-    tasks_and_rows = []
+    tasks_and_rows, asked = [], defaultdict(set)
     for file in files:
         with name_damage(file, "run scripts/rag_sweep.sh"):
             result = read_json(file, "run scripts/rag_sweep.sh")
             tasks_and_rows.append((result["protocol"]["task"], table_row(result)))
+            asked[result["protocol"]["task"]].add(frozenset(question_ids(result)))
     tasks = sorted({task for task, _ in tasks_and_rows})
     if not args.task and len(tasks) > 1:
         raise UserError(f"--task: give one of {', '.join(tasks)}; {args.model_path} was evaluated on all of them")
@@ -39,12 +42,21 @@ def main() -> None:
         raise UserError(f"{pattern}: no such files; run scripts/rag_sweep.sh first")
     if rows[0]["val"] is None:
         raise UserError(f"{pattern}: fewer than five articles, hence none for validation; no settings can be chosen")
+    if len(asked[args.task or tasks[0]]) > 1:
+        raise UserError(f"{pattern}: not of the same questions; run scripts/rag_sweep.sh again")
     rows.sort(key=lambda row: (-row["val"], row["top_k"], row["chunk_size"]))
     columns = [name for name in rows[0] if name != "ci95"]
     print_table([columns, *([row[name] for name in columns] for row in rows)])
     best = rows[0]
     test = format_accuracy(best["test"], best["ci95"])
     print_result({"points": len(rows), "best": best}, f"\nbest on validation: {best['val']:.1%}; on test {test}")
+
+
+def question_ids(result: dict) -> Iterator[tuple[str, str]]:
+    """(document, question) of all questions of an evaluation."""
+    for document in result["documents"]:
+        for question in document["questions"]:
+            yield document["uid"], question["id"]
 
 
 def table_row(result: dict) -> dict:

@@ -25,7 +25,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    points = [make_point(args.base, 0)] + [make_point(name, synthetic_tokens(name)) for name in args.checkpoints]
+    points = [make_point(args.base, 0)] + [
+        make_point(name, synthetic_tokens(name, args.base)) for name in args.checkpoints
+    ]
     points.sort(key=lambda point: point["tokens"])
     files = [paths.evaluation_file(point["checkpoint"]) for point in points]
     protocols = [read_json(file, "run evaluation.py")["protocol"] for file in files]
@@ -40,17 +42,22 @@ def main() -> None:
 def make_point(checkpoint: str, tokens: int) -> dict:
     file, made_by = paths.evaluation_file(checkpoint), f"run: python evaluation.py --model_path {checkpoint}"
     with name_damage(file, made_by):
-        metrics = {key: read_json(file, made_by)["metrics"][key] for key in ("accuracy", "ci95", "n")}
+        result = read_json(file, made_by)
+        metrics = {key: result["metrics"][key] for key in ("accuracy", "ci95", "n")}
+        if result["protocol"]["weights"] != paths.weights_state(checkpoint):
+            raise UserError(f"{checkpoint}: trained again after its evaluation; {made_by}")
     return {"checkpoint": paths.short_name(checkpoint), "tokens": tokens} | metrics
 
 
-def synthetic_tokens(checkpoint: str) -> int:
+def synthetic_tokens(checkpoint: str, base: str) -> int:
     """The unique synthetic tokens of a run: those of its subset, or the part of them that less than an epoch reads."""
     file = Path(paths.resolve_checkpoint(checkpoint)) / "run.json"
     with name_damage(file, "train it to its end"):
         record = read_json(file, "train it first")
         arguments, trained_on = record["arguments"], record["data"]["train"]
         ratio, seed, epochs = float(arguments["subsample_ratio"]), arguments["seed"], float(arguments["epochs"])
+    if paths.short_name(arguments["model_name"]) != paths.short_name(base):
+        raise UserError(f"--base {base}: {checkpoint} was trained from {arguments['model_name']}")
     tokens = TokenFile(Path(trained_on["file"]), "run steps 2 and 4 again")
     if not record.get("finished") or tokens.meta["sha256"] != trained_on["sha256"]:
         raise UserError(f"{file}: not finished, or {tokens.path} was made again since; train it again")

@@ -59,7 +59,9 @@ def print_contamination(result: dict) -> None:
     elif "unknown" in report:
         print(f"contamination: unknown ({report['unknown']})")
     else:
-        accuracy = f"; accuracy without them {report['accuracy_without']:.1%}" if report["leaked"] else ""
+        without = report["accuracy_without"]
+        accuracy = "; no other question is left" if without is None else f"; accuracy without them {without:.1%}"
+        accuracy = accuracy if report["leaked"] else ""
         counts = f"{len(report['leaked'])} of {result['metrics']['n']} questions"
         print(f"contamination: {counts} occur in the training text ({NGRAM_WORDS} consecutive words){accuracy}")
 

@@ -19,7 +19,7 @@ from tasks.multiple_choice import PromptedQuestion
 from tasks.rag import Retrieved, SearchSettings
 from utils import paths
 from utils.errors import name_damage
-from utils.io import Journal, json_digest, read_json, sha256_file, write_json
+from utils.io import Journal, blocking_lock, json_digest, read_json, sha256_file, write_json
 
 UNKNOWN_MODEL = "the earlier answers may be of another model of this name; they are used"
 SMALL_FILES = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
@@ -107,7 +107,7 @@ def reselect_attempts(
     for file in (target, *others):
         if not file.is_file() or not differs_in_select(file, protocol, served):
             continue
-        if give_up or not reopen(file, partial, served):
+        if is_complete(file, partial, served, give_up):
             return attempts_of(read_json(file, "delete it"))
     return None
 
@@ -144,8 +144,13 @@ def reopen(target: Path, partial: Path, served: ServedModel | None) -> bool:
 
 
 def is_finished(target: Path, protocol: dict, served: ServedModel | None, partial: Path, give_up: bool) -> bool:
-    """True if the output file holds this evaluation; without `give_up` only if no question failed."""
-    return find_output(target, protocol, served) and (give_up or not reopen(target, partial, served))
+    """True if the output file holds this evaluation, and is complete."""
+    return find_output(target, protocol, served) and is_complete(target, partial, served, give_up)
+
+
+def is_complete(file: Path, partial: Path, served: ServedModel | None, give_up: bool) -> bool:
+    """True if no question of an output failed, or those that did may (`give_up`) and none was asked again since."""
+    return (give_up and not partial.exists()) or not reopen(file, partial, served)
 
 
 def find_output(target: Path, protocol: dict, served: ServedModel | None) -> bool:
@@ -166,6 +171,13 @@ def find_output(target: Path, protocol: dict, served: ServedModel | None) -> boo
                 print_notes([f"{archive}: {UNKNOWN_MODEL}"])
             return True
     return False
+
+
+def write(target: Path, result: dict, served: ServedModel | None) -> None:
+    """Write an output file. One of another protocol, perhaps by another process, is moved to earlier/ first."""
+    with blocking_lock(target.with_suffix(".lock"), "another evaluation"):
+        find_output(target, result["protocol"], served)
+        write_json(target, result)
 
 
 def read_result(target: Path) -> dict:

@@ -97,7 +97,7 @@ def scaling_run(name, file, meta, **arguments):
     """A checkpoint folder with the run.json of a finished run."""
     folder = paths.ckpts_dir() / name
     folder.mkdir(parents=True)
-    given = {"subsample_ratio": "1", "seed": 0, "epochs": "2"} | arguments
+    given = {"subsample_ratio": "1", "seed": 0, "epochs": "2", "model_name": "base"} | arguments
     data = {"train": {"file": str(file), "sha256": meta["sha256"]}}
     (folder / "run.json").write_text(json.dumps({"arguments": given, "data": data, "finished": True}))
     return str(folder)
@@ -107,12 +107,12 @@ def test_points_have_the_tokens_of_their_subset(home):
     """6: tokens were counted with the last step, which replay fills."""
     file = home / "t.bin"
     meta = write_tokens(file, [[np.ones(10, int)] * 50], {}, False)
-    assert synthetic_tokens(scaling_run("a", file, meta)) == 500
-    assert synthetic_tokens(scaling_run("b", file, meta, subsample_ratio="0.1")) == 50
-    assert synthetic_tokens(scaling_run("c", file, meta, subsample_ratio="0.1", epochs="0.5")) == 25
+    assert synthetic_tokens(scaling_run("a", file, meta), "base") == 500
+    assert synthetic_tokens(scaling_run("b", file, meta, subsample_ratio="0.1"), "base") == 50
+    assert synthetic_tokens(scaling_run("c", file, meta, subsample_ratio="0.1", epochs="0.5"), "base") == 25
     write_tokens(file, [[np.ones(11, int)] * 50], {}, False)
     with pytest.raises(UserError, match="made again since"):
-        synthetic_tokens(str(paths.ckpts_dir() / "a"))
+        synthetic_tokens(str(paths.ckpts_dir() / "a"), "base")
 
 
 def test_resuming_with_other_input_is_refused(tmp_path, tiny_model):

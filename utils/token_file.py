@@ -27,13 +27,16 @@ DOCUMENTS = 0  # number of the random stream that chooses documents
 HASH_CHUNK_TOKENS = 1 << 20
 
 
-def write_tokens(path: Path, batches: Iterable[list[np.ndarray]], made: dict, masked: bool = False) -> dict:
+def write_tokens(
+    path: Path, batches: Iterable[list[np.ndarray]], made: dict, masked: bool = False, pair: ExitStack | None = None
+) -> dict:
     """Write documents to `path` (a .bin), its .idx and its .json; returns the sidecar.
 
     `batches` yields lists of documents: (tokens,) integer arrays, or with `masked` (2, tokens) arrays of ids and mask,
     whose mask goes into a .mask. Batches are consumed one at a time, so memory does not grow with the number of
     tokens. `made` is copied into the sidecar at the end, so the producer of the batches may count in it. On an error,
-    a full disk included, the files of an earlier run are left unchanged.
+    a full disk included, the files of an earlier run are left unchanged. With `pair` the files replace earlier ones
+    when it is closed, so that two token files do so together.
     """
     tokens = documents = 0
     types = {".mask": MASK_TYPE, ".idx": OFFSET_TYPE, ".bin": ID_TYPE}
@@ -61,6 +64,8 @@ def write_tokens(path: Path, batches: Iterable[list[np.ndarray]], made: dict, ma
         hashes = {HASHES[suffix]: digest.hexdigest() for suffix, digest in digests.items()}
         sidecar = made | {"documents": documents, "tokens": tokens} | hashes
         sidecar_file.write((json.dumps(sidecar, indent=2) + "\n").encode())
+        if pair:
+            pair.enter_context(stack.pop_all())
     return sidecar
 
 

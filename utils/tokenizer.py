@@ -7,6 +7,7 @@ that are written in a text, such as <|endoftext|>, are encoded as text. A docume
 import functools
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -96,8 +97,10 @@ def write_documents(
     enough: int | None = None,
     leave_rest: bool = False,
     documents: int | None = None,
+    pair: ExitStack | None = None,
 ) -> dict:
-    """Encode the documents that `build` yields into `path` and print a summary; returns the sidecar.
+    """Encode the documents that `build` yields into `path`, or, with `pair`, when that is closed (write_tokens), and
+    print a summary; returns the sidecar.
 
     Stops after the document that reaches `enough` tokens, if given. Raises UserError, leaving earlier files
     unchanged, where there is no text, or, with `leave_rest`, where no document would remain.
@@ -112,15 +115,11 @@ def write_documents(
         size = (lambda batch: sum(map(len, batch))) if enough else len
         settings = {"total": enough or documents, "unit": "token" if enough else "document"}
         shown = counted(_until(batches, enough, leave_rest), "encoding", size, **settings)
-        return _written(path, shown, about | {"encoder": encoder})
+        sidecar = write_tokens(path, shown, about | {"encoder": encoder}, pair=pair)
+        print(f"{path}: {sidecar['tokens']:,} tokens in {sidecar['documents']:,} documents")
+        return sidecar
 
-    about = made | {
-        "tokenizer": tokenizer.name_or_path,
-        "tokenizer_sha256": vocabulary_sha256(tokenizer),
-        "vocab_size": len(tokenizer),
-        "bos": bool(leading_ids(tokenizer)),
-        "eos": "after every document",
-    }
+    about = made | describe(tokenizer)
     fast = _gigatoken(tokenizer)
     if fast:
         try:
@@ -130,10 +129,15 @@ def write_documents(
     return written(_encoded(build(), tokenizer, None), "transformers")
 
 
-def _written(path: Path, batches: Iterator[list[np.ndarray]], about: dict) -> dict:
-    sidecar = write_tokens(path, batches, about)
-    print(f"{path}: {sidecar['tokens']:,} tokens in {sidecar['documents']:,} documents")
-    return sidecar
+def describe(tokenizer) -> dict:
+    """What a sidecar says about the tokenizer."""
+    return {
+        "tokenizer": tokenizer.name_or_path,
+        "tokenizer_sha256": vocabulary_sha256(tokenizer),
+        "vocab_size": len(tokenizer),
+        "bos": bool(leading_ids(tokenizer)),
+        "eos": "after every document",
+    }
 
 
 def _until(batches: Iterator[list[np.ndarray]], enough: int | None, leave_rest: bool) -> Iterator[list[np.ndarray]]:

@@ -9,7 +9,7 @@ from itertools import chain, islice
 
 from data.generation.call_queue import ROUND
 from data.generation.calls import GenerationRun
-from data.generation.methods import PassageRequest
+from data.generation.methods import PassageRequest, list_request, passage_requests
 from data.generation.passages import FILTERED
 from inference.batch_api import Batch, Batches
 from inference.client import Client
@@ -88,6 +88,9 @@ class BatchRun(GenerationRun):
         unknown: dict[str, int] = {}
         async for batch, status, lines, whole in self.batches.collect():
             responses = responses_by_id(lines)
+            # Asked for again with --retry_failed, or a larger --max_tokens, which this command need not have.
+            again = responses.keys() & self.store.unfinished.keys() - missing.keys()
+            missing |= {request.id: request for request in self._all_requests() if request.id in again} if again else {}
             foreign = responses.keys() - missing.keys() - set().union(*self.store.done.values())
             if foreign and not whatever:
                 unknown[batch.id] = len(foreign)
@@ -141,6 +144,14 @@ class BatchRun(GenerationRun):
             code if isinstance(code, int) else 0, json.dumps(body).encode(), self.sent_body(request)
         )
         return None if refused and refused.field in self.client.fields.changes.values() else refused
+
+    def _all_requests(self) -> Iterator[PassageRequest]:
+        for uid, document in self.documents.items():
+            if self.settings.list_kind:
+                yield list_request(document, self.settings)
+            items = self.store.listed_items.get(uid, [])[: self.settings.max_listed_items]
+            for kind in self.settings.kinds if items or not self.settings.list_kind else ():
+                yield from passage_requests(document, kind, items, self.settings)
 
     def _all_missing_requests(self) -> Iterator[PassageRequest]:
         """Missing requests of all documents, in the rounds of CallQueue."""

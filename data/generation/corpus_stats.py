@@ -10,7 +10,17 @@ import numpy as np
 from data.generation import filters
 from data.generation.coverage import Statements
 from data.generation.methods import distinct_names
-from data.generation.passages import BLANK, CUT, FAILED, FILTERED, FINISHED, finish_reason, read_records, training_text
+from data.generation.passages import (
+    BLANK,
+    CUT,
+    FAILED,
+    FILTERED,
+    FINISHED,
+    finish_reason,
+    is_stale,
+    read_records,
+    training_text,
+)
 from data.generation.support import Source
 from tasks.documents import Document
 from utils import paths
@@ -54,7 +64,9 @@ class CorpusStats:
                 entities += record.get("entities", [])
             elif record.get("kind") == "pair" and reason == FINISHED:
                 pairs.append(record["entities"])
-            if text := training_text(record):
+            if is_stale(record, document.source_sha256):
+                self.flags["stale"] += bool(training_text(record))
+            elif text := training_text(record):
                 self.flags["trimmed"] += reason == CUT
                 self._add_passage(f"{document.uid}/{record['id']}", record["kind"], text, source)
                 self._add_support(document.title, known.check(text))
@@ -92,6 +104,7 @@ class CorpusStats:
         return {
             "documents": len(self.documents),
             "passages": total,
+            "stale": self.flags["stale"],
             "truncated": self.finish_reasons[CUT],
             "trimmed": self.flags["trimmed"],
             "filtered": self.finish_reasons[FILTERED],

@@ -98,9 +98,11 @@ class Duplicates:
         self._sketches: dict = {}
 
     def add(self, name: str, words: list[str]) -> str:
-        """Add a passage under a unique `name`; returns `exact`, `near` or `` (no duplicate)."""
+        """Add a passage under a `name`; returns `exact`, `near` or `` (no duplicate)."""
         from datasketch import LeanMinHash, MinHash
 
+        if name in self._sketches:  # two records of another program with one id
+            name = f"{name} ({len(self._sketches)})"
         digest = text_digest(words)
         if digest in self._digests:
             self.originals[name] = self._digests[digest]

@@ -13,7 +13,7 @@ from data.generation.call_queue import CallQueue, DocumentQueue
 from data.generation.calls import GenerationRun
 from data.generation.coverage import Statements
 from data.generation.methods import PassageRequest
-from data.generation.passages import FILTERED, read_records
+from data.generation.passages import FILTERED, is_stale, read_records
 from inference.budget import BudgetExhausted
 from inference.client import Client
 from inference.completions import PROMPT_CUT, CallFailed, CallStopped, PromptCut
@@ -99,6 +99,7 @@ class LiveRun(GenerationRun):
             statements = self._statements.setdefault(uid, Statements(document.title, document.text))
             path, done = self.store.path(uid), self.store.done[uid] | self.failed_ids
             records = list(read_records(path)) if path.exists() else []
+            records = [record for record in records if not is_stale(record, document.source_sha256)]
             items = self.store.listed_items.get(uid, [])[: self.settings.max_listed_items]
             progress = Progress.from_records(statements, records)
             plans[uid] = plan_requests(document, statements, progress, items, done, self.settings)

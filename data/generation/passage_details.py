@@ -14,13 +14,14 @@ from pathlib import Path
 from data.generation import filters
 from data.generation.coverage import Statements
 from data.generation.methods import distinct_names
-from data.generation.passages import CUT, FAILED, FINISHED, finish_reason, read_records, training_text
+from data.generation.passages import CUT, FAILED, FINISHED, finish_reason, is_stale, read_records, training_text
 from data.generation.support import MARKUP, Source
 from inference.completions import PROMPT_CUT
 from inference.prices import Usage
 from tasks.documents import Document
 from utils.sentences import split_sentences
 
+STALE = "about an earlier version of the document"
 UNUSED = "not trained on"  # flag of a reply that is not in the training corpus
 UNSUPPORTED = 0.2  # fraction of a passage's sentences, above which it has the flag
 
@@ -104,7 +105,8 @@ class Describer:
         return set(filters.ngrams(filters.words_of(self.document.text), filters.COPIED_N))
 
     def describe(self, record: dict) -> Passage:
-        text, used = record["text"], training_text(record)
+        text, is_old = record["text"], is_stale(record, self.document.source_sha256)
+        used = "" if is_old else training_text(record)
         lines = [self._sentences(line) for line in text.split("\n")]
         words = filters.words_of(text)
         told = sorted(set(self.statements.sentence_of[self.statements.told_by(used)].tolist())) if used else []
@@ -131,6 +133,7 @@ class Describer:
         unsupported = sum(bool(sentence.reason) for sentence in sentences)
         checks = {
             UNUSED: not used,
+            STALE: is_stale(record, self.document.source_sha256),
             "refused": filters.is_refusal(text),
             "looping": filters.is_looping(words),
             "copied": any(sentence.copied for sentence in sentences),

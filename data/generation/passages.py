@@ -3,7 +3,7 @@
 import fcntl
 import re
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -30,6 +30,7 @@ MAX_OPEN = 100  # journals; a system may allow 256 open files
 # Of the values of a record.
 TYPES = dict.fromkeys(("id", "kind", "text", "summary"), str) | dict.fromkeys(("tries", "max_tokens"), int)
 TYPES |= {"entities": list, "usage": dict}
+PASSAGE_KINDS = {kind for method in methods.METHODS.values() for kind in method.group_sizes} | {methods.FACTS}
 MIN_TRIMMED_WORDS = 100  # a cut reply with fewer words in its complete sentences is left out
 MAY_MENTION = "</think>"  # the prompt of a record is not at hand: only whole leading blocks are reasoning
 
@@ -49,34 +50,36 @@ class PassageStore:
         self.listed_items: dict[str, list[str]] = {}  # entities or strategies by uid
         self.finish_reasons: Counter[str] = Counter()
         self.usage: dict[str, Counter[str]] = defaultdict(Counter)  # token counts and records by kind
-        self.uncounted_bytes: Counter[str] = Counter()  # by kind, of replies whose tokens the server did not count
+        self.unfinished: dict[str, str] = {}  # finish_reason of replies that may be asked for again, by record id
         self.list_prompt_tokens: dict[str, int] = {}  # prompt tokens of the list request by uid
         self.list_tries: dict[str, int] = {}  # tries of a list request that gave no list, by uid
         self.cut_lists: dict[str, int] = {}  # --max_tokens at which a list was cut, by uid
-        self._retried: dict[str, str] = {}  # finish_reason of the replies that wait for a better one, by record id
+        self._sources: dict[str, str | None] = {}  # hash of the document by uid, None if it is not known
+        self._tokens: dict[str, float] = {}  # tokens of passages that are trained on, by record id
         self._locks: IO[bytes] | None = None
         self._replaced: set[str] = set()  # uids of documents with two replies to one request
 
-    def open(self, uid: str, list_id: str | None) -> None:
+    def open(self, uid: str, list_id: str | None, source: str | None = None) -> None:
         """Read a document's journal and drop the records that are to be requested again.
 
-        `list_id` is the record id of the list request, None for a method without one. Raises UserError for a journal
-        that another process writes to.
+        `list_id` is the record id of the list request, None for a method without one; `source` the hash of the document.
+        Raises UserError for a journal that another process writes to.
         """
         if not self.read_only:
             self._lock(uid)
-        self.done[uid], path = set(), self.path(uid)
+        self.done[uid], self._sources[uid], path = set(), source, self.path(uid)
         if not path.exists():
             return
-        best = best_records(path)
+        is_best = best_only(path)
 
         def keep(written: dict) -> bool:
             record = typed(written)
-            kept = finish_reason(record) not in (FAILED, BLANK) and best.get(record_id(record), written) == written
+            kept = finish_reason(record) not in (FAILED, BLANK) and is_best(written)
             if kept:
                 self._count(uid, record, list_id)
-                if self._is_retried(record):
-                    self.done[uid].discard(record_id(record))
+                if self.retry_failed and (id := record_id(record)) in self.unfinished:
+                    self.done[uid].discard(id)
+                    self._tokens.pop(id, None)
             elif record.get("id") == list_id:
                 self.list_tries[uid] = record.get("tries", 0)
             return kept
@@ -89,7 +92,8 @@ class PassageStore:
 
     def open_all(self, documents: list[Document], settings: methods.GenerationSettings) -> None:
         for document in documents:
-            self.open(document.uid, settings.list_kind and methods.list_request(document, settings).id)
+            list_id = methods.list_request(document, settings).id if settings.list_kind else None
+            self.open(document.uid, list_id, document.source_sha256)
 
     def open_remaining(self) -> None:
         """Read the journals of all other documents in the folder, without changing them."""
@@ -105,16 +109,13 @@ class PassageStore:
     def drop_replaced(self) -> None:
         """Drop from the journals the replies in whose place others came."""
         for uid in sorted(self._replaced):
-            best = best_records(self.path(uid))
-            Journal(self.path(uid), lambda record, best=best: best.get(record_id(record), record) == record).close()
+            Journal(self.path(uid), best_only(self.path(uid))).close()
         self._replaced.clear()
 
     def passage_tokens(self) -> int:
-        """Reply tokens of all passages, lists and summaries not included; estimated from the texts of a server that
-        counts none."""
-        kinds = {kind for method in methods.METHODS.values() for kind in method.group_sizes} | {methods.FACTS}
-        counted = sum(self.usage[kind]["completion_tokens"] for kind in kinds)
-        return counted + round(sum(self.uncounted_bytes[kind] for kind in kinds) / BYTES_PER_TOKEN)
+        """Tokens of all passages that are trained on, lists and summaries not included; estimated from the texts of a
+        server that counts none."""
+        return round(sum(self._tokens.values()))
 
     def _lock(self, uid: str) -> None:
         """Lock a document for this process: one byte of one file, as a system may allow only 256 open files."""
@@ -130,24 +131,22 @@ class PassageStore:
     def path(self, uid: str) -> Path:
         return self.folder / f"{uid}.jsonl"
 
-    def _is_retried(self, record: dict) -> bool:
-        # Not a list: with other entities, the passages about the present ones would be paid for in vain.
-        retried = self.retry_failed and finish_reason(record) != FINISHED and "summary" not in record
-        if retried:
-            self._retried[record_id(record)] = finish_reason(record)
-        return retried
-
     def _count(self, uid: str, record: dict, list_id: str | None) -> None:
-        reason = finish_reason(record)
+        reason, id = finish_reason(record), record_id(record)
         self.finish_reasons[reason] += 1
         if reason in (FAILED, BLANK):
             return
-        if replaced := self._retried.pop(record_id(record), None):
+        if replaced := self.unfinished.pop(id, None):
             self.finish_reasons -= Counter([replaced])  # which drops a count of 0
             self._replaced.add(uid)
-        self.done[uid].add(record_id(record))
-        if reason != PROMPT_CUT:
-            self._count_tokens(record)
+        # Not a list: with other entities, the passages about the present ones would be paid for in vain.
+        if reason != FINISHED and "summary" not in record:
+            self.unfinished[id] = reason
+        self.done[uid].add(id)
+        if record.get("usage") and reason != PROMPT_CUT:
+            self.usage[record.get("kind", "")].update(record["usage"], records=1)
+        if record.get("kind") in PASSAGE_KINDS and not is_stale(record, self._sources.get(uid)):
+            self._tokens[id] = tokens_of(record)
         if record.get("id") == list_id and reason == CUT:
             self.cut_lists[uid] = record.get("max_tokens", 0)
         if record.get("id") == list_id and record.get("entities"):
@@ -155,17 +154,11 @@ class PassageStore:
             self.listed_items[uid] = record["entities"]
             self.list_prompt_tokens[uid] = (record.get("usage") or {}).get("prompt_tokens", 0)
 
-    def _count_tokens(self, record: dict) -> None:
-        kind, usage = record.get("kind", ""), record.get("usage") or {}
-        if usage:
-            self.usage[kind].update(usage, records=1)
-        if not usage.get("completion_tokens"):
-            self.uncounted_bytes[kind] += len(record.get("text", "").encode())
-
 
 def read_records(path: Path) -> Iterator[dict]:
-    """Records of a journal; each has an id, a kind, entities and a text, which are empty where the record has none."""
-    for record in read_journal(path):
+    """Records of a journal, of several replies to one request the best; each has an id, a kind, entities and a text,
+    which are empty where the record has none."""
+    for record in filter(best_only(path), read_journal(path)):
         yield {"kind": "", "text": "", "entities": []} | typed(record) | {"id": str(record.get("id", ""))}
 
 
@@ -185,15 +178,40 @@ def record_id(record: dict) -> str:
     return id if isinstance(id, str) else ""
 
 
-def best_records(path: Path) -> dict[str, dict]:
-    """By record id the best of several replies to the same request; only ids with several."""
-    counts = Counter(re.findall(rb'^{"id": "([^"]*)"', path.read_bytes(), re.MULTILINE))
-    several = {id.decode() for id, count in counts.items() if count > 1}
-    best: dict[str, dict] = {}
+def is_stale(record: dict, source: str | None) -> bool:
+    """True for a record about an earlier version of the document with the hash `source`; records of earlier versions of
+    this program name none."""
+    return source is not None and record.get("source") not in (None, "", source[:SOURCE_DIGITS])
+
+
+def tokens_of(record: dict) -> float:
+    """Tokens of the part of a reply that is trained on, by the server's count, else estimated."""
+    text = training_text(record)
+    if counted := record.get("usage", {}).get("completion_tokens"):
+        return counted * len(text) / max(1, len(record.get("text", "")))
+    return len(text.encode()) / BYTES_PER_TOKEN
+
+
+def best_only(path: Path) -> Callable[[dict], bool]:
+    """A predicate for the records of a journal in their order: of several replies to one request the best, once."""
+    counts = Counter(re.findall(rb'"id"\s*:\s*"([^"]*)"', path.read_bytes()))
+    several = {id.decode(errors="replace") for id, count in counts.items() if count > 1}
+    best: dict[str, dict | None] = {}
     for record in read_journal(path) if several else ():
-        if (id := record_id(record)) in several and (id not in best or is_better(record, best[id])):
+        id = record_id(record)
+        if id and id in several and (id not in best or is_better(record, best[id])):
             best[id] = record
-    return best
+
+    def is_best(record: dict) -> bool:
+        id = record_id(record)
+        if id not in best:
+            return True
+        if record != best[id]:
+            return False
+        best[id] = None
+        return True
+
+    return is_best
 
 
 def is_better(record: dict, other: dict) -> bool:
@@ -225,13 +243,14 @@ def locate_passages(
     """
     files: list[Path] = []
     locations: list[np.ndarray] = []
+    seen: set[tuple[str, int]] = set()  # id and hash of the text: a folder may be given with a copy of it
     for folder in folders:
         journals = sorted(folder.glob("*.jsonl"))
         if not journals:
             raise UserError(f"{folder}: contains no passages; {made_by}")
         for path in journals:
             source = None if sources is None else sources.get(document_uid(path.stem), "")
-            offsets = _passage_offsets(path, drop_cut, counts if counts is not None else Counter(), source)
+            offsets = _passage_offsets(path, drop_cut, counts if counts is not None else Counter(), source, seen)
             locations.append(np.array([(len(files), offset) for offset in offsets]).reshape(-1, 2))
             files.append(path)
     if not sum(map(len, locations)):
@@ -278,17 +297,22 @@ def finish_reason(record: dict) -> str:
     return reason
 
 
-def _passage_offsets(path: Path, drop_cut: bool, counts: Counter, source: str | None) -> list[int]:
-    """Byte offsets of a journal's passages, ordered by record id. Records of earlier versions do not name their source."""
-    passages, best = [], best_records(path)
+def _passage_offsets(path: Path, drop_cut: bool, counts: Counter, source: str | None, seen: set) -> list[int]:
+    """Byte offsets of a journal's passages, ordered by record id, without those in `seen`, to which it adds its own."""
+    passages, is_best = [], best_only(path)
     for offset, record in iterate_jsonl(path):
         text = training_text(record, drop_cut)
-        if best.get(record_id(record), record) != record:
+        if not is_best(record):
             continue
-        if text and source is not None and record.get("source") not in (None, "", source[:SOURCE_DIGITS]):
+        if text and is_stale(record, source):
             counts["stale"] += 1
             continue
+        copy = (record_id(record), hash(text))
+        if text and copy[0] and copy in seen:
+            counts["copies"] += 1
+            continue
         if text:
+            seen.add(copy)
             passages.append((str(record.get("id")), offset))
         if finish_reason(record) == CUT:
             counts["trimmed" if text else "cut"] += 1

@@ -112,20 +112,18 @@ def parse_chat_reply(completion: dict, prompt: str = "") -> Reply:
 
 def parse_choices(completion: dict, prompt: str = "", stop: Sequence[str] = ()) -> list[Reply]:
     """The choices of a /completions reply, without the model's reasoning, each cut at the first of the strings `stop`.
-    One without a text is left out, and asked for again by the caller; raises ValueError if none has one."""
+    Raises ValueError if there are none, or one has no text."""
     first_choice(completion)
     read = tokens_read(completion.get("usage"))
     replies = []
     for choice in completion["choices"]:
         if not isinstance(choice, dict) or not isinstance(choice.get("text"), str):
-            continue
+            raise ValueError("a choice of the reply has no text; is this a server of /completions?")
         whole, reason, notes = read_choice(choice["text"], choice.get("finish_reason"), prompt)
         text = cut_at(whole, stop)
         if whole[len(text) :] not in ("", *stop):  # some keep the stop string itself
             notes.append(NOTE_STOP)
         replies.append(Reply(text, reason, {}, tuple(notes), read))
-    if not replies:
-        raise ValueError("no choice of the reply has a text; is this a server of /completions?")
     return replies
 
 

@@ -16,7 +16,6 @@ from data.generation.passages import PassageStore, locate_passages, read_records
 from data.tokenize_redpj import without_held_out
 from gptj import create_hdf5
 from gptj.formats import without_twins
-from inference.completions import parse_choices
 from scripts.own_corpus_plan import FREE_USD, LIMIT_FACTOR
 from scripts.rag_table import question_ids
 from scripts.scaling_points import make_point, synthetic_tokens
@@ -272,14 +271,6 @@ def test_copies_that_differ_in_white_space(capsys):
     texts = ["one two", "three", "one  two\n", "four"]
     assert list(without_held_out(texts, 1)) == ["three", "four"]
     assert "1 documents that are copies of held-out ones" in capsys.readouterr().err
-
-
-def test_one_bad_choice_leaves_the_others():
-    """19"""
-    texts = [reply.text for reply in parse_choices({"choices": [{"text": "a"}, {"text": None}, {"text": "b"}]})]
-    assert texts == ["a", "b"]
-    with pytest.raises(ValueError, match="no choice of the reply has a text"):
-        parse_choices({"choices": [{"text": None}]})
 
 
 def test_two_tensors_of_one_name_are_compared():

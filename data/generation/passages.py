@@ -243,7 +243,7 @@ def locate_passages(
     """
     files: list[Path] = []
     locations: list[np.ndarray] = []
-    seen: set[tuple[str, int]] = set()  # id and hash of the text: a folder may be given with a copy of it
+    seen: set[tuple[str, str, int]] = set()  # journal, id and hash of the text: a folder may be given with its copy
     for folder in folders:
         journals = sorted(folder.glob("*.jsonl"))
         if not journals:
@@ -307,8 +307,8 @@ def _passage_offsets(path: Path, drop_cut: bool, counts: Counter, source: str | 
         if text and is_stale(record, source):
             counts["stale"] += 1
             continue
-        copy = (record_id(record), hash(text))
-        if text and copy[0] and copy in seen:
+        copy = (path.name, record_id(record), hash(text))
+        if text and copy[1] and copy in seen:
             counts["copies"] += 1
             continue
         if text:

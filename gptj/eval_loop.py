@@ -1,6 +1,7 @@
 """Evaluation: loss, perplexity and accuracy on the rows of `eval_input`."""
 
 import argparse
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from utils.cli import print_main
 from utils.device import device_type, is_main_process
 from utils.errors import UserError
 from utils.token_file import IGNORE_INDEX
+
+MAX_LOSS = 709.0  # exp of more is no number
 
 
 def evaluate(params: Params, model, data: InputData, step: int, folder: Path) -> dict:
@@ -68,9 +71,13 @@ def measure(model, batches: Iterable[dict], settings: Model, limit: int | None) 
         raise UserError("eval_input: the loss mask counts no label")
     return {
         "loss": float(np.mean(losses)),
-        "eval/lm_perplexity": (total_nll / counted).exp().item(),  # inf above e^88, as in the published release
+        "eval/lm_perplexity": perplexity((total_nll / counted).item()),
         "eval/accuracy": (correct / counted).item(),
     }
+
+
+def perplexity(loss: float) -> float:
+    return math.exp(loss) if loss < MAX_LOSS or math.isnan(loss) else math.inf
 
 
 def report(metrics: dict, step: int, folder: Path) -> None:

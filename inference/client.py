@@ -38,7 +38,6 @@ SEED_STEP = 1_000_003  # from one request for the same choices to the next
 TIMEOUT_S = 600.0  # 4,096 tokens at 10 tokens/s, with a margin
 TEMPLATE_TOKENS = 64  # more than any chat template adds to a single message
 GET_TIMEOUT_S = 20.0
-Save = Callable[[list[str]], object]
 PROXY_TIMEOUT_STATUSES = {408, 502, 504, 524}
 BYTES_PER_TOKEN = 4.0  # of English; estimates the tokens of a call for the rate limiter until its reply
 
@@ -114,7 +113,7 @@ class Client:
         return body | {"max_completion_tokens": max_tokens} | hint
 
     async def complete(
-        self, prompt: str, samples: int, stop: Sequence[str] = (), save: Save = list.copy, **settings: object
+        self, prompt: str, samples: int, stop: Sequence[str] = (), save: Callable | None = None, **settings: object
     ) -> list[str]:
         """`samples` completions of a text, each cut at the first of the strings `stop`. Some servers return fewer
         choices than requested (or ignore `n`); the missing ones are requested again, with another seed. `save` is called
@@ -129,8 +128,9 @@ class Client:
             replies = (await self._retry(_Request("/completions", body), parse))[: samples - len(texts)]
             await self._counts.check(prompt, replies[0], self._count_text)
             self.say(note for reply in replies for note in reply.notes)
-            save([reply.text for reply in replies])
-            texts += [reply.text for reply in replies]
+            texts += (new := [reply.text for reply in replies])
+            if save:
+                save(new)
         return texts
 
     def say(self, notes: Iterable[str]) -> None:

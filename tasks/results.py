@@ -107,7 +107,7 @@ def reselect_attempts(
     for file in (target, *others):
         if not file.is_file() or not differs_in_select(file, protocol, served):
             continue
-        if is_complete(file, partial, served, give_up):
+        if is_settled(file, partial, served, give_up):
             return attempts_of(read_json(file, "delete it"))
     return None
 
@@ -144,11 +144,11 @@ def reopen(target: Path, partial: Path, served: ServedModel | None) -> bool:
 
 
 def is_finished(target: Path, protocol: dict, served: ServedModel | None, partial: Path, give_up: bool) -> bool:
-    """True if the output file holds this evaluation, and is complete."""
-    return find_output(target, protocol, served) and is_complete(target, partial, served, give_up)
+    """True if the output file holds this evaluation, and nothing is to be asked for."""
+    return find_output(target, protocol, served) and is_settled(target, partial, served, give_up)
 
 
-def is_complete(file: Path, partial: Path, served: ServedModel | None, give_up: bool) -> bool:
+def is_settled(file: Path, partial: Path, served: ServedModel | None, give_up: bool) -> bool:
     """True if no question of an output failed, or those that did may (`give_up`) and none was asked again since."""
     return (give_up and not partial.exists()) or not reopen(file, partial, served)
 
@@ -175,7 +175,7 @@ def find_output(target: Path, protocol: dict, served: ServedModel | None) -> boo
 
 def write(target: Path, result: dict, served: ServedModel | None) -> None:
     """Write an output file. One of another protocol, perhaps by another process, is moved to earlier/ first."""
-    with blocking_lock(target.with_suffix(".lock"), "another evaluation"):
+    with blocking_lock(target.parent / ".evaluations.lock", "another evaluation"):
         find_output(target, result["protocol"], served)
         write_json(target, result)
 

@@ -58,6 +58,7 @@ entigraph=$(pretrain --epochs $epochs --task_name example)
 
 step "Step 5: closed-book questions to base, raw and EntiGraph"
 for checkpoint in $model "$raw" "$entigraph"; do
+    echo "$checkpoint"
     "$python" evaluation.py --task example --protocol loglik --model_path "$checkpoint"
 done
 

@@ -28,6 +28,7 @@ checkpoints=()
 for ratio in ${RATIOS:-0.0625 0.125 0.25 0.5 1}; do
     step "$ratio of the passages"
     checkpoint=$(json_value checkpoint ./scripts/train.sh "${training[@]}" --subsample_ratio "$ratio")
+    echo "evaluation of $checkpoint"
     "$python" evaluation.py --model_path "$checkpoint" "$@"
     checkpoints+=("$checkpoint")
 done

@@ -56,6 +56,7 @@ class AttemptSettings:
         """From the options of evaluation.py. At temperature 0 all attempts are equal, so there is one."""
         protocol = "short" if args.kind == "short" else args.protocol or "cot"
         greedy = args.select == "greedy" or not args.temperature or protocol == "short"
+        samples = args.n_samples if protocol == "cot" and not greedy else 1
         return settings_from_args(
             cls,
             args,
@@ -67,7 +68,8 @@ class AttemptSettings:
             few_shot=DEFAULT_FEW_SHOT if args.few_shot is None else args.few_shot,
             timeout_s=args.timeout,
             max_wait_s=args.max_wait,
-            **{"n_samples": 1, "temperature": 0.0} if greedy else {},
+            n_samples=samples,
+            **{"temperature": 0.0} if greedy else {},
         )
 
 

@@ -31,6 +31,7 @@ def test_training_and_evaluation_say_what_they_do(home, tiny_model):
     shown = "".join(text for _, text in pieces)
     assert status == 0, shown
     assert "starting torch: 00:0" in shown
+    assert "| 84/84 [" in shown  # the bar reaches its end
     last = shown.replace("\r", "\n").strip().split("\n")[-1]
     assert last.startswith("accuracy ") and "of 84 questions ->" in last and "{" not in last
     assert not silences(pieces, START_S)

@@ -55,7 +55,8 @@ class Metrics(TrainerCallback):
             self.bar.close()  # so that the message starts on a new line
             raise UserError(
                 f"step {state.global_step}: the loss is {logs['loss']}, on "
-                f"{', '.join(self.blocks_of(state.global_step))}; try a lower learning rate (train.py: --lr; gptj/run.py: optimizer.learning_rate)"
+                f"{', '.join(self.blocks_of(state.global_step))}; try a lower learning rate (train.py: --lr; "
+                "gptj/run.py: optimizer.learning_rate)"
             )
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs) -> None:

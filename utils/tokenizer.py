@@ -119,7 +119,7 @@ def write_documents(
         print(f"{path}: {sidecar['tokens']:,} tokens in {sidecar['documents']:,} documents")
         return sidecar
 
-    about = made | describe(tokenizer)
+    about = made | describe_tokenizer(tokenizer)
     fast = _gigatoken(tokenizer)
     if fast:
         try:
@@ -129,8 +129,8 @@ def write_documents(
     return written(_encoded(build(), tokenizer, None), "transformers")
 
 
-def describe(tokenizer) -> dict:
-    """What a sidecar says about the tokenizer."""
+def describe_tokenizer(tokenizer) -> dict:
+    """Entries of a sidecar: the tokenizer, and the special tokens around a document."""
     return {
         "tokenizer": tokenizer.name_or_path,
         "tokenizer_sha256": vocabulary_sha256(tokenizer),

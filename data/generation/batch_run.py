@@ -146,6 +146,7 @@ class BatchRun(GenerationRun):
         return None if refused and refused.field in self.client.fields.changes.values() else refused
 
     def _all_requests(self) -> Iterator[PassageRequest]:
+        """The requests of all documents, answered or not."""
         for uid, document in self.documents.items():
             if self.settings.list_kind:
                 yield list_request(document, self.settings)

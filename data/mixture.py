@@ -24,7 +24,9 @@ SAME_RUN_KEYS = ("seed", "sources", "test_share", "template_sha256", "learnt", "
 def add_data_arguments(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("data")
     add = group.add_argument
-    task_help = "corpus, or with -raw, -rephrase, -qa, -strategies other text than EntiGraph's; instruct: conversations"
+    task_help = (
+        "corpus, or with -raw, -rephrase, -plain, -qa, -strategies other text than EntiGraph's; instruct: conversations"
+    )
     add("--task_name", default="quality", help=task_help)
     cli.add_generator_flag(group)
     add("--conversations", default=paths.DEFAULT_CONVERSATIONS, help="token files of --task_name instruct")

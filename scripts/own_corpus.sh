@@ -17,6 +17,7 @@
 #   --tellings K                  passages that tell each statement, at most (default: 10)
 #   --per_document N              questions to ask for about each document (default: 10)
 #   --questions FILE              your own questions (QuALITY's format), in place of a quiz by the generator
+#   --with_articles N             copies of each document among the passages (default: 3; auto: if under 90% is told)
 #   --replay_text FILE            general text as replay (default: data/example/replay.jsonl)
 #   --lr 1e-3  --epochs 2  --block_size 256  --bs 2  --rr 0.1    training, of both models
 #   --seed N  --yes  --strict     seed; accept the plan's cost; stop at a document that cannot be read
@@ -26,13 +27,13 @@ source scripts/common.sh
 show_help "$@"
 
 gguf="" base_url="" model="" base_model="" tokens="" budget="" method=entigraph tellings=10 per_document=10
-questions="" replay_text=data/example/replay.jsonl lr=1e-3 epochs=2 block_size=256 bs=2 rr=0.1 seed=0
+questions="" replay_text=data/example/replay.jsonl lr=1e-3 epochs=2 block_size=256 bs=2 rr=0.1 seed=0 with_articles=3
 yes=() strict=() dir=""
 while [ $# -gt 0 ]; do
     case "$1" in
         --yes | --strict) declare -n flag="${1#--}"; flag=("$1"); shift; continue ;;
         --gguf | --base_url | --model | --base_model | --tokens | --method | --tellings | --per_document | --questions \
-            | --replay_text | --lr | --epochs | --block_size | --bs | --rr | --seed)
+            | --replay_text | --with_articles | --lr | --epochs | --block_size | --bs | --rr | --seed)
             [ $# -gt 1 ] || fail "$1: needs a value"
             declare -n value="${1#--}"; value="$2" ;;
         --budget_usd) [ $# -gt 1 ] || fail "$1: needs a value"; budget="$2" ;;
@@ -56,6 +57,7 @@ done
 for name in block_size bs; do
     [[ "${!name}" =~ ^[1-9][0-9]{0,8}$ ]] || fail "--$name ${!name}: expects a whole number of 1 or more"
 done
+[[ "$with_articles" =~ ^(auto|[1-9]?[0-9]|100)$ ]] || fail "--with_articles $with_articles: expects 0 to 100, or auto"
 [ "$block_size" -gt 1 ] || fail "--block_size 1: the first token of a block is not predicted; give 2 or more"
 [ -f "$replay_text" ] || fail "--replay_text $replay_text: no such file"
 if [ -n "$gguf" ]; then gguf=$(realpath "$gguf") model="${model:-$(basename "$gguf" .gguf)}"; fi
@@ -125,7 +127,7 @@ suffix="" # of the task's name in step 4
 [ "$method" = entigraph ] || suffix="-$method"
 tokenize=("$python" data/tokenize_entigraph.py --task "$task" --tokenizer "$base_model" --seed "$seed")
 synthetic_tokens=$(json_value tokens show "${tokenize[@]}" --model "$model" --method "$method" --min_quality auto \
-    --with_articles auto)
+    --with_articles "$with_articles")
 raw_tokens=$(json_value tokens show "${tokenize[@]}" --raw)
 show "$python" data/tokenize_redpj.py --text "$replay_text" --test_tokens 2000 --name "${task}_replay" \
     --tokenizer "$base_model" --seed "$seed"

@@ -39,7 +39,7 @@ PARTICLES = {
 }
 SUFFIXES = {"Jr", "Sr", "II", "III", "IV", "PhD", "MD", "Inc", "Ltd", "LLC"}
 # After a task's name and a hyphen in train.py's --task_name: the articles, or the passages of a method of step 1.
-VARIANTS = ("raw", "entigraph", "rephrase", "qa", "strategies")
+VARIANTS = ("raw", "entigraph", "rephrase", "plain", "qa", "strategies")
 SHOWN_TITLES = 3  # of a quiz, that are no documents
 VALIDATION_FRACTION = 5  # the first fifth of the documents, by title, is the validation split
 

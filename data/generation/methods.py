@@ -39,6 +39,7 @@ class Method:
 METHODS = {
     "entigraph": Method("entities", {"pair": 2, "triple": 3}),
     "rephrase": Method(None, {"rephrase_plain": 0, "rephrase_encyclopedia": 0, "rephrase_scholar": 0}),
+    "plain": Method(None, {"rephrase_plain": 0}),
     "qa": Method(None, {"qa": 0}),
     "strategies": Method("strategies", {"strategy": 1}),
 }

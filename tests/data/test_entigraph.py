@@ -278,7 +278,7 @@ def test_budget_is_never_exceeded_and_spread_evenly(home, server, tmp_path, flag
 
 
 def test_each_method_writes_to_its_own_folder(home, server):
-    for method, calls in (("rephrase", 3 * 2), ("qa", 2), ("strategies", 1 + 6 * 2)):
+    for method, calls in (("rephrase", 3 * 2), ("plain", 2), ("qa", 2), ("strategies", 1 + 6 * 2)):
         before = server.requests
         succeed(*entigraph(server, "--method", method, "--samples", 2))
         folder = paths.passages_dir("example", "m", method)

@@ -83,6 +83,10 @@ def report_files(task: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(paths.report_dir(task).iterdir())}
 
 
+def copies_of_articles(task: str) -> int:
+    return json.loads(paths.passages_bin(task, "m").with_suffix(".json").read_text())["copies_of_articles"]
+
+
 def test_a_mixed_folder_from_documents_to_report(generator, tiny_model, tmp_path):
     """With a quiz by the generator. The same command again pays for nothing and gives the same report."""
     folder = tmp_path / "mixed"
@@ -98,6 +102,7 @@ def test_a_mixed_folder_from_documents_to_report(generator, tiny_model, tmp_path
     assert {"base", "raw", "synthetic", "open", "gain", "told_once", "report", "seconds"} <= result.keys()
     assert result["base"]["n"] == result["synthetic"]["n"] > 0
     assert result["told_once"] == 1
+    assert copies_of_articles("mixed") == 3
     first = report_files("mixed")
     assert first.keys() == {*("left_out.json", "plan.json", "report.html", "report.json", "report.png", "losses.png")}
     html = first["report.html"].decode()
@@ -134,8 +139,10 @@ def test_three_hundred_notes(generator, tiny_model, tmp_path):
     folder.mkdir()
     for number in range(300):
         (folder / f"note {number}.txt").write_text(note(number))
-    result = succeed(*command(folder, generator, tiny_model, "--tokens", 9000, "--per_document", 1, "--tellings", 1))
+    options = ("--tokens", 9000, "--per_document", 1, "--tellings", 1, "--with_articles", 2)
+    result = succeed(*command(folder, generator, tiny_model, *options))
     assert result["base"]["n"] > 100
+    assert copies_of_articles("notes") == 2
     assert "and 270 more documents" in report_files("notes")["report.html"].decode()
 
 
@@ -201,6 +208,7 @@ def test_ten_kills_of_the_whole_journey(generator, tiny_model, tmp_path):
         (["{folder}", "--gguf", "{folder}/x.gguf"], "--gguf"),
         (["{folder}", "--base_url", "http://127.0.0.1:9/v1"], "--model"),
         (["{folder}", "--tokens"], "--tokens: needs a value"),
+        (["{folder}", "--with_articles", "some"], "--with_articles some: expects 0 to 100"),
         (["{folder}", "--oops", "1"], "--oops: unknown option"),
         (["{folder}", "{folder}"], "one folder only"),
         (["{folder}", "--questions", "{folder}/q"], "--questions"),

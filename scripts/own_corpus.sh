@@ -6,8 +6,8 @@
 #   bash scripts/own_corpus.sh DIR --model gpt-4o-mini --budget_usd 5   # OpenAI, with a key
 #
 # Reads the documents, plans calls, dollars and hours, has the generator write passages about what is told least and a
-# quiz, trains two models on equally many tokens (the documents alone; the passages), asks the quiz closed and open
-# book, and writes out/NAME/report.html, where NAME is the folder's name. Every stage prints its command; the same
+# quiz, trains two models on equally many tokens (the documents alone; the passages, with three copies of the
+# documents), asks the quiz closed and open book, and writes out/NAME/report.html, where NAME is the folder's name. Every stage prints its command; the same
 # command resumes after Ctrl-C or kill -9, and skips what is finished.
 #
 #   --base_model NAME_OR_FOLDER   the model to train (default: the example model, SmolLM2-135M-Instruct)

@@ -7,8 +7,8 @@
 #
 # Reads the documents, plans calls, dollars and hours, has the generator write passages about what is told least and a
 # quiz, trains two models on equally many tokens (the documents alone; the passages, with three copies of the
-# documents), asks the quiz closed and open book, and writes out/NAME/report.html, where NAME is the folder's name. Every stage prints its command; the same
-# command resumes after Ctrl-C or kill -9, and skips what is finished.
+# documents), asks the quiz closed and open book, and writes out/NAME/report.html, where NAME is the folder's name.
+# Every stage prints its command; the same command resumes after Ctrl-C or kill -9, and skips what is finished.
 #
 #   --base_model NAME_OR_FOLDER   the model to train (default: the example model, SmolLM2-135M-Instruct)
 #   --tokens N                    tokens of passages (default: 50 x the corpus, within --budget_usd or 3 hours)

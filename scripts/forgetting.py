@@ -15,13 +15,13 @@ import math
 from reports.tables import print_table
 from tasks.comparison import check_same_protocol
 from utils import paths
-from utils.cli import make_parser, positive_int, print_result
+from utils.cli import make_parser, positive_int, print_result, silence_transformers
 from utils.errors import UserError, name_damage, run
 from utils.io import read_json, write_json
 from utils.progress import progress_bar, working
 
-# Metrics of lm-evaluation-harness, in order of preference; hellaswag's authors report acc_norm.
 MAX_LOSS = 700.0  # exp of more is no number
+# Metrics of lm-evaluation-harness, in order of preference; hellaswag's authors report acc_norm.
 METRICS = ("acc,none", "exact_match,strict-match", "exact_match,none", "word_perplexity,none")
 
 
@@ -85,6 +85,7 @@ def perplexity(checkpoint: str, args: argparse.Namespace) -> float:
         from utils.token_file import TokenFile
         from utils.tokenizer import vocabulary_sha256
 
+        silence_transformers()
     file = TokenFile(paths.replay_bin(args.replay, "test"), "run: python data/tokenize_redpj.py")
     model = LocalModel(checkpoint)
     file.check_vocabulary(vocabulary_sha256(model.tokenizer), text_config(model.model).vocab_size, checkpoint)

@@ -27,6 +27,7 @@ from utils import cli, paths
 from utils.cli import call_count, non_negative_int, positive_float, positive_int
 from utils.errors import UserError, name_damage, run
 from utils.io import read_json, sha256_file, write_json
+from utils.progress import working
 
 TIMES_CORPUS = 50
 EVENING_S = 3 * 3600.0
@@ -81,7 +82,8 @@ def main() -> None:
     if args.budget_usd and not price:
         raise UserError(f"--budget_usd: {args.prices} has no price for {args.model}; add it, or give --tokens")
     documents = split_for_server(load_task(args.task), args.model, args.base_url, args.max_tokens)
-    speed = asyncio.run(measure_speed(args, documents))
+    with working("measuring the generator's speed"):
+        speed = asyncio.run(measure_speed(args, documents))
     plan = {"inputs": inputs} | make_plan(args, documents, speed, price)
     print_plan(plan)
     confirm(plan, args.yes)

@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ MADE_BY = "run: bash scripts/own_corpus.sh"
 LABELS = {"base": "base model", "raw": "documents alone", "synthetic": "passages", "open": "base model, open book"}
 SHOWN_DOCUMENTS, SHOWN_PASSAGES, SHOWN_QUESTIONS = 30, 3, 3
 BINS = (0, 1, 2, 3)  # tellings; the last is "and more"
+MIN_QUESTIONS = 5  # of which a share is told in words
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -42,8 +44,15 @@ def main() -> None:
         write_report(args)
 
 
+def labels_of(args: argparse.Namespace) -> dict[str, str]:
+    """Names of the models, after what they were trained on."""
+    tokens = paths.passages_bin(args.task, args.model, args.method).with_suffix(".json")
+    copies = read_json(tokens, MADE_BY)["copies_of_articles"]
+    return LABELS | {"synthetic": "passages and documents"} if copies else LABELS
+
+
 def write_report(args: argparse.Namespace) -> None:
-    folder, documents = paths.report_dir(args.task), load_task(args.task)
+    folder, documents, labels = paths.report_dir(args.task), load_task(args.task), labels_of(args)
     files = {name: paths.evaluation_file(getattr(args, name)) for name in ("base", "raw", "synthetic")}
     files["open"] = args.open_book
     results = {name: read_json(file, MADE_BY) for name, file in files.items()}
@@ -52,16 +61,16 @@ def write_report(args: argparse.Namespace) -> None:
     tellings = tellings_of_questions(documents, passages)
     gain = compare(files["raw"], files["synthetic"])
     draw_accuracies(
-        folder / "report.png", [""], {name: [values] for name, values in metrics.items()}, LABELS, args.task
+        folder / "report.png", [""], {name: [values] for name, values in metrics.items()}, labels, args.task
     )
     losses = {name: losses_of(getattr(args, name)) for name in ("raw", "synthetic")}
-    draw_losses(folder / "losses.png", losses, LABELS)
+    draw_losses(folder / "losses.png", losses, labels)
     inspection = read_json(paths.out_dir() / f"inspection-{passages_folder(args).name}.json", MADE_BY)
     by_tellings = accuracy_by_tellings(results["synthetic"], tellings)
     sections = [
-        ("What it learnt", accuracy_section(metrics, gain, folder)),
+        ("What it learnt", accuracy_section(metrics, gain, labels, folder)),
         ("What to do next", page.bullets(advice(metrics, gain, inspection["figures"], by_tellings))),
-        ("Three questions", questions_section(results)),
+        ("Three questions", questions_section(results, labels)),
         ("What was told", coverage_section(inspection, by_tellings)),
         ("Passages beside their source", passages_section(documents, passages)),
         ("What was read, and what it cost", cost_section(args, documents)),
@@ -70,20 +79,22 @@ def write_report(args: argparse.Namespace) -> None:
     ]
     with atomic_write(folder / "report.html") as file:
         file.write(page.page(f"What a model learnt from {args.task}", sections).encode())
-    report(args, metrics, gain, inspection["figures"], folder)
+    report(args, metrics, gain, inspection["figures"], labels, folder)
 
 
-def report(args: argparse.Namespace, metrics: dict, gain: dict, figures: dict, folder: Path) -> None:
+def report(
+    args: argparse.Namespace, metrics: dict, gain: dict, figures: dict, labels: dict[str, str], folder: Path
+) -> None:
     """Print the table, write report.json and print it."""
-    rows = [(LABELS[name], format_accuracy(one["accuracy"], one["ci95"]), one["n"]) for name, one in metrics.items()]
-    print_table([("", "accuracy (95% interval)", "questions"), *rows])
+    rows = [(labels[name], format_accuracy(one["accuracy"], one["ci95"]), one["n"]) for name, one in metrics.items()]
+    print_table([("model", "accuracy (95% interval)", "questions"), *rows])
     result = {name: {key: one[key] for key in ("accuracy", "ci95", "n")} for name, one in metrics.items()}
     result |= {"gain": {key: gain[key] for key in ("difference", "ci95", "p")}, "told_once": figures["told_once"]}
     result |= {"tellings_median": figures["tellings_median"], "passages": figures["passages"]}
     write_json(folder / "report.json", result)
     result |= {"seconds": round(time.time() - args.begun), "report": str(folder / "report.html")}
     difference = format_accuracy(gain["difference"], gain["ci95"], "+")
-    print_result(result, f"passages minus documents alone: {difference} -> {folder / 'report.html'}")
+    print_result(result, f"{labels['synthetic']} minus documents alone: {difference} -> {folder / 'report.html'}")
 
 
 def passages_folder(args: argparse.Namespace) -> Path:
@@ -138,13 +149,16 @@ def losses_of(checkpoint: str) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
-def accuracy_section(metrics: dict, gain: dict, folder: Path) -> str:
-    rows = [(LABELS[name], format_accuracy(one["accuracy"], one["ci95"]), one["n"]) for name, one in metrics.items()]
+def accuracy_section(metrics: dict, gain: dict, labels: dict[str, str], folder: Path) -> str:
+    rows = [(labels[name], format_accuracy(one["accuracy"], one["ci95"]), one["n"]) for name, one in metrics.items()]
     difference = format_accuracy(gain["difference"], gain["ci95"], "+")
     return (
         page.image((folder / "report.png").read_bytes(), "accuracies with 95% intervals")
         + page.table(("model", "accuracy (95% interval)", "questions"), rows)
-        + page.paragraph(f"Passages minus documents alone: {difference}, p = {gain['p']:.3f}. By chance 25% are right.")
+        + page.paragraph(
+            f"{labels['synthetic'].capitalize()} minus documents alone: {difference}, p = {gain['p']:.3f}. "
+            "By chance 25% are right."
+        )
         + page.paragraph(
             "Both were trained on equally many tokens; differences between training runs are not included."
         )
@@ -170,7 +184,7 @@ def advice(metrics: dict, gain: dict, figures: dict, by_tellings: dict[int, tupl
         )
     if metrics["base"]["accuracy"] > 0.4:
         lines.append("The base model knows many answers already: questions that it cannot answer say more.")
-    if by_tellings[0][1] and by_tellings[3][1]:
+    if min(by_tellings[0][1], by_tellings[3][1]) >= MIN_QUESTIONS:
         never, often = (by_tellings[n][0] / by_tellings[n][1] for n in (0, 3))
         lines.append(
             f"Facts that were never told are answered in {never:.0%} of the cases, those told three times and more in {often:.0%}."
@@ -178,23 +192,25 @@ def advice(metrics: dict, gain: dict, figures: dict, by_tellings: dict[int, tupl
     return lines
 
 
-def questions_section(results: dict) -> str:
-    """Questions that the models answer differently, first those that only the passages teach."""
+def questions_section(results: dict, labels: dict[str, str]) -> str:
+    """A question that only the passages teach, one that only the documents teach, and one that neither does; where one
+    kind is missing, further ones of the others."""
     rows = {}
     for name, result in results.items():
         for document in result["documents"]:
             for question in document["questions"]:
                 rows.setdefault((document["title"], question["id"]), {})[name] = question
-    complete = [row for row in rows.values() if row.keys() == results.keys()]
-    complete.sort(
-        key=lambda row: [is_right(row["synthetic"]), not is_right(row["raw"]), not is_right(row["base"])], reverse=True
-    )
+    kinds = {(True, False): [], (False, True): [], (False, False): [], (True, True): []}
+    for row in rows.values():
+        if row.keys() == results.keys():
+            kinds[is_right(row["synthetic"]), is_right(row["raw"])].append(row)
+    in_turns = [row for turn in zip_longest(*kinds.values()) for row in turn if row]
     parts = []
-    for row in complete[:SHOWN_QUESTIONS]:
+    for row in in_turns[:SHOWN_QUESTIONS]:
         options = row["base"]["options"]
         right = f"right answer: {options[row['base']['gold']]}"
         answers = [
-            (LABELS[name], chosen_option(question), "yes" if is_right(question) else "no")
+            (labels[name], chosen_option(question), "yes" if is_right(question) else "no")
             for name, question in row.items()
         ]
         parts.append(
@@ -266,7 +282,7 @@ def cost_section(args: argparse.Namespace, documents: list[Document]) -> str:
     shown += page.paragraph(f"and {more:,} more documents") if more > 0 else ""
     left_out = read_json(paths.report_dir(args.task) / "left_out.json", MADE_BY)
     reasons = page.paragraph("Left out:") + page.bullets(left_out) if left_out else ""
-    return page.table(("", ""), rows) + shown + reasons
+    return page.table(("figure", "value"), rows) + shown + reasons
 
 
 def training_section(args: argparse.Namespace, folder: Path) -> str:

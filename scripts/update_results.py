@@ -124,7 +124,7 @@ def chat_table() -> str:
     losses, shares, untold = (chat[key] for key in ("held_out_loss", "accuracy", "accuracy_untold"))
     return markdown_table(
         [
-            ("", "base", "EntiGraph", "tuned"),
+            ("measure", "base", "EntiGraph", "tuned"),
             (f"replies to {chat['prompts']} held-out questions that end within 200 tokens", *ended),
             ("loss on held-out conversations, per learnt token", "", *(f"{loss:.2f}" for loss in losses)),
             ("closed-book accuracy", *(f"{share:.1%}" for share in (closed["base"]["accuracy"], *shares))),
@@ -141,7 +141,7 @@ def two_by_two_table() -> str:
     ]
     gains = [result["gain_closed"], result["gain_open"]]
     difference = ["difference", *(format_accuracy(gain["difference"], gain["ci95"], "+") for gain in gains)]
-    return markdown_table([("", "closed book", "open book"), *rows, difference])
+    return markdown_table([("model", "closed book", "open book"), *rows, difference])
 
 
 def forgetting_table() -> str:

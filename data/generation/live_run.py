@@ -1,6 +1,7 @@
 """Concurrent live calls: one reply per request, recorded as it arrives."""
 
 import asyncio
+import math
 import resource
 import signal
 import sys
@@ -46,14 +47,17 @@ class LiveRun(GenerationRun):
         self.refusal: UserError | None = None
         self.stopped, self.budget_spent, self.interrupted = self._has_target_tokens(), False, False
         self._next_figures_s = 0.0
-        total = sum(bool(self.missing_list_request(uid)) + self.count_missing(uid) for uid in self.documents)
+        self._tokens_before = self.store.passage_tokens()
+        self._planned = sum(bool(self.missing_list_request(uid)) + self.count_missing(uid) for uid in self.documents)
         try:
             await self._choose_order()
             asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._interrupt)
-            with progress_bar(total=total, unit="call", leave=True) as self.bar:
+            with progress_bar(total=self._planned, unit="call", leave=True) as self.bar:
                 self.bar.waits_for = limiter.describe_wait
                 try:
                     await self._send_all()
+                    if not self.stopped or self._has_target_tokens():
+                        self.bar.total = self.bar.n  # nothing is left, whatever was planned
                 finally:
                     self.bar.set_postfix_str(self._figures(), refresh=False)
         finally:
@@ -77,7 +81,8 @@ class LiveRun(GenerationRun):
         if not self.stopped:
             await self._send(self.missing_requests, len(self.settings.kinds), list(self.documents))
         while self.settings.aim_tellings and not self.stopped and (plan := self._plan()):
-            self.bar.total += sum(map(len, plan.values()))
+            self._planned += sum(map(len, plan.values()))
+            self.bar.total = self._expected_calls(self.bar.n)
             await self._send(lambda uid, _, plan=plan: iter(plan.get(uid, [])), 1, list(plan))
 
     async def _send(
@@ -168,11 +173,22 @@ class LiveRun(GenerationRun):
 
     def _update_bar(self, request: PassageRequest) -> None:
         if request.kind == self.settings.list_kind:
-            self.bar.total += self.count_missing(request.document.uid)
+            self._planned += self.count_missing(request.document.uid)
+        self.bar.total = self._expected_calls(self.bar.n + 1)
         if time.monotonic() >= self._next_figures_s:
             self._next_figures_s = time.monotonic() + FIGURES_INTERVAL_S
             self.bar.set_postfix_str(self._figures(), refresh=False)
         self.bar.update()
+
+    def _expected_calls(self, calls: int) -> int:
+        """Calls of this run in all, after the first `calls`: the planned ones, or what --target_tokens needs at the mean
+        length of the replies so far; --aim_tellings plans a few calls at a time."""
+        target = self.call_settings.target_tokens
+        written = self.store.passage_tokens() - self._tokens_before
+        if not target or written <= 0:
+            return self._planned
+        needed = calls + math.ceil((target - self._tokens_before - written) * calls / written)
+        return max(calls, needed if self.settings.aim_tellings else min(needed, self._planned))
 
     def _figures(self) -> str:
         """Figures at the end of the bar, which leaves room for 50 of 100 columns: troubles in place of the cache."""

@@ -1,6 +1,8 @@
 import json
 import random
+import re
 import signal
+import sys
 import time
 from collections import Counter
 from itertools import islice
@@ -12,8 +14,9 @@ import pytest
 from data.generation.coverage import Statements
 from data.generation.methods import GenerationSettings, passage_requests
 from tasks.documents import load_task
-from tests.conftest import error_line, run_script, start_script, succeed
+from tests.conftest import ROOT, error_line, run_script, start_script, succeed
 from tests.fake_openai import ENTITIES
+from tests.timed_output import timed_output
 from utils import paths
 from utils.io import append_record
 from utils.sentences import split_sentences
@@ -460,6 +463,18 @@ def test_target_tokens_ends_a_run(home, server):
         succeed(*entigraph(server, "--target_tokens", 100, "--concurrency", 1, *options))
         passages = [record for record in records() if record["kind"] != "entities"]
         assert sum(record["usage"]["completion_tokens"] for record in passages) == 100
+
+
+@pytest.mark.parametrize("options", [(), ("--aim_tellings", 9)])
+def test_the_bar_counts_what_target_tokens_needs(home, server, options):
+    """Not the 36 calls of an article's pairs and triples, nor the few of a plan of --aim_tellings."""
+    server.latency = 0.1  # a bar of less than 0.2 s is not drawn
+    command = entigraph(server, "--target_tokens", 100, "--concurrency", 1, *options)
+    status, pieces = timed_output([sys.executable, ROOT / command[0], *command[1:]])
+    screen = "".join(text for _, text in pieces)
+    assert status == 0, screen
+    counts = [tuple(map(int, count)) for count in re.findall(r"(\d+)/(\d+) \[", screen)]
+    assert counts and counts[-1][0] == counts[-1][1] < CALLS, screen
 
 
 @pytest.mark.parametrize("options", [("--batch", "submit"), ("--dry_run",), ("--method", "rephrase")])

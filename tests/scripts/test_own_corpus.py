@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.own_corpus_report import LABELS, questions_section
 from tests.conftest import ROOT
 from tests.fake_openai import ENTITIES, FakeOpenAI
 from utils import paths
@@ -107,6 +108,7 @@ def test_a_mixed_folder_from_documents_to_report(generator, tiny_model, tmp_path
     assert first.keys() == {*("left_out.json", "plan.json", "report.html", "report.json", "report.png", "losses.png")}
     html = first["report.html"].decode()
     assert not re.search(r"""(src|href)=["'](?!data:)""", html) and "<script" not in html
+    assert "Passages and documents minus documents alone" in html
     for part in ("empty.txt: no text found", "The second", "Keeper3", "What to do next", "<svg", "data:image/png"):
         assert part in html, part
     calls = sum(generator.billed.values())
@@ -231,3 +233,31 @@ def test_a_costly_plan_needs_yes(generator, tiny_model, tmp_path):
     assert done.returncode == 2
     assert "Add --yes to accept it" in done.stderr
     assert not (paths.report_dir("costly") / "plan.json").exists()
+
+
+def test_the_three_questions_are_not_the_best_of_the_passages():
+    """One that only the passages teach, one that only the documents teach, one that neither does."""
+    right = {"base": "", "raw": "D", "synthetic": "PQR", "open": "PQRDN"}  # questions by their first letters
+    results = {
+        name: {
+            "documents": [
+                {
+                    "title": "T",
+                    "questions": [
+                        {
+                            "id": n,
+                            "question": f"{n}?",
+                            "options": ["yes", "no"],
+                            "gold": 0,
+                            "answer": int(n not in known),
+                        }
+                        for n in "PQRDN"
+                    ],
+                }
+            ]
+        }
+        for name, known in right.items()
+    }
+    html = questions_section(results, LABELS)
+    assert [name for name in "PQRDN" if f"{name}?" in html] == ["P", "D", "N"]
+    assert html.index("P?") < html.index("D?") < html.index("N?")

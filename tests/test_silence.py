@@ -1,6 +1,6 @@
 """No step is silent for long on a terminal.
 
-QUICKSTART=1 pytest tests/test_silence.py    # the real quickstart too: 20 minutes, with nothing else running
+QUICKSTART=1 pytest tests/test_silence.py    # the real quickstart too: 8 to 30 minutes, with nothing else running
 """
 
 import json
@@ -16,7 +16,7 @@ LONGEST_S = 2.0
 START_S = 6.0  # with another test beside it, Python itself takes seconds to start
 
 
-@pytest.mark.skipif("QUICKSTART" not in os.environ, reason="takes 20 minutes; set QUICKSTART=1")
+@pytest.mark.skipif("QUICKSTART" not in os.environ, reason="takes 8 to 30 minutes; set QUICKSTART=1")
 def test_no_step_of_the_quickstart_is_silent(home):
     status, pieces = timed_output(["bash", ROOT / "scripts/quickstart.sh"], SCP_HOME=str(home))
     assert status == 0, pieces[-20:]

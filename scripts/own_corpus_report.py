@@ -52,11 +52,11 @@ def labels_of(args: argparse.Namespace) -> dict[str, str]:
 
 
 def write_report(args: argparse.Namespace) -> None:
-    folder, documents, labels = paths.report_dir(args.task), load_task(args.task), labels_of(args)
+    folder, documents = paths.report_dir(args.task), load_task(args.task)
     files = {name: paths.evaluation_file(getattr(args, name)) for name in ("base", "raw", "synthetic")}
     files["open"] = args.open_book
     results = {name: read_json(file, MADE_BY) for name, file in files.items()}
-    metrics = {name: result["metrics"] for name, result in results.items()}
+    metrics, labels = {name: result["metrics"] for name, result in results.items()}, labels_of(args)
     passages = read_passages(args, documents)
     tellings = tellings_of_questions(documents, passages)
     gain = compare(files["raw"], files["synthetic"])

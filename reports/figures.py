@@ -43,7 +43,9 @@ def draw_accuracies(
         axes.set_xticks(range(len(groups)), groups)
         figure.legend(frameon=False, loc="outside lower center", ncols=2)
     else:
-        axes.set_xticks(list(ticks), [label.replace(", ", ",\n") for label in ticks.values()])
+        axes.set_xticks(
+            list(ticks), [label.replace(", ", ",\n").replace(" and ", " and\n") for label in ticks.values()]
+        )
     save(figure, path)
 
 

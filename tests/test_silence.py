@@ -8,6 +8,7 @@ import os
 import sys
 
 import pytest
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import ROOT
 from tests.timed_output import silences, timed_output
@@ -24,10 +25,16 @@ def test_no_step_of_the_quickstart_is_silent(home):
     assert not silences(pieces, LONGEST_S)
 
 
-def test_training_and_evaluation_say_what_they_do(home, tiny_model):
-    """On a tiny model: what is done while torch starts, and a last line in words, without JSON."""
+def test_training_and_evaluation_say_what_they_do(home, tiny_model, tmp_path):
+    """What is done while torch starts, and a last line in words, without JSON. The tiny model with a hundred layers, since
+    no bar is drawn of work that takes less than 0.2 s."""
+    config = AutoConfig.from_pretrained(tiny_model)
+    config.num_hidden_layers = 100
+    deep = tmp_path / "deep"
+    AutoModelForCausalLM.from_config(config).save_pretrained(deep)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(deep)
     command = [sys.executable, ROOT / "evaluation.py", "--task", "example", "--protocol", "loglik"]
-    status, pieces = timed_output([*command, "--model_path", tiny_model])
+    status, pieces = timed_output([*command, "--model_path", deep])
     shown = "".join(text for _, text in pieces)
     assert status == 0, shown
     assert "starting torch: 00:0" in shown

@@ -22,9 +22,10 @@ from utils.io import atomic_write, read_json, read_jsonl, write_json
 
 MADE_BY = "run: bash scripts/own_corpus.sh"
 LABELS = {"base": "base model", "raw": "documents alone", "synthetic": "passages", "open": "base model, open book"}
+ACCURACY_HEADER = ("model", "accuracy (95% interval)", "questions")
 SHOWN_DOCUMENTS, SHOWN_PASSAGES, SHOWN_QUESTIONS = 30, 3, 3
 BINS = (0, 1, 2, 3)  # tellings; the last is "and more"
-MIN_QUESTIONS = 5  # of which a share is told in words
+MIN_QUESTIONS = 5  # for a share of them in a sentence
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -60,6 +61,9 @@ def write_report(args: argparse.Namespace) -> None:
     passages = read_passages(args, documents)
     tellings = tellings_of_questions(documents, passages)
     gain = compare(files["raw"], files["synthetic"])
+    difference = format_accuracy(gain["difference"], gain["ci95"], "+")
+    finding = f"{labels['synthetic']} minus documents alone: {difference}"
+    rows = [(labels[name], format_accuracy(one["accuracy"], one["ci95"]), one["n"]) for name, one in metrics.items()]
     draw_accuracies(
         folder / "report.png", [""], {name: [values] for name, values in metrics.items()}, labels, args.task
     )
@@ -68,7 +72,7 @@ def write_report(args: argparse.Namespace) -> None:
     inspection = read_json(paths.out_dir() / f"inspection-{passages_folder(args).name}.json", MADE_BY)
     by_tellings = accuracy_by_tellings(results["synthetic"], tellings)
     sections = [
-        ("What it learnt", accuracy_section(metrics, gain, labels, folder)),
+        ("What it learnt", accuracy_section(rows, f"{finding}, p = {gain['p']:.3f}", folder)),
         ("What to do next", page.bullets(advice(metrics, gain, inspection["figures"], by_tellings))),
         ("Three questions", questions_section(results, labels)),
         ("What was told", coverage_section(inspection, by_tellings)),
@@ -79,22 +83,19 @@ def write_report(args: argparse.Namespace) -> None:
     ]
     with atomic_write(folder / "report.html") as file:
         file.write(page.page(f"What a model learnt from {args.task}", sections).encode())
-    report(args, metrics, gain, inspection["figures"], labels, folder)
+    print_table([ACCURACY_HEADER, *rows])
+    report(args, metrics, gain, inspection["figures"], finding)
 
 
-def report(
-    args: argparse.Namespace, metrics: dict, gain: dict, figures: dict, labels: dict[str, str], folder: Path
-) -> None:
-    """Print the table, write report.json and print it."""
-    rows = [(labels[name], format_accuracy(one["accuracy"], one["ci95"]), one["n"]) for name, one in metrics.items()]
-    print_table([("model", "accuracy (95% interval)", "questions"), *rows])
+def report(args: argparse.Namespace, metrics: dict, gain: dict, figures: dict, finding: str) -> None:
+    """Write report.json and print it."""
+    folder = paths.report_dir(args.task)
     result = {name: {key: one[key] for key in ("accuracy", "ci95", "n")} for name, one in metrics.items()}
     result |= {"gain": {key: gain[key] for key in ("difference", "ci95", "p")}, "told_once": figures["told_once"]}
     result |= {"tellings_median": figures["tellings_median"], "passages": figures["passages"]}
     write_json(folder / "report.json", result)
     result |= {"seconds": round(time.time() - args.begun), "report": str(folder / "report.html")}
-    difference = format_accuracy(gain["difference"], gain["ci95"], "+")
-    print_result(result, f"{labels['synthetic']} minus documents alone: {difference} -> {folder / 'report.html'}")
+    print_result(result, f"{finding} -> {folder / 'report.html'}")
 
 
 def passages_folder(args: argparse.Namespace) -> Path:
@@ -149,16 +150,11 @@ def losses_of(checkpoint: str) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
-def accuracy_section(metrics: dict, gain: dict, labels: dict[str, str], folder: Path) -> str:
-    rows = [(labels[name], format_accuracy(one["accuracy"], one["ci95"]), one["n"]) for name, one in metrics.items()]
-    difference = format_accuracy(gain["difference"], gain["ci95"], "+")
+def accuracy_section(rows: list[tuple], finding: str, folder: Path) -> str:
     return (
         page.image((folder / "report.png").read_bytes(), "accuracies with 95% intervals")
-        + page.table(("model", "accuracy (95% interval)", "questions"), rows)
-        + page.paragraph(
-            f"{labels['synthetic'].capitalize()} minus documents alone: {difference}, p = {gain['p']:.3f}. "
-            "By chance 25% are right."
-        )
+        + page.table(ACCURACY_HEADER, rows)
+        + page.paragraph(f"{finding[0].upper()}{finding[1:]}. By chance 25% are right.")
         + page.paragraph(
             "Both were trained on equally many tokens; differences between training runs are not included."
         )

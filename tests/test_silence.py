@@ -25,9 +25,11 @@ def test_no_step_of_the_quickstart_is_silent(home):
     assert not silences(pieces, LONGEST_S)
 
 
-def test_training_and_evaluation_say_what_they_do(home, tiny_model, tmp_path):
-    """What is done while torch starts, and a last line in words, without JSON. The tiny model with a hundred layers, since
-    no bar is drawn of work that takes less than 0.2 s."""
+def test_an_evaluation_says_what_it_does(home, tiny_model, tmp_path):
+    """The evaluation says that torch starts, and ends with a line in words, without JSON.
+
+    The tiny model gets a hundred layers, because no bar is drawn for work of less than 0.2 s.
+    """
     config = AutoConfig.from_pretrained(tiny_model)
     config.num_hidden_layers = 100
     deep = tmp_path / "deep"
